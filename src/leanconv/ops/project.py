@@ -1,0 +1,151 @@
+"""Fit the weights of a chain to one dense kernel by least squares.
+
+One stage: the answer is the kernel's own block diagonal.
+
+Two stages whose slots are wired one to one: the dense kernel falls into g_2 x g_1 blocks (the outputs of one secondary
+group, the inputs of one primary group), each of them a sum over the few channels that run from that primary group to
+that secondary group and over nothing else. So every block is a low-rank approximation on its own, and the truncated
+singular value decomposition of the blocks is the global optimum.
+
+Anything else (more stages, slots that repeat): the kernel is linear in each stage's weights with the others held, so
+the stages are solved in turn by conjugate gradients on the normal equations; a local optimum from a random start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from leanconv.ops.chain import ConvChain
+
+__all__ = ["project"]
+
+_SWEEPS = 12
+_CG_STEPS = 12
+
+
+@torch.no_grad()
+def project(chain: ConvChain, weight: Tensor) -> float:
+    """Set the stage weights of `chain` to the best fit to `weight` (C_out, C_in, *K); return ||W - W'|| / ||W||."""
+    target = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    stages = chain.plan.stages
+    if len(stages) == 1:
+        fitted = [_one_stage(chain, target)]
+    elif len(stages) == 2 and _one_to_one(chain):
+        fitted = _two_stages(chain, target)
+    else:
+        fitted = _alternate(chain, target)
+    for conv, value in zip(chain.convs, fitted, strict=True):
+        conv.weight.copy_(value.to(conv.weight))
+    norm = target.norm()
+    if norm == 0:
+        return 0.0
+    return float((chain._compose([conv.weight.to(target) for conv in chain.convs]) - target).norm() / norm)
+
+
+def _one_to_one(chain: ConvChain) -> bool:
+    wiring = chain.plan.wiring(0)
+    return len(set(wiring)) == len(wiring)
+
+
+def _on_slots(chain: ConvChain, target: Tensor) -> Tensor:
+    """`target` with its rows and columns moved to the last stage's output slots and the first stage's input slots."""
+    plan = chain.plan
+    slots = target.new_zeros(plan.stages[-1].conv.out_channels, plan.stages[0].conv.in_channels, *target.shape[2:])
+    rows = torch.tensor(plan.wiring(len(plan.stages) - 1), device=target.device)
+    slots[rows, : target.shape[1]] = target
+    return slots
+
+
+def _one_stage(chain: ConvChain, target: Tensor) -> Tensor:
+    conv = chain.plan.stages[0].conv
+    groups = conv.groups
+    slots = _on_slots(chain, target)
+    blocks = slots.reshape(groups, conv.out_channels // groups, groups, conv.in_channels // groups, *target.shape[2:])
+    index = torch.arange(groups, device=target.device)
+    return blocks[index, :, index].reshape(chain.convs[0].weight.shape)
+
+
+def _two_stages(chain: ConvChain, target: Tensor) -> list[Tensor]:
+    first, second = (stage.conv for stage in chain.plan.stages)
+    groups1, groups2 = first.groups, second.groups
+    ins, outs = first.in_channels // groups1, second.out_channels // groups2
+    taps1 = torch.Size(first.kernel_size).numel()
+    taps2 = torch.Size(second.kernel_size).numel()
+
+    # (O, I, K_1, .., K_n) -> (O, I, taps2, taps1): an axis belongs to the stage whose kernel is longer there.
+    slots = _on_slots(chain, target)
+    mine = [axis for axis, size in enumerate(second.kernel_size) if size > 1]
+    theirs = [axis for axis in range(len(first.kernel_size)) if axis not in mine]
+    slots = slots.permute(0, 1, *(2 + axis for axis in (*mine, *theirs)))
+    blocks = slots.reshape(groups2, outs, groups1, ins, taps2, taps1).permute(0, 2, 1, 4, 3, 5)
+    blocks = blocks.reshape(groups2 * groups1, outs * taps2, ins * taps1)
+
+    # A channel between the stages belongs to one block; its rank in the block says which singular pair it carries.
+    per_out1 = first.out_channels // groups1
+    per_in2 = second.in_channels // groups2
+    wiring = chain.plan.wiring(0)
+    block_of = [(slot // per_in2) * groups1 + source // per_out1 for slot, source in enumerate(wiring)]
+    used: dict[int, int] = {}
+    rank_of = []
+    for block in block_of:
+        rank_of.append(used.get(block, 0))
+        used[block] = rank_of[-1] + 1
+
+    left, values, right = torch.linalg.svd(blocks, full_matrices=False)
+    weight1 = target.new_zeros(first.out_channels, ins * taps1)
+    weight2 = target.new_zeros(groups2, outs * taps2, per_in2)
+    for slot, (source, block, rank) in enumerate(zip(wiring, block_of, rank_of, strict=True)):
+        if rank < values.shape[1]:
+            scale = values[block, rank].sqrt()
+            weight1[source] = scale * right[block, rank]
+            weight2[slot // per_in2, :, slot % per_in2] = scale * left[block, :, rank]
+    weight2 = weight2.reshape(groups2, outs, taps2, per_in2).transpose(2, 3)
+    return [
+        weight1.reshape(chain.convs[0].weight.shape),
+        weight2.reshape(chain.convs[1].weight.shape),
+    ]
+
+
+def _alternate(chain: ConvChain, target: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weights = []
+    for conv in chain.convs:
+        start = torch.randn(conv.weight.shape, generator=generator, dtype=target.dtype).to(target.device)
+        weights.append(start * conv.weight[0].numel() ** -0.5)
+    for _ in range(_SWEEPS):
+        for index in range(len(weights)):
+            weights[index] = _solve_stage(chain, weights, index, target)
+    # Share the scale, so that no stage starts training with weights of another magnitude.
+    norms = [weight.norm().clamp_min(1e-30) / weight.numel() ** 0.5 for weight in weights]
+    mean = torch.stack(norms).log().mean().exp()
+    return [weight * (mean / norm) for weight, norm in zip(weights, norms, strict=True)]
+
+
+def _solve_stage(chain: ConvChain, weights: list[Tensor], index: int, target: Tensor) -> Tensor:
+    """Conjugate gradients on the normal equations of the stage `index`, from where it is."""
+    point = weights[index]
+
+    def kernel(value: Tensor) -> Tensor:
+        return chain._compose([*weights[:index], value, *weights[index + 1 :]])
+
+    def transpose(residual: Tensor) -> Tensor:
+        with torch.enable_grad():
+            probe = torch.zeros_like(point, requires_grad=True)
+            return torch.autograd.grad(kernel(probe), probe, residual)[0]
+
+    gradient = transpose(target - kernel(point))
+    direction, power = gradient, gradient.square().sum()
+    for _ in range(_CG_STEPS):
+        if power <= 1e-24:
+            break
+        image = kernel(direction)
+        step = power / image.square().sum().clamp_min(1e-30)
+        point = point + step * direction
+        gradient = gradient - step * transpose(image)
+        previous, power = power, gradient.square().sum()
+        direction = gradient + (power / previous) * direction
+    return point

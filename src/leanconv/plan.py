@@ -1,0 +1,179 @@
+"""A convolution as a chain of grouped convolutions with channel shuffles between: plain integers, no tensors.
+
+Every operator of the library except OctConv is a planner that returns a `Plan`; `ops.chain.ConvChain` runs any plan.
+
+    x -> [zero-pad channels] -> conv_1 -> shuffle_1 -> conv_2 -> ... -> conv_N -> [shuffle_N] -> [crop channels] -> y
+
+A stage whose group count does not divide its channels is built on *slots*: g * ceil(C / g) of them. Spare slots at the
+entrance read zeros and spare slots at the exit are cropped (optimized separable convolution, appendix E; they are
+counted, as its tables do). Between two stages nothing is padded: the slots of the next stage are filled from the
+slots of the last one in shuffled order, starting again from the first where they run out. This is what lets 62
+channels meet through 21 x 3 groups, which the channel condition (eq. 5) alone says they cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from leanconv.errors import PlanError
+from leanconv.spec import ConvSpec
+
+__all__ = ["Plan", "Stage", "grouped_stage", "stage_axes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One grouped convolution over channel slots, and the channel shuffle of `shuffle` groups that follows it."""
+
+    conv: ConvSpec
+    shuffle: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shuffle < 1 or self.conv.out_channels % self.shuffle:
+            raise PlanError(
+                f"a shuffle of {self.shuffle} groups must divide the stage's {self.conv.out_channels} output channels"
+            )
+
+    def __str__(self) -> str:
+        conv = self.conv
+        text = f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
+        text += f" g{conv.groups}" if conv.groups > 1 else ""
+        text += f" /{'x'.join(map(str, conv.stride))}" if max(conv.stride) > 1 else ""
+        return text + (f", shuffle {self.shuffle}" if self.shuffle > 1 else "")
+
+
+def _shuffled(slots: int, groups: int) -> list[int]:
+    """Order in which a shuffle of `groups` groups reads its slots: the first of each group, the second of each, ..."""
+    per_group = slots // groups
+    return [(k % groups) * per_group + k // groups for k in range(slots)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The chain of `stages` that stands for the dense convolution `spec`.
+
+    Each spatial axis is convolved (kernel > 1, stride, padding, dilation) by exactly one stage, so that the chain
+    equals one dense convolution with `spec`'s stride, padding and dilation whatever the weights are.
+
+    Raises:
+        PlanError: if the stages do not add up to `spec`.
+    """
+
+    spec: ConvSpec
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise PlanError("a plan needs at least one stage")
+        first, last = self.stages[0].conv, self.stages[-1].conv
+        if first.in_channels < self.spec.in_channels or last.out_channels < self.spec.out_channels:
+            raise PlanError(
+                f"the chain takes {first.in_channels} and gives {last.out_channels} channels, "
+                f"but the convolution has {self.spec.in_channels} and {self.spec.out_channels}"
+            )
+        for axis in range(self.spec.ndim):
+            for name in ("kernel_size", "stride", "dilation"):
+                wanted = getattr(self.spec, name)[axis]
+                given = [getattr(stage.conv, name)[axis] for stage in self.stages]
+                if prod(given) != wanted or sum(value > 1 for value in given) > 1:
+                    raise PlanError(f"{name} of axis {axis} is {wanted}, but the stages have {given}")
+        if any(stage.conv.bias for stage in self.stages[:-1]):
+            raise PlanError("only the last stage may have a bias: an inner one would break zero padding")
+
+    @property
+    def params(self) -> int:
+        """Kernel weights of all stages, spare slots included."""
+        return sum(stage.conv.params for stage in self.stages)
+
+    @property
+    def interactions(self) -> int:
+        """Channel interactions of all stages (CSN, eq. 3)."""
+        return sum(stage.conv.interactions for stage in self.stages)
+
+    def macs(self, in_size: tuple[int, ...]) -> int:
+        """Multiply-adds for one image whose *input* map has `in_size`."""
+        total = 0
+        for stage in self.stages:
+            in_size = stage.conv.out_size(in_size)
+            total += stage.conv.macs(in_size)
+        return total
+
+    def wiring(self, index: int) -> tuple[int, ...]:
+        """For each slot read after stage `index`, the output slot of that stage which feeds it."""
+        stage = self.stages[index]
+        order = _shuffled(stage.conv.out_channels, stage.shuffle)
+        if index + 1 == len(self.stages):
+            return tuple(order[: self.spec.out_channels])
+        wanted = self.stages[index + 1].conv.in_channels
+        return tuple(order[k % len(order)] for k in range(wanted))
+
+    @cached_property
+    def channel_field(self) -> tuple[int, ...]:
+        """For each output channel the set of input channels it can see, as the bits of one integer."""
+        seen = [1 << channel for channel in range(self.spec.in_channels)]
+        seen += [0] * (self.stages[0].conv.in_channels - self.spec.in_channels)
+        for index, stage in enumerate(self.stages):
+            conv = stage.conv
+            per_in, per_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+            outputs: list[int] = []
+            for group in range(conv.groups):
+                field = 0
+                for mask in seen[group * per_in : (group + 1) * per_in]:
+                    field |= mask
+                outputs += [field] * per_out
+            seen = [outputs[slot] for slot in self.wiring(index)]
+        return tuple(seen)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the (output, input) channel pairs that are connected; 1.0 keeps the volumetric receptive field."""
+        pairs = self.spec.in_channels * self.spec.out_channels
+        return sum(mask.bit_count() for mask in self.channel_field) / pairs
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.stages))
+
+
+def stage_axes(spec: ConvSpec, axes: Iterable[int]) -> dict[str, tuple[int, ...] | str]:
+    """Kernel, stride, padding and dilation of the stage that convolves `axes` of `spec` and passes the others."""
+    chosen = set(axes)
+
+    def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+        return tuple(value if axis in chosen else neutral for axis, value in enumerate(values))
+
+    padding: tuple[int, ...] | str
+    if isinstance(spec.padding, str):
+        padding = spec.padding if chosen else (0,) * spec.ndim
+    else:
+        padding = pick(spec.padding, 0)
+    return {
+        "kernel_size": pick(spec.kernel_size, 1),
+        "stride": pick(spec.stride, 1),
+        "padding": padding,
+        "dilation": pick(spec.dilation, 1),
+    }
+
+
+def grouped_stage(
+    spec: ConvSpec,
+    axes: Iterable[int],
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    *,
+    shuffle: int = 1,
+    last: bool = False,
+) -> Stage:
+    """The stage of `groups` groups that convolves `axes` of `spec`, on as many spare slots as it takes to divide."""
+    conv = ConvSpec(
+        in_channels=groups * -(-in_channels // groups),
+        out_channels=groups * -(-out_channels // groups),
+        groups=groups,
+        bias=spec.bias and last,
+        padding_mode=spec.padding_mode,
+        **stage_axes(spec, axes),  # type: ignore[arg-type]
+    )
+    return Stage(conv=conv, shuffle=shuffle)

@@ -1,0 +1,66 @@
+"""THE table of operators: a row is one way to write a convolution as a chain. The conformance suite runs every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.ops import ChainRewrite
+from leanconv.ops.csn import ChannelSeparated
+from leanconv.ops.igc import InterleavedGroup
+from leanconv.ops.osep import OptimizedSeparable
+from leanconv.ops.separable import Depthwise, DepthSeparable, Grouped, SpatialSeparable
+from leanconv.spec import ConvSpec
+
+
+@dataclass(frozen=True)
+class Row:
+    """`params` is worked out by hand from the operator's definition, not by the code under test."""
+
+    name: str
+    rewrite: ChainRewrite
+    spec: ConvSpec
+    params: int
+
+
+def spec(inputs: int, outputs: int, kernel: int | tuple[int, ...], ndim: int = 2, **more: object) -> ConvSpec:
+    size = (kernel,) * ndim if isinstance(kernel, int) else kernel
+    settings = {name: (value,) * len(size) if isinstance(value, int) else value for name, value in more.items()}
+    settings["bias"] = bool(more.get("bias", True))
+    return ConvSpec(in_channels=inputs, out_channels=outputs, kernel_size=size, **settings)  # type: ignore[arg-type]
+
+
+ROWS = [
+    Row("group", Grouped(groups=4), spec(16, 24, 3, padding=1), 24 * 4 * 9),
+    Row("group-1d", Grouped(groups=2), spec(6, 4, 5, 1, padding=2, stride=2), 4 * 3 * 5),
+    Row("depthwise", Depthwise(), spec(12, 12, 3, padding=1), 12 * 9),
+    Row("depthwise-multiplier", Depthwise(), spec(6, 12, 3, padding=1, stride=2), 12 * 9),
+    Row("depth_separable", DepthSeparable(), spec(16, 24, 3, padding=1, stride=2), 16 * 9 + 16 * 24),
+    Row("depth_separable-dilated", DepthSeparable(), spec(8, 8, 3, padding=2, dilation=2), 8 * 9 + 64),
+    Row("depth_separable-reflect", DepthSeparable(), spec(8, 10, 3, padding=1, padding_mode="reflect"), 72 + 80),
+    Row("spatial_separable", SpatialSeparable(), spec(8, 12, 3, padding=1, stride=2), 8 * 8 * 3 + 8 * 12 * 3),
+    Row("spatial_separable-3d", SpatialSeparable(), spec(4, 6, 3, 3, padding=1), 4 * 4 * 3 * 2 + 4 * 6 * 3),
+    Row("spatial_separable-oblong", SpatialSeparable(), spec(4, 4, (3, 5), padding=(1, 2)), 16 * 3 + 16 * 5),
+    # 62 channels: n = (3, 24), g = (21, 3), 63 slots everywhere (the worked example of the recovered rules).
+    Row("osep-padded", OptimizedSeparable(), spec(62, 62, 3, padding=1), 63 * 3 * 9 + 63 * 21),
+    # C_2 = 16; n* = (2, 9) for 16 -> 32: g = (8, 2).
+    Row("osep-widening", OptimizedSeparable(), spec(16, 32, 3, padding=1, stride=2), 16 * 2 * 9 + 32 * 8),
+    Row("osep-exact", OptimizedSeparable(search="exact"), spec(64, 64, 3, padding=1), 64 * 2 * 9 + 64 * 32),
+    Row("osep-one-stage", OptimizedSeparable(num_separated=1), spec(8, 12, 3, padding=1), 8 * 12 * 9),
+    # n* = (C^3 9)^(1/2) / (3 C) = 6 in both stages.
+    Row("osep-spatial", OptimizedSeparable(spatial=True), spec(36, 36, 3, padding=1), 36 * 6 * 3 + 36 * 6 * 3),
+    # 64 slots feed 66: the second stage reads two channels twice.
+    Row("osep-sparse", OptimizedSeparable(overlap=0.25), spec(64, 64, 3, padding=1), 64 * 2 * 9 + 66 * 11),
+    Row("osep-masked", OptimizedSeparable(stage_groups=(None, 4)), spec(64, 64, 3, padding=1), 64 * 4 * 9 + 64 * 16),
+    Row("osep-1d", OptimizedSeparable(), spec(36, 36, 4, 1, padding=2), 36 * 3 * 4 + 36 * 12),
+    Row("osep-3d", OptimizedSeparable(), spec(27, 27, 3, 3, padding=1, stride=(1, 2, 2)), 27 * 1 * 27 + 27 * 27),
+    # n_1* = 0.67 is under one channel: g_1 is held at 24 and the rest re-optimised, n = sqrt(24) -> 5, 25 slots.
+    Row("osep-three", OptimizedSeparable(num_separated=3), spec(24, 24, 3, padding=1), 24 * 9 + 25 * 5 + 25 * 5),
+    Row("igc", InterleavedGroup(primary_partitions=4), spec(32, 32, 3, padding=1), 32 * 8 * 9 + 32 * 4),
+    Row("igc-widening", InterleavedGroup(primary_partitions=4), spec(16, 32, 3, padding=1, stride=2), 1152 + 128),
+    Row("igc-secondary", InterleavedGroup(secondary_partitions=2), spec(24, 24, 3, padding=1), 24 * 2 * 9 + 24 * 12),
+    Row("igc-1d", InterleavedGroup(primary_partitions=2), spec(8, 8, 3, 1, padding=1), 8 * 4 * 3 + 8 * 2),
+    Row("igc-3d", InterleavedGroup(primary_partitions=4), spec(8, 8, 3, 3, padding=1), 8 * 2 * 27 + 8 * 4),
+    Row("csn-ip", ChannelSeparated(between="none"), spec(8, 8, 3, 3, padding=1, stride=2), 64 + 8 * 27),
+    Row("csn-ir", ChannelSeparated(mode="ir"), spec(8, 8, 3, 3, padding=1), 8 * 27),
+    Row("csn-2d", ChannelSeparated(between="none"), spec(6, 10, 3, padding="same"), 60 + 90),
+]

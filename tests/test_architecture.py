@@ -1,0 +1,92 @@
+"""The import table of the house, as a test: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src" / "leanconv"
+
+SHARED = {"errors", "spec", "story"}
+EVERY_ROOM = {
+    "plan", "ops", "rewrite", "cost", "elastic", "nets", "zoo", "build",
+    "data", "train", "recipes", "deploy", "report", "cli",
+}  # fmt: skip
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "spec": set(),
+    "story": set(),
+    "plan": set(),
+    "ops": {"plan"},
+    "cost": set(),
+    "nets": set(),
+    "data": set(),
+    "rewrite": {"ops"},
+    "elastic": {"ops", "rewrite", "cost"},
+    "zoo": {"nets", "ops", "rewrite", "elastic"},
+    "build": {"zoo", "nets", "ops", "rewrite", "elastic"},
+    "train": {"elastic"},
+    "deploy": {"ops", "rewrite", "elastic", "cost"},
+    "report": {"cost", "elastic", "deploy"},
+    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrite"},
+    "cli": EVERY_ROOM,
+}
+
+NO_TORCH = {"errors", "spec", "story", "plan"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SRC).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Every absolute module name that the file imports, also inside functions, with its line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            found += [(node.lineno, node.module or "")]
+            if node.module == "leanconv":
+                found += [(node.lineno, f"leanconv.{alias.name}") for alias in node.names]
+    return found
+
+
+FILES = sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_follow_the_table(path: Path) -> None:
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room} is not in the import table"
+    legal = MAY_IMPORT[room] | SHARED | {room}
+    if room in SHARED:
+        legal = SHARED - {"spec", "story"} | {room}
+    for line, name in imports_of(path):
+        if name.startswith("leanconv."):
+            target = name.split(".")[1]
+            if target == "__version__":
+                continue
+            assert target in legal, f"{path}:{line}: {room} may not import {target}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in NO_TORCH], ids=lambda p: p.name)
+def test_plain_rooms_do_not_need_torch(path: Path) -> None:
+    top_level = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top_level]
+    assert not [name for name in names if name and name.split(".")[0] == "torch"]
+
+
+def test_every_room_exists_and_is_in_the_table() -> None:
+    rooms = {path.stem if path.is_file() else path.name for path in SRC.iterdir() if not path.name.startswith("__")}
+    rooms -= {"py"}  # py.typed
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_files_are_about_one_thing(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 420
