@@ -8,7 +8,7 @@ from leanconv.ops import ChainRewrite
 from leanconv.ops.csn import ChannelSeparated
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
-from leanconv.ops.separable import Depthwise, DepthSeparable, Grouped, SpatialSeparable
+from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
 from leanconv.spec import ConvSpec
 
 
