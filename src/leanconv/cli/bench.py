@@ -1,0 +1,56 @@
+"""`leanconv bench`: milliseconds of models on this machine, interleaved in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import (
+    JsonOption,
+    RewriteOption,
+    SetOption,
+    SizeOption,
+    TrustOption,
+    configuration,
+    find,
+    say_json,
+    write_json,
+)
+
+
+def run(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The first is what ratios refer to.")],
+    knobs: SetOption = [],
+    rewrites: RewriteOption = [],
+    size: SizeOption = None,
+    backends: Annotated[str, typer.Option(help="Comma-separated.")] = "eager,compile,onnxruntime,openvino",
+    batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of every backend.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Times that each candidate is timed.")] = 50,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Also write the rows here.")] = None,
+    json: JsonOption = False,
+    trust_code: TrustOption = False,
+) -> None:
+    """Time models (and their rewritten forms) on several backends, after checking that their outputs agree."""
+    from leanconv.deploy import bench
+    from leanconv.report import bench_table, print_table
+
+    candidates = {}
+    shape: tuple[int, ...] | None = None
+    for name in models:
+        found = find(name, knobs, rewrites, size, trust_code=trust_code)
+        network, shape = configuration(found.model, found.size, None, None)
+        candidates[name] = network
+        if found.rewritten:
+            candidates[f"{name} + {' + '.join(rewrites)}"] = configuration(found.final, found.size, None, None)[0]
+    assert shape is not None  # there is at least one model
+    names = [name.strip() for name in backends.split(",") if name.strip()]
+    rows = bench(candidates, shape, backends=names, batch=batch, threads=threads, rounds=rounds)
+    if out is not None:
+        write_json([row.to_json() for row in rows], out)
+    if json:
+        say_json([row.to_json() for row in rows])
+    else:
+        print_table(bench_table(rows))

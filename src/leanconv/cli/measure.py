@@ -1,0 +1,49 @@
+"""`leanconv measure`: what models cost, before anything is trained or even computed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import (
+    JsonOption,
+    RewriteOption,
+    SetOption,
+    SizeOption,
+    TrustOption,
+    find,
+    say_json,
+)
+
+
+def run(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One model, or several to see side by side.")],
+    knobs: SetOption = [],
+    rewrites: RewriteOption = [],
+    size: SizeOption = None,
+    modules: Annotated[int, typer.Option("--modules", metavar="N", help="Also show the N most expensive layers.")] = 0,
+    json: JsonOption = False,
+    trust_code: TrustOption = False,
+) -> None:
+    """Count parameters, MACs, channel interactions, activation memory and receptive field."""
+    from leanconv.cost import Cost, measure
+    from leanconv.report import comparison_table, cost_table, modules_table, print_table
+
+    costs: dict[str, Cost] = {}
+    for name in models:
+        found = find(name, knobs, rewrites, size, trust_code=trust_code)
+        costs[name] = measure(found.model, found.size)
+        if found.rewritten:
+            costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)
+    if json:
+        say_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
+        return
+    if len(costs) == 1:
+        for name, cost in costs.items():
+            print_table(cost_table(name, cost))
+    else:
+        print_table(comparison_table(costs))
+    if modules:
+        for name, cost in costs.items():
+            print_table(modules_table(name, cost, limit=modules))

@@ -1,0 +1,41 @@
+"""`leanconv pick`: the most accurate configuration of a query table within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import JsonOption, read_amount, say_json
+from leanconv.errors import LeanconvError
+
+
+def run(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A query table (.json or .csv), or the run folder.")],
+    max_macs: Annotated[str | None, typer.Option(metavar="N", help="At most so many MACs, such as 150M.")] = None,
+    max_params: Annotated[str | None, typer.Option(metavar="N", help="At most so many parameters.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most so many milliseconds.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="P", help="At least this share correct, 0 to 1.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Pick the best configuration for a budget; never one over it."""
+    from leanconv.elastic import QueryTable
+    from leanconv.report import print_table, query_table
+
+    if max_macs is None and max_params is None and max_latency_ms is None and min_accuracy is None:
+        raise LeanconvError("pick needs a limit: --max-macs, --max-params, --max-latency-ms or --min-accuracy")
+    loaded = QueryTable.load(table / "table.json" if table.is_dir() else table)
+    row = loaded.pick(
+        max_macs=None if max_macs is None else read_amount(max_macs, "--max-macs"),
+        max_params=None if max_params is None else read_amount(max_params, "--max-params"),
+        max_latency_ms=max_latency_ms,
+        min_accuracy=min_accuracy,
+    )
+    if json:
+        say_json(asdict(row))
+    else:
+        print_table(query_table([row], title="picked"))

@@ -1,0 +1,61 @@
+"""`leanconv rewrite`: put cheaper operators where a model's convolutions are, and say what that did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import (
+    JsonOption,
+    ModelArgument,
+    RewriteOption,
+    SetOption,
+    SizeOption,
+    TrustOption,
+    find,
+    say_json,
+)
+from leanconv.errors import LeanconvError
+
+
+def run(
+    model: ModelArgument,
+    rewrites: RewriteOption = [],
+    knobs: SetOption = [],
+    size: SizeOption = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Save the rewritten model here.")] = None,
+    json: JsonOption = False,
+    trust_code: TrustOption = False,
+) -> None:
+    """Rewrite a model: print every changed layer and the cost before and after, and save the result."""
+    if not rewrites:
+        raise LeanconvError("rewrite needs at least one --rewrite, for example --rewrite osep:overlap=1")
+    from dataclasses import asdict
+
+    from leanconv.build import save
+    from leanconv.cost import measure
+    from leanconv.report import changes_table, comparison_table, print_table
+
+    found = find(model, knobs, rewrites, size, trust_code=trust_code)
+    done = found.rewritten
+    assert done is not None  # there are rewrites
+    before, after = measure(found.model, found.size), measure(done.model, found.size)
+    if out is not None:
+        save(done, out, size=found.size)
+    if json:
+        say_json(
+            {
+                "changes": [asdict(change) for change in done.changes],
+                "skipped": [asdict(skip) for skip in done.skipped],
+                "before": before.to_json(),
+                "after": after.to_json(),
+                "saved": out,
+            }
+        )
+        return
+    print_table(changes_table(done.changes, done.skipped, title=f"{model}: {' then '.join(rewrites)}"))
+    print_table(comparison_table({"before": before, "after": after}))
+    if out is not None:
+        typer.echo(f"saved to {out}")

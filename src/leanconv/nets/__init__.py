@@ -1,0 +1,11 @@
+"""Backbones that neither timm nor torchvision has: ordinary networks, no paper's idea inside, operators injected.
+
+`conv=` is anything with the signature of `nn.Conv2d`; `block=` anything that makes a module from channels and a stride.
+"""
+
+from __future__ import annotations
+
+from leanconv.nets.mobilenet import MobileNetV1, MobileNetV2
+from leanconv.nets.resnet_cifar import CifarResNet
+
+__all__ = ["CifarResNet", "MobileNetV1", "MobileNetV2"]

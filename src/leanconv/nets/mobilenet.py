@@ -1,0 +1,154 @@
+"""MobileNetV1 (Howard et al., 2017) and V2 (Sandler et al., CVPR 2018), as MutualNet trains them.
+
+V1: a stem and 13 units  relu6(BN(pointwise(relu6(BN(depthwise(x))))))
+V2: a stem, 17 inverted residuals  x + BN(project(relu6(BN(depthwise(relu6(BN(expand(x))))))))  and a last 1x1
+
+Both end in an *adaptive* average pool, because one network must serve several resolutions, and have ReLU6 throughout
+(V1's own paper has plain ReLU). Counts at 224: V1 4.23 M parameters and 568.7 M MACs, V2 3.50 M and 300.8 M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from leanconv.nets._shared import ConvMaker, at_least_one, init_he, positive
+
+__all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2", "conv_unit", "depth_separable_unit"]
+
+BlockMaker = Callable[[int, int, int], nn.Module]
+"""Makes a unit from its input channels, output channels and stride."""
+
+
+def conv_unit(
+    in_channels: int,
+    out_channels: int,
+    stride: int = 1,
+    *,
+    kernel_size: int = 3,
+    groups: int = 1,
+    conv: ConvMaker = nn.Conv2d,
+) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU6: (b, in, h, w) to (b, out, h / stride, w / stride), rounded up."""
+    layer = conv(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
+    )
+    return nn.Sequential(layer, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+
+
+def depth_separable_unit(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """MobileNetV1's unit: depthwise 3x3 with the stride, then 1x1, each with BatchNorm and ReLU6."""
+    return nn.Sequential(
+        *conv_unit(in_channels, in_channels, stride, groups=in_channels),
+        *conv_unit(in_channels, out_channels, kernel_size=1),
+    )
+
+
+class MobileNetV1(nn.Module):
+    """Widths are round(c * multiplier), the last one `last_width` when given; `block` makes the 13 units.
+
+    Raises `LeanconvError` for widths or counts below 1.
+    """
+
+    LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        multiplier: float = 1.0,
+        last_width: int | None = None,
+        block: BlockMaker = depth_separable_unit,
+    ) -> None:
+        super().__init__()
+        positive("multiplier", multiplier)
+        widths = [max(1, round(width * multiplier)) for width, _ in self.LAYERS]
+        if last_width is not None:
+            widths[-1] = at_least_one("last_width", last_width)
+        stem = max(1, round(32 * multiplier))
+        units: list[nn.Module] = [conv_unit(3, stem, 2)]
+        for in_channels, out_channels, (_, stride) in zip([stem, *widths], widths, self.LAYERS, strict=False):
+            units.append(block(in_channels, out_channels, stride))
+        self.features = nn.Sequential(*units)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(widths[-1], at_least_one("num_classes", num_classes))
+        init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to class scores (b, num_classes)."""
+        scores: Tensor = self.classifier(self.flatten(self.pool(self.features(x))))
+        return scores
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3 with the stride, project 1x1 without activation; a residual add when shapes allow."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, expansion: int = 6) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers += conv_unit(in_channels, hidden, kernel_size=1)
+        layers += conv_unit(hidden, hidden, stride, groups=hidden)
+        layers += [nn.Conv2d(hidden, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)]
+        self.body = nn.Sequential(*layers)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in, h, w) to (b, out, h / stride, w / stride), rounded up."""
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """Widths are round(c * multiplier / 8) * 8, the last 1x1 never below 1280; `block` makes the 17 residual units.
+
+    Raises `LeanconvError` for widths or counts below 1.
+    """
+
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    """Expansion, width, units and first stride of each stage (V2, table 2)."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        multiplier: float = 1.0,
+        block: Callable[..., nn.Module] = InvertedResidual,
+    ) -> None:
+        super().__init__()
+        wide = partial(_multiple_of_8, multiplier=positive("multiplier", multiplier))
+        channels = wide(32)
+        units: list[nn.Module] = [conv_unit(3, channels, 2)]
+        for expansion, width, count, first_stride in self.STAGES:
+            for index in range(count):
+                stride = first_stride if index == 0 else 1
+                units.append(block(channels, wide(width), stride, expansion=expansion))
+                channels = wide(width)
+        last = max(1280, wide(1280))
+        units.append(conv_unit(channels, last, kernel_size=1))
+        self.features = nn.Sequential(*units)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(last, at_least_one("num_classes", num_classes))
+        init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to class scores (b, num_classes)."""
+        scores: Tensor = self.classifier(self.flatten(self.pool(self.features(x))))
+        return scores
+
+
+def _multiple_of_8(width: int, multiplier: float) -> int:
+    """The nearest multiple of 8, one step up where that would lose more than a tenth of the width."""
+    near = max(8, int(width * multiplier + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * width * multiplier else near

@@ -1,0 +1,251 @@
+"""Looking names up: the zoo's (`resnet20`), `timm/NAME`, `torchvision/NAME`, somebody's own `package.module:function`.
+
+Everything wrong with a name or a knob is found here and said in one line, whichever library it concerns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import reduce
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from leanconv.errors import LeanconvError, UnknownName, unknown
+from leanconv.zoo.networks import ZOO
+
+__all__ = ["construct", "is_own_code", "list_models", "size_of_name", "without_downloads"]
+
+
+def construct(name: str, knobs: Mapping[str, Any]) -> nn.Module:
+    """The network called `name`, as its constructor gives it.
+
+    Raises `UnknownName` for a name or a knob that does not exist, `LeanconvError` for a value the constructor refuses.
+    """
+    with _working_folder_importable():
+        source = _find(name)
+        _check_knobs(name, source.origin, knobs)
+        model = _call(name, source, knobs)
+    if not isinstance(model, nn.Module):
+        raise LeanconvError(
+            f"{name} returned a {type(model).__name__}, not an nn.Module: name a function that builds a network"
+        )
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that fit a glob `pattern`: the zoo's, or with "timm/..." and "torchvision/..." those libraries' own.
+
+    >>> list_models("o_resnet1*")
+    ['o_resnet110', 'o_resnet110_imagenet40']
+    """
+    if pattern.startswith("timm/"):
+        names: Iterable[str] = _timm_names()
+    elif pattern.startswith("torchvision/"):
+        names = _torchvision_names()
+    else:
+        names = ZOO
+    chosen = [name for name in names if fnmatchcase(name, pattern)]
+    return sorted(chosen, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+
+
+def size_of_name(name: str) -> tuple[int, ...] | None:
+    """The input size that `name` was made for, without the batch axis; None where nobody has said it.
+
+    Raises `UnknownName` for what is no name at all.
+    """
+    if name in ZOO:
+        return ZOO[name].size
+    if is_own_code(name):
+        return None
+    _find(name)
+    library, _, inner = name.partition("/")
+    if library == "torchvision":
+        return _torchvision_size(inner)
+    import timm
+
+    size = getattr(timm.get_pretrained_cfg(inner), "input_size", None)
+    return None if size is None else tuple(size)
+
+
+def is_own_code(name: str) -> bool:
+    """Whether `name` is a dotted path, "package.module:function": building it imports and runs that code."""
+    return re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
+
+
+def without_downloads(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """`knobs` for rebuilding a saved model, whose weights come from the folder and not from the net.
+
+    Where torchvision's `weights` decide more than the weights (a detector's frozen norms, Inception's preprocessing)
+    they stay.
+    """
+    knobs = dict(knobs)
+    if name.startswith("timm/"):
+        for knob in ("pretrained", "checkpoint_path"):
+            knobs.pop(knob, None)
+    elif name.startswith("torchvision/"):
+        home = _find(name).origin.__module__
+        if re.fullmatch(r"torchvision\.models\.(video\.)?\w+", home) and not home.endswith(("googlenet", "inception")):
+            knobs.pop("weights", None)
+    return knobs
+
+
+class _Source(NamedTuple):
+    """What to call, and the function whose signature and module tell the legal knobs."""
+
+    build: Callable[..., Any]
+    origin: Callable[..., Any]
+
+
+def _find(name: str) -> _Source:
+    if name in ZOO:
+        return _Source(ZOO[name].builder, ZOO[name].builder)
+    library, _, inner = name.partition("/")
+    if library == "timm":
+        import timm
+
+        if not timm.is_model(inner):
+            raise unknown("model", name, _timm_names())
+        return _Source(
+            lambda **knobs: timm.create_model(inner, **knobs), timm.model_entrypoint(inner.partition(".")[0])
+        )
+    if library == "torchvision":
+        from torchvision import models
+
+        if name not in _torchvision_names():
+            raise unknown("model", name, _torchvision_names())
+        build = models.get_model_builder(inner)
+        if "weights_backbone" in inspect.signature(build).parameters:  # by default it would download some
+            return _Source(lambda **knobs: build(**{"weights_backbone": None, **knobs}), build)
+        return _Source(build, build)
+    if is_own_code(name):
+        function = _import(name)
+        return _Source(function, function)
+    near = unknown("model", name, ZOO)
+    for other in (_timm_names(), _torchvision_names()):
+        same = [full for full in other if full.partition("/")[2] == name]
+        if same:
+            raise UnknownName(f"unknown model {name!r}: it is not in the zoo, but {same[0]!r} exists")
+    raise near
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return [f"timm/{name}" for name in timm.list_models()]
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return [f"torchvision/{name}" for name in models.list_models()]
+
+
+def _torchvision_size(name: str) -> tuple[int, ...] | None:
+    """From the preprocessing of the library's own weights: the crop, and 16 frames or more where it takes video."""
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    crop = getattr(weights.transforms, "keywords", {}).get("crop_size")
+    if crop is None:
+        return None
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    if models.get_model_builder(name).__module__.startswith("torchvision.models.video"):
+        return (3, max(16, weights.meta.get("min_temporal_size", 0)), height, width)
+    return (3, height, width)
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """Let `my_nets:build` mean ./my_nets.py, also where an installed command runs us; behind everything installed."""
+    here = os.getcwd()
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise UnknownName(
+                f"unknown model {name!r}: no module {error.name!r} on the Python path or in {os.getcwd()}"
+            ) from None
+        raise LeanconvError(f"{name}: {module_name} could not be imported: {error}") from error
+    except Exception as error:
+        raise LeanconvError(f"{name}: {module_name} could not be imported: {type(error).__name__}: {error}") from error
+    try:
+        function = reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise unknown(
+            f"function in {module_name}", attribute, [key for key, value in vars(module).items() if callable(value)]
+        ) from None
+    if not callable(function):
+        raise LeanconvError(f"{name} is a {type(function).__name__}, not a function that builds a network")
+    return function
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """The parameters that a keyword can name, None where Python cannot tell."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    return {name: p for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY and name != "self"}
+
+
+def _check_knobs(name: str, origin: Callable[..., Any], knobs: Mapping[str, Any]) -> None:
+    """Refuse what the signature refuses, before anything is built."""
+    known = _parameters(origin)
+    if known is None:
+        return
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for knob in knobs:
+            if knob not in known:
+                raise _unknown_knob(name, knob, known)
+    single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [k for k, p in known.items() if p.kind in single and p.default is p.empty and k not in knobs]
+    if missing:
+        raise LeanconvError(f"{name} needs a value for {', '.join(missing)}: set it as a knob, {missing[0]}=...")
+
+
+def _unknown_knob(name: str, knob: str, known: Iterable[str]) -> UnknownName:
+    legal = sorted(set(known) - {"args", "kwargs"})
+    near = get_close_matches(knob, legal, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UnknownName(f"{name} has no knob {knob!r}{hint}: its knobs are {', '.join(legal) or 'none'}")
+
+
+def _call(name: str, source: _Source, knobs: Mapping[str, Any]) -> Any:
+    """Call the builder; what a foreign constructor says about a bad knob becomes one line with the name in front."""
+    try:
+        return source.build(**knobs)
+    except LeanconvError:
+        raise
+    except Exception as error:
+        stray = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and stray and stray[2] in knobs:
+            # **kwargs hand the knob on to a class of the same file: its parameters are the legal ones
+            inner = getattr(sys.modules.get(source.origin.__module__), stray[1], None)
+            known = {**(_parameters(source.origin) or {}), **((_parameters(inner) if inner else None) or {})}
+            raise _unknown_knob(name, stray[2], known) from error
+        if not knobs and ":" in name:
+            raise  # the user's own function failed by itself: its traceback is what helps
+        given = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items()) or "no knobs"
+        raise LeanconvError(f"{name} cannot be built with {given}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,125 @@
+"""The zoo: every entry builds, has the knobs the table promises, and is what its name says."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.build import create_model
+from leanconv.cost import measure
+from leanconv.elastic import ElasticNet
+from leanconv.nets.resnet_cifar import BasicBlock, Subsample
+from leanconv.ops import ConvChain
+from leanconv.zoo import ZOO, list_models
+
+PREFIXES = ("", "dw_", "d_", "s_", "o_", "so_")
+SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))}
+
+
+def test_every_name_of_the_paper_is_there() -> None:
+    nets = {f"{p}resnet{d}{s}" for p in PREFIXES for d in (20, 32, 56, 110) for s in ("", "_imagenet40")}
+    mobile = {"mobilenet_v1", "o_mobilenet_v1", "elastic_mobilenet_v1", "elastic_mobilenet_v2"}
+    assert nets | mobile <= set(ZOO)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_builds_with_its_class_count_and_runs_forward_and_backward(name: str) -> None:
+    net = create_model(name, num_classes=6)
+    channels, height, width = ZOO[name].size
+    x = torch.randn(2, channels, max(32, height // 4), max(32, width // 4))
+    scores = net(x)
+    assert scores.shape == (2, 6)
+    scores.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - SMALL))
+def test_deep_ones_build(name: str) -> None:
+    with torch.device("meta"):
+        assert isinstance(create_model(name), nn.Module)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_knobs(name: str) -> None:
+    knobs = inspect.signature(ZOO[name].builder).parameters
+    assert all(knob.kind is knob.KEYWORD_ONLY and knob.default is not knob.empty for knob in knobs.values())
+    assert {"num_classes", "multiplier"} <= set(knobs)
+    assert ("overlap" in knobs) == name.startswith(("o_", "so_"))
+    assert ({"widths", "resolutions"} <= set(knobs)) == name.startswith("elastic_")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", ["", "_imagenet40"])
+def test_the_operator_is_in_the_blocks_only(prefix: str, suffix: str) -> None:
+    with torch.device("meta"):
+        net = create_model(f"{prefix}resnet20{suffix}")
+    blocks = [m for m in net.modules() if isinstance(m, BasicBlock)]
+    assert len(blocks) == 9
+    kinds = {type(conv) for block in blocks for conv in (block.conv1, block.conv2)}
+    assert all(issubclass(kind, ConvChain) for kind in kinds) if prefix else kinds == {nn.Conv2d}
+    assert type(net.conv1) is nn.Conv2d
+    option_b = bool(suffix) or prefix in ("o_", "so_")
+    changes = [block.shortcut for block in blocks if not isinstance(block.shortcut, nn.Identity)]
+    assert [type(change) for change in changes] == [nn.Conv2d if option_b else Subsample] * 2
+
+
+def test_prefixes_differ_as_they_say() -> None:
+    with torch.device("meta"):
+        convs = {p: create_model(f"{p}resnet20").layer1[0].conv1 for p in PREFIXES}
+    kernels = {p: [leaf.kernel_size for leaf in convs[p].convs] for p in PREFIXES if p}
+    assert kernels == {
+        "dw_": [(3, 3)],
+        "d_": [(3, 3), (1, 1)],
+        "s_": [(3, 1), (1, 3)],
+        "o_": [(3, 3), (1, 1)],
+        "so_": [(3, 1), (1, 3)],
+    }
+    assert {p: sum(isinstance(m, nn.BatchNorm2d) for m in convs[p].modules()) for p in PREFIXES if p} == {
+        "dw_": 0, "d_": 1, "s_": 0, "o_": 0, "so_": 0,
+    }  # fmt: skip
+
+
+def test_overlap_passes_through() -> None:
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in create_model("o_resnet20", multiplier=2, overlap=g).parameters())
+            for g in (0.25, 1, 4)
+        ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "resolution", "millions"),
+    [
+        ("elastic_mobilenet_v1", 0.95, 224, 518),
+        ("elastic_mobilenet_v1", 0.25, 128, 13),
+        ("elastic_mobilenet_v2", 0.85, 192, 187),
+        ("elastic_mobilenet_v2", 0.7, 128, 57),
+    ],
+)
+def test_elastic_mobilenets_cost_what_mutualnet_prints(name: str, width: float, resolution: int, millions: int) -> None:
+    """Soft: the printed figures also count the pooling and are rounded or cut off, so they hold within one million."""
+    static = cast(ElasticNet, create_model(name)).extract(width, resolution, calibrated=False)
+    assert measure(static, (3, resolution, resolution)).macs / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_listing_is_sorted_by_number_and_needs_no_other_library() -> None:
+    assert list_models("o_resnet*")[-4:] == [f"o_resnet{d}" for d in ("56", "56_imagenet40", "110", "110_imagenet40")]
+    assert set(list_models()) == set(ZOO)
+    assert list_models("nothing*") == []
+    code = (
+        "import sys, leanconv; assert leanconv.list_models('o_*')\n"
+        "bad = {'timm', 'torchvision', 'lightning'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_listing_other_libraries() -> None:
+    assert "timm/resnet50" in list_models("timm/resnet*")
+    assert list_models("torchvision/r3d*") == ["torchvision/r3d_18"]
