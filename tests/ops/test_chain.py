@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from leanconv.errors import LeanconvError, PlanError, UnknownName
 from leanconv.ops import OPERATORS, conv_maker, spec_of
-from leanconv.ops.chain import ChannelShuffle, ConvChain, DropIn
+from leanconv.ops.chain import ConvChain, DropIn
+from leanconv.ops.channels import ChannelShuffle
 from leanconv.ops.csn import ChannelSeparated
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv1d, OptimizedSeparableConv2d

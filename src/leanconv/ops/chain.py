@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import LeanconvError, PlanError, unknown
+from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle, Device
 from leanconv.plan import Plan
 from leanconv.spec import ConvSpec
 
 __all__ = [
+    "CONVS",
     "Between",
     "ChainRewrite",
-    "ChannelGather",
-    "ChannelShuffle",
     "ConvChain",
     "DropIn",
     "conv_maker",
@@ -31,74 +31,9 @@ __all__ = [
 ]
 
 Between = Literal["none", "relu", "bn", "bn_relu"]
-Device = torch.device | str | None
 
-_CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-class ChannelShuffle(nn.Module):
-    """Read the channels group by group: out[k * g + j] = in[j * (C / g) + k], with C taken from the input."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, C, *)."""
-        # Not nn.ChannelShuffle: these three views-and-one-copy are understood by every exporter and compiler.
-        shape = x.shape
-        return x.reshape(shape[0], self.groups, -1, *shape[2:]).transpose(1, 2).reshape(shape)
-
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}"
-
-
-class ChannelGather(nn.Module):
-    """Read channel `index[k]` into slot k: the shuffle where two stages have different numbers of slots."""
-
-    index: Tensor
-
-    def __init__(self, index: tuple[int, ...], *, device: Device = None) -> None:
-        super().__init__()
-        self.register_buffer("index", torch.tensor(index, device=device), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, len(index), *)."""
-        return x.index_select(1, self.index)
-
-    def extra_repr(self) -> str:
-        return f"{self.index.numel()} slots"
-
-
-class ChannelPad(nn.Module):
-    """Append `extra` channels of zeros, the spare input slots of groups that do not divide."""
-
-    def __init__(self, extra: int) -> None:
-        super().__init__()
-        self.extra = extra
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, C + extra, *)."""
-        return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, self.extra))
-
-    def extra_repr(self) -> str:
-        return f"extra={self.extra}"
-
-
-class ChannelCrop(nn.Module):
-    """Keep the first `channels` channels, dropping the spare output slots of groups that do not divide."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, channels, *)."""
-        return x[:, : self.channels]
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}"
 
 
 class ConvChain(nn.Sequential):
@@ -225,7 +160,7 @@ def _leaves(plan: Plan, between: Between, device: Device, dtype: torch.dtype | N
         leaves["pad"] = ChannelPad(spare)
     for index, stage in enumerate(plan.stages):
         conv, number = stage.conv, index + 1
-        leaves[f"conv{number}"] = _CONVS[spec.ndim](
+        leaves[f"conv{number}"] = CONVS[spec.ndim](
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,  # type: ignore[arg-type]
@@ -415,7 +350,7 @@ def conv_maker(rewrite: ChainRewrite | None, ndim: int = 2) -> Callable[..., nn.
 
     With None, or for a convolution that already has groups, it builds the ordinary convolution.
     """
-    plain = _CONVS[ndim]
+    plain = CONVS[ndim]
     if rewrite is None:
         return plain
 

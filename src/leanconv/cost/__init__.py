@@ -1,0 +1,8 @@
+"""Measuring any network: counts from one forward on fake tensors (`measure`), and latency (`compare_latency`)."""
+
+from __future__ import annotations
+
+from leanconv.cost.latency import Latency, compare_latency
+from leanconv.cost.summary import Comparison, Cost, ModuleCost, measure
+
+__all__ = ["Comparison", "Cost", "Latency", "ModuleCost", "compare_latency", "measure"]

@@ -1,0 +1,272 @@
+"""The dispatch mode that sees every ATen operator of a forward and writes it down.
+
+It also follows two things that operators do not tell: whether numbers come from the image, from weights or from
+constants, which separates linear layers from attention and finds the weight behind a slice or a standardisation; and
+how long memory lives, by weak references to storages.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from leanconv.cost.records import OpRecord, Origin, TensorRef, aten, refs_in
+
+__all__ = ["Recorder"]
+
+# Operators after which the same numbers are still the same weight.
+_SAME_WEIGHT = aten(
+    "t transpose permute view _unsafe_view unsqueeze squeeze expand detach alias clone contiguous _to_copy",
+    "_reshape_alias",
+)
+# Operators that take only the shape of their tensor argument.
+_SHAPE_ONLY = aten(
+    "zeros_like ones_like full_like empty_like rand_like randn_like",
+    "new_zeros new_ones new_full new_empty new_empty_strided",
+)
+
+
+@functools.cache
+def _facts(func: Any) -> tuple[str, bool, bool, tuple[tuple[str, Any, bool], ...]]:
+    """Of an operator: plain name, whether it only composes others, whether it is pointwise, its arguments."""
+    name = func.overloadpacket.__name__
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    arguments = tuple(
+        (arg.name, arg.default_value if arg.has_default_value() else None, _is_written(arg))
+        for arg in func._schema.arguments
+    )
+    return f"{func.namespace}.{name}", composite, torch.Tag.pointwise in func.tags, arguments
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+@dataclass(slots=True)
+class _Storage:
+    """Memory behind one or more tensors."""
+
+    serial: int
+    nbytes: int
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What stays true of one tensor object."""
+
+    serial: int
+    storage: _Storage
+    identity: Hashable
+    weight_numel: int
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down every operator, follows where numbers come from, and adds up the memory that is alive."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.records: list[OpRecord] = []
+        self.stack: list[str] = []
+        self.calls: Counter[str] = Counter()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._fake_mode = fake_mode
+        self._held: Any = WeakTensorKeyDictionary()
+        self._storages: dict[int, tuple[Any, _Storage]] = {}
+        self._serial = 0
+        self._failed: tuple[str, str] | None = None
+        self._identities: dict[Hashable, int] = {}
+
+    def adopt(self, twin: nn.Module) -> None:
+        """Follow the modules of `twin` as they run, and know its parameters as weights."""
+        for name, module in twin.named_modules():
+            module.register_forward_pre_hook(self._enter(name), prepend=True)
+            module.register_forward_hook(self._leave, always_call=True)
+        for parameter in twin.parameters():
+            self._hold(parameter, Origin.WEIGHT)
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.stack.append(name)
+            self.calls[name] += 1
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.stack.pop()
+
+    def see_image(self, image: Tensor) -> TensorRef:
+        """The network's input, which the caller keeps alive during the forward."""
+        self._hold(image, Origin.IMAGE, counted=True)
+        return self.ref(image)
+
+    def where(self) -> str:
+        """The operator that failed and its module, for a message; empty when no operator did."""
+        if self._failed is None:
+            return ""
+        name, path = self._failed
+        return f" in {name} of module {path!r}" if path else f" in {name}"
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks a fake tensor for its device
+            return func(*args, **kwargs)
+        name, composite, pointwise, arguments = _facts(func)
+        if composite:  # seen whole only inside torch.inference_mode: look at what it is made of
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        if not name.startswith("aten.lift"):  # lifting is how a real literal becomes fake
+            args, kwargs = tree_map(self._to_fake, (args, kwargs))
+        bound = self._bind(arguments, args, kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except Exception:
+            self._failed = (name, self.stack[-1] if self.stack else "")
+            raise
+        self._record(name, pointwise, arguments, bound, result)
+        return result
+
+    def _to_fake(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+            fake = self._fake_mode.from_tensor(value)
+            if fake not in self._held:
+                self._hold(fake, Origin.WEIGHT if isinstance(value, nn.Parameter) else Origin.CONSTANT)
+            return fake
+        return value
+
+    def _bind(
+        self, arguments: tuple[tuple[str, Any, bool], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        bound = {}
+        for i, (name, default, _) in enumerate(arguments):
+            value = args[i] if i < len(args) else kwargs.get(name, default)
+            bound[name] = self._swap(value)
+        return bound
+
+    def _swap(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.ref(value)
+        if isinstance(value, (tuple, list)):
+            return tuple(self._swap(item) for item in value)
+        return value
+
+    def _record(
+        self,
+        name: str,
+        pointwise: bool,
+        arguments: tuple[tuple[str, Any, bool], ...],
+        bound: dict[str, Any],
+        result: Any,
+    ) -> None:
+        results = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
+        if not results:
+            return
+        inputs = list(refs_in(bound.values()))
+        origin = max((ref.origin for ref in inputs), default=Origin.CONSTANT)
+        if name in _SHAPE_ONLY:
+            origin = Origin.CONSTANT
+        identity, weight_numel = self._identity(name, origin, inputs, bound)
+        writes = tuple(ref for arg, _, written in arguments if written for ref in refs_in((bound[arg],)))
+        written = {ref.storage for ref in writes}
+        fresh = []
+        for position, tensor in enumerate(results):
+            known = tensor in self._held
+            storage, new = self._storage(tensor, origin, counted=True)
+            if storage.serial in written:
+                storage.origin = max(storage.origin, origin)
+            if not known:
+                self._serial += 1
+                mine = (identity, position) if len(results) > 1 and identity is not None else identity
+                numel = _different_numbers(tensor) if weight_numel is None else min(weight_numel, tensor.numel())
+                self._held[tensor] = _Held(self._serial, storage, mine, numel)
+            fresh.append(new)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        outputs = tuple(self.ref(tensor) for tensor in results)
+        self.records.append(OpRecord(name, tuple(self.stack), bound, outputs, tuple(fresh), writes, pointwise))
+
+    def _identity(
+        self, name: str, origin: Origin, inputs: list[TensorRef], bound: dict[str, Any]
+    ) -> tuple[Hashable, int | None]:
+        """The same operator on the same weights makes the same weight: what shared layers need to be counted once."""
+        if origin is Origin.IMAGE:
+            return None, None
+        if name in _SAME_WEIGHT and len(inputs) == 1:
+            return inputs[0].identity, inputs[0].weight_numel
+        recipe = (name, *(_frozen(value) for value in bound.values()))
+        return self._identities.setdefault(recipe, len(self._identities)), None
+
+    def ref(self, tensor: Tensor) -> TensorRef:
+        """The reference for `tensor` as it is now."""
+        held: _Held | None = self._held.get(tensor)
+        if held is None:  # made outside the forward: a buffer, a literal
+            held = self._hold(tensor, Origin.CONSTANT)
+        storage = held.storage
+        return TensorRef(
+            held.serial,
+            storage.serial,
+            tuple(tensor.shape),
+            storage.nbytes,
+            tensor.is_floating_point() or tensor.is_complex(),
+            storage.origin,
+            held.identity,
+            held.weight_numel,
+        )
+
+    def _hold(self, tensor: Tensor, origin: Origin, *, counted: bool = False) -> _Held:
+        storage, _ = self._storage(tensor, origin, counted=counted)
+        self._serial += 1
+        held = _Held(self._serial, storage, ("tensor", self._serial), tensor.numel())
+        self._held[tensor] = held
+        return held
+
+    def _storage(self, tensor: Tensor, origin: Origin, *, counted: bool) -> tuple[_Storage, bool]:
+        """The memory behind `tensor`, and whether it was not known before; its bytes live until Python drops it."""
+        memory = tensor.untyped_storage()
+        key = memory._cdata
+        if key in self._storages:
+            return self._storages[key][1], False
+        self._serial += 1
+        nbytes = memory.nbytes()
+        storage = _Storage(self._serial, nbytes, origin)
+
+        def gone(_: object) -> None:
+            del self._storages[key]
+            if counted:
+                self.live_bytes -= nbytes
+
+        self._storages[key] = (weakref.ref(memory, gone), storage)
+        if counted:
+            self.live_bytes += nbytes
+        return storage, True
+
+
+def _different_numbers(tensor: Tensor) -> int:
+    """Elements that are not repeats of an expanded axis."""
+    return prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step != 0)
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, TensorRef):
+        return value.identity
+    if isinstance(value, tuple):
+        return tuple(_frozen(item) for item in value)
+    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

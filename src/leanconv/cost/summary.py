@@ -1,0 +1,208 @@
+"""What a network costs: `measure(model, size)` runs it once on fake tensors and adds up what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from leanconv.cost.metrics import Product, activation_bytes, not_counted, product, weights
+from leanconv.cost.receptive_field import receptive_field
+from leanconv.cost.records import ModuleRef
+from leanconv.cost.trace import trace
+
+__all__ = ["Comparison", "Cost", "ModuleCost", "measure"]
+
+_COMPARED = ("params", "conv_params", "macs", "interactions", "activation_bytes", "peak_activation_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCost:
+    """What one module costs, everything that ran inside it included; per image.
+
+    `own_macs` are the multiply-adds of operators that ran in the module itself and in none of its children, `calls` how
+    often the module ran; the other numbers are those of `Cost`.
+    """
+
+    name: str
+    type: str
+    calls: int
+    params: int
+    conv_params: int
+    macs: int
+    own_macs: int
+    interactions: int
+    activation_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {name: getattr(self, name) for name in type(self).__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`cost / reference` for each number: 0.5 says half of the reference; None where the reference is 0."""
+
+    params: float | None
+    conv_params: float | None
+    macs: float | None
+    interactions: float | None
+    activation_bytes: float | None
+    peak_activation_bytes: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """All ratios by name."""
+        return {name: getattr(self, name) for name in _COMPARED}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs for one image of `size`; every number but `params` is measured from executed operators.
+
+    size: the input of one image, without the batch axis.
+    batch: how many images the measured forward took; all numbers are per image.
+    params: elements of all parameters, BN affine and biases included, shared ones once.
+    conv_params: elements of the convolution and linear weights that ran, as they ran (a slice counts as the slice),
+        without biases, shared ones once.
+    macs: multiply-adds of convolutions and linear layers (the papers' "FLOPs"); see `metrics` for what counts.
+    interactions: channel interactions, the sum over executed convolutions of C_out * binom(C_in / G, 2) (CSN, eq. 3);
+        linear layers are not counted.
+    activation_bytes: bytes of all floating-point results that depend on the image; views and in-place results add none.
+    peak_activation_bytes: the largest sum of memory alive at once during an inference: the input, which the caller
+        keeps, and every tensor that the forward has made and not yet dropped (of any type); not the weights, and not
+        what kernels use inside.
+    receptive_field: input positions per spatial axis that can reach one position of the last feature map, far from the
+        borders (it may exceed the input); None when every position sees the whole input, as with squeeze-excitation.
+    receptive_field_note: which map that is, or why there is no number.
+    not_counted: operators that compute and are in no `macs`, by ATen name, with how often they ran.
+    """
+
+    size: tuple[int, ...]
+    batch: int
+    params: int
+    conv_params: int
+    macs: int
+    interactions: int
+    activation_bytes: int
+    peak_activation_bytes: int
+    receptive_field: tuple[int, ...] | None
+    receptive_field_note: str
+    not_counted: dict[str, int]
+    operators: dict[str, int] = field(repr=False)
+    modules: tuple[ModuleCost, ...] = field(repr=False)
+
+    def by_module(self) -> dict[str, ModuleCost]:
+        """The cost of every module that ran or has parameters, by name, in the network's order; "" is the network."""
+        return {module.name: module for module in self.modules}
+
+    def by_operator(self) -> dict[str, int]:
+        """Multiply-adds per image by ATen operator; the sum is `macs`."""
+        return dict(self.operators)
+
+    def compare(self, reference: Cost) -> Comparison:
+        """How many times `reference` this costs, number by number."""
+        ratios = {}
+        for name in _COMPARED:
+            mine, theirs = getattr(self, name), getattr(reference, name)
+            ratios[name] = mine / theirs if theirs else None
+        return Comparison(**ratios)
+
+    def to_json(self, *, modules: bool = False) -> dict[str, Any]:
+        """All numbers as plain JSON values; with `modules=True` the list of module costs too."""
+        out: dict[str, Any] = {"size": list(self.size), "batch": self.batch}
+        out |= {name: getattr(self, name) for name in _COMPARED}
+        out["receptive_field"] = None if self.receptive_field is None else list(self.receptive_field)
+        out["receptive_field_note"] = self.receptive_field_note
+        out["macs_by_operator"] = dict(self.operators)
+        out["not_counted"] = dict(self.not_counted)
+        if modules:
+            out["modules"] = [module.to_json() for module in self.modules]
+        return out
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Running totals of one module."""
+
+    macs: int = 0
+    own_macs: int = 0
+    interactions: int = 0
+    activation_bytes: int = 0
+    products: list[Product] = field(default_factory=list)
+
+
+def measure(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Cost:
+    """Measure what `model` costs for one image of `size`, without computing anything.
+
+    The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
+    device and of any type. `size` has no batch axis: (3, 224, 224), (3, frames, H, W) or (C, L). With `batch` above 1
+    the forward takes that many images, for networks that need them, and the numbers stay per image.
+
+    Raises `LeanconvError` when the network cannot run on that size, or its forward depends on tensor values.
+
+    >>> cost = measure(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
+    >>> cost.params, cost.conv_params, cost.macs, cost.interactions, cost.receptive_field
+    (224, 216, 221184, 24, (3, 3))
+    """
+    traced = trace(model, size, batch=batch)
+    sums: dict[str, _Sum] = {"": _Sum()}
+    operators: dict[str, int] = {}
+    for record in traced.records:
+        found = product(record)
+        nbytes = _per_image(activation_bytes(record), batch)
+        macs = interactions = 0
+        if found is not None:
+            macs = _per_image(found.macs, batch if found.per_image else 1)
+            # A network may fold the batch into the groups, to convolve every image with its own kernel.
+            interactions = _per_image(found.interactions, batch if found.per_image and found.batch == 1 else 1)
+            operators[record.name] = operators.get(record.name, 0) + macs
+        for name in {"", *record.stack}:
+            total = sums.setdefault(name, _Sum())
+            total.macs += macs
+            total.own_macs += macs if name == record.path else 0
+            total.interactions += interactions
+            total.activation_bytes += nbytes
+            if found is not None:
+                total.products.append(found)
+    modules = tuple(
+        _module_cost(module, sums.get(module.name, _Sum()))
+        for module in traced.modules
+        if module.calls or module.params or module.name in sums
+    )
+    whole = modules[0]
+    seen = receptive_field(traced)
+    return Cost(
+        size=tuple(size),
+        batch=batch,
+        params=whole.params,
+        conv_params=whole.conv_params,
+        macs=whole.macs,
+        interactions=whole.interactions,
+        activation_bytes=whole.activation_bytes,
+        peak_activation_bytes=-(-traced.peak_bytes // batch),
+        receptive_field=seen.size,
+        receptive_field_note=seen.note,
+        not_counted=not_counted(traced.records),
+        operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
+        modules=modules,
+    )
+
+
+def _per_image(total: int, batch: int) -> int:
+    return total if batch == 1 else round(total / batch)
+
+
+def _module_cost(module: ModuleRef, total: _Sum) -> ModuleCost:
+    return ModuleCost(
+        name=module.name,
+        type=module.type,
+        calls=module.calls,
+        params=module.params,
+        conv_params=sum(weights(total.products).values()),
+        macs=total.macs,
+        own_macs=total.own_macs,
+        interactions=total.interactions,
+        activation_bytes=total.activation_bytes,
+    )
