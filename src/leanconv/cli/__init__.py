@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type
         _say(f"{getattr(error, 'format_message', error.__str__)()} (leanconv --help, leanconv VERB --help)")
         code = 2
-    sys.exit(code)
+    sys.exit(code or 0)
 
 
 def _say(message: str) -> None:
