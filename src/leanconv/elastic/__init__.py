@@ -1,0 +1,27 @@
+"""Mutual learning: one set of weights that runs at any width and input resolution, and the table that picks.
+
+`make_elastic` slices the layers of any network, `mutual` trains all its sub-networks at once, `calibrate` measures
+their BatchNorm statistics, `QueryTable` what they score and cost, `extract` makes one of them an ordinary network.
+"""
+
+from __future__ import annotations
+
+from leanconv.elastic.calibrate import calibrate
+from leanconv.elastic.extract import extract
+from leanconv.elastic.mutual import MutualObjective, plan_step
+from leanconv.elastic.net import ElasticNet, from_settings, make_elastic
+from leanconv.elastic.table import QueryTable, Row
+from leanconv.elastic.width import Config
+
+__all__ = [
+    "Config",
+    "ElasticNet",
+    "MutualObjective",
+    "QueryTable",
+    "Row",
+    "calibrate",
+    "extract",
+    "from_settings",
+    "make_elastic",
+    "plan_step",
+]

@@ -1,0 +1,197 @@
+"""The query table: measured right, never over budget, and the same after a round trip through a file."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from elastic_nets import elastic
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from leanconv.elastic import QueryTable, Row, calibrate, make_elastic
+from leanconv.elastic.net import resized
+from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
+from leanconv.story import Story, remember
+
+CONFIGS = [(1.0, 16), (0.5, 16), (0.25, 12)]
+
+rows = st.builds(
+    Row,
+    width=st.sampled_from([0.25, 0.5, 1.0]),
+    resolution=st.sampled_from([16, 12]),
+    accuracy=st.floats(0, 1),
+    macs=st.integers(1, 50),
+    params=st.integers(1, 50),
+    latency_ms=st.none() | st.floats(0.1, 10),
+)
+tables = st.lists(rows, min_size=1, max_size=12).map(lambda found: QueryTable(tuple(found)))
+limits = st.none() | st.integers(1, 50)
+
+
+@given(tables, limits, limits, st.none() | st.floats(0.1, 10), st.none() | st.floats(0, 1))
+def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, latency, accuracy):
+    def fits(row):
+        return (
+            (macs is None or row.macs <= macs)
+            and (params is None or row.params <= params)
+            and (latency is None or (row.latency_ms is not None and row.latency_ms <= latency))
+            and (accuracy is None or row.accuracy >= accuracy)
+        )
+
+    asked = {"max_macs": macs, "max_params": params, "max_latency_ms": latency, "min_accuracy": accuracy}
+    if latency is not None and all(row.latency_ms is None for row in table.rows):
+        with pytest.raises(LeanconvError, match="without latencies"):
+            table.pick(**asked)
+    elif not any(map(fits, table.rows)):
+        with pytest.raises(BudgetError, match="no configuration"):
+            table.pick(**asked)
+    else:
+        row = table.pick(**asked)
+        assert fits(row)
+        others = [other for other in table.rows if fits(other)]
+        if accuracy is not None and macs is params is latency is None:
+            assert row.macs == min(other.macs for other in others)
+        else:
+            assert row.accuracy == max(other.accuracy for other in others)
+            assert row.macs == min(other.macs for other in others if other.accuracy == row.accuracy)
+
+
+@given(tables)
+def test_pareto(table):
+    for row in table.rows:
+        better = [
+            o
+            for o in table.rows
+            if (o.macs < row.macs and o.accuracy >= row.accuracy) or (o.macs <= row.macs and o.accuracy > row.accuracy)
+        ]
+        assert row.pareto == (not better)
+
+
+@given(table=tables)
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_round_trip(tmp_path_factory, table, suffix):
+    path = tmp_path_factory.mktemp("table") / f"table{suffix}"
+    table = QueryTable(table.rows, {"model": 'a "b", c', "list": [1, 2.5, None]})
+    assert QueryTable.load(table.save(path)) == table
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+SMALL = QueryTable(
+    tuple(Row(width=w, resolution=32, accuracy=w, macs=int(100 * w), params=int(10 * w) + 1) for w in (0.25, 0.5, 1.0))
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_macs": 20}, r"within macs <= 20: the cheapest is 0.25-32 with macs = 25; raise the limit"),
+        ({"max_macs": 20, "max_params": 1}, r"0.25-32 with macs = 25; 0.25-32 with params = 3"),
+        ({"min_accuracy": 1.5}, r"reaches an accuracy of 1.5: the best is 1-32 with 1; lower min_accuracy$"),
+        ({"min_accuracy": 0.9, "max_macs": 60}, r"with macs <= 60 reaches .* best is 0.5-32 with 0.5; .* or raise"),
+    ],
+)
+def test_nothing_within_budget(limits, message):
+    with pytest.raises(BudgetError, match=message):
+        SMALL.pick(**limits)
+
+
+def test_other_bad_budgets():
+    with pytest.raises(LeanconvError, match="measured without latencies"):
+        SMALL.pick(max_latency_ms=3)
+    with pytest.raises(LeanconvError, match="limit of macs must be a number"):
+        SMALL.pick(max_macs="60")
+    with pytest.raises(LeanconvError, match="limit of macs must be a number"):
+        SMALL.pick(max_macs=float("nan"))
+    with pytest.raises(BudgetError, match="no rows"):
+        QueryTable(()).pick()
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UnknownName, match=r"a .json or a .csv file, got the suffix '.txt'"):
+        SMALL.save(tmp_path / "table.txt")
+    with pytest.raises(DataError, match="no query table there"):
+        QueryTable.load(tmp_path / "gone.json")
+    for name, text in (("a.json", "{"), ("b.json", "{}"), ("c.csv", "x,y\n1,2\n"), ("d.csv", "# {\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match="is not a query table, or is damaged"):
+            QueryTable.load(tmp_path / name)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LeanconvError, match="cannot be written"):
+        SMALL.save(tmp_path / "file" / "table.json")
+
+
+def test_csv_is_readable_by_others(tmp_path):
+    lines = SMALL.save(tmp_path / "t.csv").read_text().splitlines()
+    assert lines[0].startswith("# {")
+    found = list(csv.DictReader(lines[1:]))
+    assert [row["macs"] for row in found] == ["25", "50", "100"]
+    (tmp_path / "t.csv").write_text("\n".join(lines[1:]) + "\n")
+    assert QueryTable.load(tmp_path / "t.csv").rows == SMALL.rows
+
+
+@pytest.fixture(scope="module")
+def measured():
+    torch.manual_seed(0)
+    _, net = elastic("residual")
+    remember(net, Story(model="residual"))
+    loader = [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(3)]
+    calibrate(net, loader, CONFIGS)
+    return net, loader, QueryTable.measure(net, loader, rounds=3)
+
+
+def test_measured_rows(measured):
+    net, loader, table = measured
+    assert [row.config for row in table.rows] == CONFIGS
+    for row in table.rows:
+        static = net.extract(row.width, row.resolution).eval()
+        with torch.no_grad():
+            right = sum((static(resized(x, row.resolution)).argmax(1) == y).sum().item() for x, y in loader)
+        assert row.accuracy == right / 48
+        assert row.params == sum(p.numel() for p in static.parameters())
+        with FlopCounterMode(display=False) as flops:
+            static(torch.zeros(1, 3, row.resolution, row.resolution))
+        assert row.macs == flops.get_total_flops() / 2
+        assert 0 < row.latency_low_ms <= row.latency_ms <= row.latency_high_ms
+
+
+def test_measured_about(measured, tmp_path):
+    _, _, table = measured
+    assert table.about["images"] == 48
+    assert table.about["story"]["model"] == "residual"
+    assert table.about["resolutions"] == [16, 12]
+    assert set(table.about["machine"]) >= {"cpu", "torch", "device"}
+    assert table.about["latency"]["threads"] == 1
+    assert QueryTable.load(table.save(tmp_path / "t.json")) == table
+
+
+def test_measure_without_latency(measured):
+    net, loader, _ = measured
+    table = QueryTable.measure(net, loader, configs=[(0.5, 16)], latency=False)
+    assert len(table.rows) == 1
+    assert table.rows[0].latency_ms is None
+    assert "latency" not in table.about
+
+
+def test_measure_refuses(measured):
+    net, loader, _ = measured
+    with pytest.raises(NotCalibrated, match=r"configuration 0\.75-16"):
+        QueryTable.measure(net, loader, configs=[(0.75, 16)])
+    with pytest.raises(NotCalibrated, match="no configuration of this network is calibrated"):
+        QueryTable.measure(elastic("residual")[1], loader)
+    with pytest.raises(DataError, match="yields no images"):
+        QueryTable.measure(net, [])
+    with pytest.raises(DataError, match="needs labels"):
+        QueryTable.measure(net, [torch.zeros(2, 3, 16, 16)])
+
+
+def test_networks_without_norms_are_measured_on_the_grid():
+    net = make_elastic(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 4)),
+        (0.5, 1.0),
+        (8,),
+    )
+    table = QueryTable.measure(net, [(torch.randn(4, 3, 8, 8), torch.zeros(4))], latency=False)
+    assert [row.config for row in table.rows] == list(net.configurations())
