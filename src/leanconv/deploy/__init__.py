@@ -1,0 +1,24 @@
+"""From a model to something that runs elsewhere: folded, exported, checked against torch, timed on every backend."""
+
+from __future__ import annotations
+
+from leanconv.deploy.bench import BACKENDS, BenchRow, bench
+from leanconv.deploy.export import ExportReport, export
+from leanconv.deploy.fold import Folded, Kept, fold
+from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
+
+__all__ = [
+    "BACKENDS",
+    "BenchRow",
+    "Difference",
+    "ExportReport",
+    "Folded",
+    "Kept",
+    "Runner",
+    "bench",
+    "compare",
+    "export",
+    "fold",
+    "onnxruntime_runner",
+    "openvino_runner",
+]

@@ -1,0 +1,212 @@
+"""What models take on this machine's CPU, on every backend that is here: equal MACs are not equal time.
+
+All pairs of a model and a backend are measured in one run, interleaved, so that a machine that slows down in the middle
+slows all of them down; every backend is first shown to compute what the model computes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.cost import measure
+from leanconv.cost.latency import Latency, compare_latency
+from leanconv.deploy.export import quiet, refuse_elastic, to_onnx
+from leanconv.deploy.fold import eval_copy
+from leanconv.deploy.verify import (
+    Difference,
+    Runner,
+    compare,
+    forward,
+    input_size,
+    one_line,
+    onnxruntime_runner,
+    openvino_runner,
+    random_input,
+)
+from leanconv.errors import LeanconvError, unknown
+
+__all__ = ["BACKENDS", "BenchRow", "bench"]
+
+Build = Callable[[nn.Module, Path, tuple[int, ...], int, int], Runner]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One model on one backend. Latencies are milliseconds per call of `batch` inputs, `macs` multiply-adds per input.
+
+    `low_ms` and `high_ms` bound the middle 80 % of the rounds; `ratio` is the median over the rounds of the latency
+    divided by the first row's. A backend that could not be measured has None there and the reason in `problem`.
+    `max_abs_difference` is that of the outputs from the model's own in torch.
+    """
+
+    model: str
+    backend: str
+    size: tuple[int, ...]
+    batch: int
+    threads: int
+    macs: int
+    params: int
+    median_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    rounds: int = 0
+    max_abs_difference: float | None = None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return {**asdict(self), "size": list(self.size)}
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    size: Sequence[int],
+    *,
+    backends: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino"),
+    batch: int = 1,
+    threads: int = 1,
+    rounds: int = 50,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> list[BenchRow]:
+    """Measure every model on every backend, in eval mode on the CPU with `threads` threads; one row for each pair.
+
+    `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis. The models stay untouched. Outputs that
+    are further from torch's than `tolerance` times the largest of them (at least 1) disqualify a backend. BatchNorms
+    are not folded: to see what that gives, pass `fold(model, size).model` as one more model.
+
+    Raises:
+        UnknownName: for a backend that is not in `BACKENDS`.
+        LeanconvError: if there is nothing to measure, or a model does not run on `size`.
+
+    >>> [row.backend for row in bench({"net": nn.Conv1d(2, 4, 3)}, (2, 16), backends=["eager"])]
+    ['eager']
+    """
+    size = input_size(size)
+    for name in backends:
+        if name not in BACKENDS:
+            raise unknown("backend", name, BACKENDS)
+    if not models or not backends or min(batch, threads, rounds) < 1:
+        raise LeanconvError(
+            "bench needs at least one model, one backend, and batch, threads and rounds of at least 1, got "
+            f"{len(models)} models, {len(backends)} backends, batch={batch}, threads={threads}, rounds={rounds}"
+        )
+    rows: list[BenchRow] = []
+    candidates: dict[str, Callable[[], object]] = {}
+    with _threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
+        for number, (label, model) in enumerate(models.items()):
+            refuse_elastic(model, "bench")
+            subject = eval_copy(model)
+            x = random_input(subject, size, batch, seed)
+            forward(subject, x)
+            cost = measure(subject, size)
+            for name in dict.fromkeys(backends):
+                runner: Runner | None = None
+                difference: Difference | None = None
+                problem = None
+                try:
+                    runner = BACKENDS[name](subject, Path(folder) / f"{number}.onnx", size, batch, threads)
+                    difference = compare(subject, runner, size, batches=(batch,), seed=seed + 1)
+                except Exception as error:  # each backend has its own; a table without it would hide it
+                    problem = one_line(error)
+                if difference is not None and difference.max_abs > tolerance * max(1.0, difference.max_output):
+                    problem = f"outputs differ from torch's by up to {difference.max_abs:.1e}"
+                if runner is not None and problem is None:
+                    candidates[f"{len(rows)}"] = _call(runner, x)
+                rows.append(
+                    BenchRow(
+                        model=label,
+                        backend=name,
+                        size=size,
+                        batch=batch,
+                        threads=threads,
+                        macs=cost.macs,
+                        params=cost.params,
+                        max_abs_difference=None if difference is None else difference.max_abs,
+                        problem=problem,
+                    )
+                )
+        if not candidates:
+            return rows
+        latencies = compare_latency(candidates, rounds=rounds, threads=threads)
+    for index, latency in latencies.items():
+        rows[int(index)] = _timed(rows[int(index)], latency)
+    return rows
+
+
+def _timed(row: BenchRow, latency: Latency) -> BenchRow:
+    return replace(
+        row,
+        median_ms=latency.median_ms,
+        low_ms=latency.low_ms,
+        high_ms=latency.high_ms,
+        ratio=latency.ratio,
+        ratio_low=latency.ratio_low,
+        ratio_high=latency.ratio_high,
+        rounds=latency.rounds,
+    )
+
+
+def _call(runner: Runner, x: Tensor) -> Callable[[], object]:
+    return lambda: runner(x)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's number of threads for a while; compiled code takes it over when it is made."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _eager(model: Callable[[Tensor], object]) -> Runner:
+    def run(x: Tensor) -> object:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def _compiled(model: nn.Module, x: Tensor) -> Runner:
+    import torch._dynamo.config as dynamo
+
+    runner = _eager(torch.compile(model, dynamic=False))
+    # Models of one class share one budget of compilations, and torch goes back to eager without a word when it is
+    # used up: raise instead, and allow for many models.
+    with quiet(), dynamo.patch(fail_on_recompile_limit_hit=True, recompile_limit=256):
+        runner(x)
+    return runner
+
+
+def _exported(model: nn.Module, path: Path, size: tuple[int, ...], batch: int) -> Path:
+    """The ONNX file for backends that read one, made once per model."""
+    if not path.exists():
+        to_onnx(model, path, size=size, batch=batch)
+    return path
+
+
+BACKENDS: dict[str, Build] = {
+    "eager": lambda model, path, size, batch, threads: _eager(model),
+    "compile": lambda model, path, size, batch, threads: _compiled(model, random_input(model, size, batch, 0)),
+    "onnxruntime": lambda model, path, size, batch, threads: onnxruntime_runner(
+        _exported(model, path, size, batch), threads=threads
+    ),
+    "openvino": lambda model, path, size, batch, threads: openvino_runner(
+        _exported(model, path, size, batch), threads=threads
+    ),
+}
+"""What `bench` can run a model on: each makes a runner from (model, ONNX file to make, size, batch, threads)."""

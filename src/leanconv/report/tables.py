@@ -1,0 +1,344 @@
+"""What leanconv has to say, as tables: costs, rewrites, query tables, measurements, exports.
+
+Each function turns plain results into a `Sheet`; `print_table` prints it. A note says what MACs are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from leanconv.errors import LeanconvError
+from leanconv.report.sheet import Column, Sheet
+from leanconv.report.units import NONE, binary, decimals, fixed, percent, ratio, scientific, si
+
+if TYPE_CHECKING:
+    from leanconv.cost import Cost
+    from leanconv.cost.latency import Latency
+    from leanconv.deploy import BenchRow, ExportReport
+    from leanconv.elastic.table import Row
+
+__all__ = [
+    "bench_table",
+    "changes_table",
+    "comparison_table",
+    "cost_table",
+    "export_table",
+    "modules_table",
+    "query_table",
+    "skipped_table",
+]
+
+MACS_NOTE = "MACs: multiply-adds of convolutions and linear layers, for one input."
+
+
+class ChangedLayer(Protocol):
+    """One replaced layer, as a rewrite tells it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def before(self) -> str: ...
+    @property
+    def after(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def error(self) -> float | None: ...
+    @property
+    def params_before(self) -> int: ...
+    @property
+    def params_after(self) -> int: ...
+
+
+class SkippedLayer(Protocol):
+    """One layer that was left alone."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+def cost_table(name: str, cost: Cost) -> Sheet:
+    """All figures of one network, rounded and exact."""
+    rows = [
+        ("parameters", si(cost.params), f"{cost.params:,}"),
+        ("conv and linear weights", si(cost.conv_params), f"{cost.conv_params:,}"),
+        ("MACs", si(cost.macs), f"{cost.macs:,}"),
+        ("channel interactions", si(cost.interactions), f"{cost.interactions:,}"),
+        ("activations, all [bytes]", binary(cost.activation_bytes), f"{cost.activation_bytes:,}"),
+        ("activations, peak [bytes]", binary(cost.peak_activation_bytes), f"{cost.peak_activation_bytes:,}"),
+        ("receptive field [pixels]", _field(cost.receptive_field), ""),
+    ]
+    return Sheet(
+        title=f"{name}, input {_size(cost.size)}",
+        columns=(Column("cost", "left"), Column("rounded"), Column("exact")),
+        rows=tuple(rows),
+        notes=(
+            MACS_NOTE,
+            *((f"receptive field: {cost.receptive_field_note}.",) if cost.receptive_field_note else ()),
+            *_not_counted({name: cost}),
+        ),
+    )
+
+
+def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> Sheet:
+    """Where the MACs and parameters of one network are: in its leaves, or in the `limit` most expensive of them."""
+    modules = cost.by_module()
+    leaves = {
+        module: share
+        for module, share in modules.items()
+        if module and (share.macs or share.params) and not any(other.startswith(f"{module}.") for other in modules)
+    }
+    leaves = leaves or {"(all)": modules[""]}  # a network that is a single layer
+    shown = sorted(leaves.items(), key=lambda item: -item[1].macs)[:limit] if limit else list(leaves.items())
+    hidden = len(leaves) - len(shown)
+    return Sheet(
+        title=f"{name}, input {_size(cost.size)}, by module",
+        columns=(
+            Column("module", "left", cut=1),
+            Column("MACs"),
+            Column("MACs [%]"),
+            Column("params"),
+            Column("params [%]"),
+        ),
+        rows=tuple(
+            (
+                module,
+                si(share.macs),
+                percent(share.macs / cost.macs if cost.macs else None, 1),
+                si(share.params),
+                percent(share.params / cost.params if cost.params else None, 1),
+            )
+            for module, share in shown
+        ),
+        notes=(MACS_NOTE, *((f"{hidden} cheaper modules are not shown.",) if hidden else ())),
+    )
+
+
+def comparison_table(
+    costs: Mapping[str, Cost], *, latencies: Mapping[str, Latency] | None = None, title: str = ""
+) -> Sheet:
+    """Networks side by side, one row each, with ratios to the first; measured latency beside the MACs where given.
+
+    Raises `LeanconvError` without a single network.
+    """
+    if not costs:
+        raise LeanconvError("a comparison needs at least one network")
+    first = next(iter(costs.values()))
+    columns = [
+        Column("model", "left", cut=1),
+        Column("params"),
+        Column("x"),
+        Column("MACs"),
+        Column("x"),
+        Column("peak act."),
+        Column("recept."),
+    ]
+    rows = []
+    digits = decimals(latency.median_ms for latency in latencies.values()) if latencies else 0
+    for name, cost in costs.items():
+        row = [
+            name,
+            si(cost.params),
+            ratio(cost.params, first.params),
+            si(cost.macs),
+            ratio(cost.macs, first.macs),
+            binary(cost.peak_activation_bytes),
+            _field(cost.receptive_field),
+        ]
+        if latencies is not None:
+            latency = latencies.get(name)
+            row += [fixed(latency.median_ms, digits), ratio(latency.ratio)] if latency else [NONE, NONE]
+        rows.append(tuple(row))
+    notes = [
+        f"{MACS_NOTE} Input {_size(first.size)}; x: relative to {next(iter(costs))}.",
+        "peak act.: the most bytes of activations alive at once; recept.: receptive field in pixels.",
+    ]
+    if latencies is not None:
+        columns += [Column("ms"), Column("x")]
+        notes.append("ms: median latency of one run on this machine, all measured interleaved.")
+    return Sheet(title=title, columns=tuple(columns), rows=tuple(rows), notes=(*notes, *_not_counted(costs)))
+
+
+def changes_table(changes: Iterable[ChangedLayer], skipped: Iterable[SkippedLayer] = (), *, title: str = "") -> Sheet:
+    """Every replaced layer with the fate of its weights; the layers left alone are counted by reason below."""
+    changes = list(changes)
+    rows = [
+        (
+            change.name,
+            change.before,
+            change.after,
+            change.weights if change.error is None or change.weights != "projected" else f"err {change.error:.2f}",
+            si(change.params_before),
+            si(change.params_after),
+            ratio(change.params_after, change.params_before),
+        )
+        for change in changes
+    ]
+    if len(changes) > 1:
+        before, after = (sum(getattr(c, f"params_{when}") for c in changes) for when in ("before", "after"))
+        rows.append((f"all {len(changes)}", "", "", "", si(before), si(after), ratio(after, before)))
+    reasons = Counter(skip.reason for skip in skipped)
+    return Sheet(
+        title=title,
+        columns=(
+            Column("layer", "left", cut=1),
+            Column("before", "left", cut=2),
+            Column("after", "left", cut=2),
+            Column("weights", "left"),
+            Column("params"),
+            Column("now"),
+            Column("x"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "weights: exact, fresh, or the nearest the new layer can express, with the relative error of the kernel.",
+            *(f"left alone: {count} x {reason}" for reason, count in reasons.most_common()),
+        ),
+    )
+
+
+def skipped_table(skipped: Iterable[SkippedLayer], *, title: str = "layers left alone") -> Sheet:
+    """The layers that a rewrite selected and left alone, each with its reason."""
+    return Sheet(
+        title=title,
+        columns=(Column("layer", "left", cut=1), Column("reason", "left", cut=1)),
+        rows=tuple((skip.name, skip.reason) for skip in skipped),
+    )
+
+
+def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
+    """The configurations of an elastic network; those that no other beats are marked and stand out."""
+    timed = any(row.latency_ms is not None for row in rows)
+    digits = decimals(row.latency_ms for row in rows)
+    cells = [
+        (
+            f"{row.width:.3g}",
+            str(row.resolution),
+            percent(row.accuracy),
+            si(row.macs),
+            si(row.params),
+            *((fixed(row.latency_ms, digits), _spread(row.latency_low_ms, row.latency_high_ms, digits)) * timed),
+            "*" if row.pareto else "",
+        )
+        for row in rows
+    ]
+    return Sheet(
+        title=title,
+        columns=(
+            Column("width"),
+            Column("resolution"),
+            Column("accuracy [%]"),
+            Column("MACs"),
+            Column("params"),
+            *((Column("ms"), Column("low-high")) * timed),
+            Column("best"),
+        ),
+        rows=tuple(cells),
+        notes=(
+            MACS_NOTE,
+            *(("ms: median latency of one run on this machine; low-high: the middle 80 % of the rounds.",) * timed),
+            "*: no other configuration is as accurate with fewer MACs.",
+        ),
+        strong=frozenset(index for index, row in enumerate(rows) if row.pareto),
+    )
+
+
+def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> Sheet:
+    """Latencies of models on backends; what could not be measured stays in the table, with the reason below."""
+    if title is None and rows:
+        plural = "s" if rows[0].threads > 1 else ""
+        title = f"input {rows[0].batch} x {_size(rows[0].size)}, CPU, {rows[0].threads} thread{plural}"
+    digits = decimals(row.median_ms for row in rows)
+    measured = [row for row in rows if row.problem is None]
+    notes = [MACS_NOTE]
+    if measured:
+        notes.append(
+            f"ms: median of {measured[0].rounds} interleaved rounds; low-high: their middle 80 %; "
+            f"x: relative to {measured[0].model} on {measured[0].backend}."
+        )
+        notes.append("differs: largest absolute difference of the outputs from torch's.")
+    return Sheet(
+        title=title or "",
+        columns=(
+            Column("model", "left", cut=1),
+            Column("backend", "left"),
+            Column("params"),
+            Column("MACs"),
+            Column("ms"),
+            Column("low-high"),
+            Column("x"),
+            Column("differs"),
+        ),
+        rows=tuple(
+            (
+                row.model,
+                row.backend,
+                si(row.params),
+                si(row.macs),
+                fixed(row.median_ms, digits) if row.problem is None else "failed",
+                _spread(row.low_ms, row.high_ms, digits),
+                ratio(row.ratio),
+                scientific(row.max_abs_difference),
+            )
+            for row in rows
+        ),
+        notes=(*notes, *(f"{row.model} on {row.backend}: {row.problem}" for row in rows if row.problem is not None)),
+    )
+
+
+def export_table(reports: Sequence[ExportReport], *, title: str = "exported and verified") -> Sheet:
+    """Exported files with their size and how far their outputs are from torch's."""
+    return Sheet(
+        title=title,
+        columns=(
+            Column("file", "left"),
+            Column("size"),
+            Column("opset"),
+            Column("differs"),
+            Column("samples"),
+            Column("time [s]"),
+        ),
+        rows=tuple(
+            (
+                str(report.path),
+                binary(report.bytes),
+                str(report.opset),
+                scientific(report.max_abs_difference),
+                str(report.samples),
+                f"{report.seconds:.1f}",
+            )
+            for report in reports
+        ),
+        notes=tuple(
+            f"differs: largest absolute difference of the outputs from torch's, on {backend}."
+            for backend in dict.fromkeys(report.backend for report in reports)
+        ),
+    )
+
+
+def _size(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _field(field: Sequence[int] | None) -> str:
+    return NONE if field is None else _size(field)
+
+
+def _spread(low: float | None, high: float | None, digits: int) -> str:
+    return NONE if low is None or high is None else f"{low:.{digits}f}-{high:.{digits}f}"
+
+
+def _not_counted(costs: Mapping[str, Cost]) -> tuple[str, ...]:
+    """One note on the operations outside the count, so that nobody takes the figures for all there is."""
+    total: Counter[str] = Counter()
+    for cost in costs.values():
+        total.update(cost.not_counted)
+    if not total:
+        return ()
+    common = ", ".join(f"{name} ({count})" for name, count in total.most_common(4))
+    more = f" and {len(total) - 4} more" if len(total) > 4 else ""
+    return (f"not counted: {common}{more}.",)
