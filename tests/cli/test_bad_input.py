@@ -147,7 +147,7 @@ def test_corrupt_image_is_named_and_training_goes_on(tmp_path: Path, capsys: pyt
               "--out", str(tmp_path / "run")])  # fmt: skip
     told = capsys.readouterr()
     assert caught.value.code == 0, told.err
-    assert "1 images could not be read" in told.out
+    assert "1 image could not be read" in told.out
     problems = [path for path in (tmp_path / "run").iterdir() if "problem" in path.name]
     assert "3.png" in problems[0].read_text()
     assert (tmp_path / "run" / "model" / "weights.safetensors").exists()

@@ -51,8 +51,6 @@ def run(
         f"test accuracy {percent(fitted.accuracy, 2)} % (best {percent(fitted.best_accuracy, 2)} % in epoch "
         f"{fitted.best_epoch}), {fitted.seconds:.0f} s"
     )
-    if fitted.problems:
-        typer.echo(f"{len(fitted.problems)} images could not be read and were left out: {folder / 'problems.csv'}")
     if result.table is not None:
         print_table(query_table(result.table.rows, title=f"query table, {folder / 'table.json'}"))
     typer.echo(f"saved: {result.model_folder}; next: leanconv eval {folder}")

@@ -1,0 +1,105 @@
+"""`folder:PATH`: images in one folder per class, already split (`train/` and `val/`) or not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from leanconv.data.splits import ImageSet, check_labels, split_by_class
+from leanconv.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["folder"]
+
+_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_TEST_NAMES = ("val", "validation", "test")
+
+
+@dataclass(frozen=True)
+class _Files:
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        return Image.open(self.root / self.paths[index])
+
+
+def folder(path: str) -> ImageSet:
+    """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `validation`, `test`), or split `PATH/<class>/*`.
+
+    Classes are the folder names in alphabetical order; files below a class folder are found at any depth. Without a
+    `train` folder a fixed fifth of every class is held out, chosen by a hash of the file names.
+    Raises `DataError` for a missing folder, an empty class, and a test class that training does not have.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        came = "a file" if root.exists() else "nothing"
+        raise DataError(f"folder:{path}: expected a folder with one folder of images per class, found {came} there")
+    if (root / "train").is_dir():
+        names = _classes(root / "train")
+        train = _files(root / "train", names)
+        test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
+        if test_root is None:
+            raise DataError(
+                f"folder:{path}: found train/ but none of {', '.join(_TEST_NAMES)} beside it, and"
+                " accuracy must be measured on other images; add one, or name the train folder itself to have it split"
+            )
+        foreign = sorted(set(_classes(test_root)) - set(names))
+        if foreign:
+            raise DataError(
+                f"{test_root}: class {foreign[0]!r} is not a class of {root / 'train'} (expected among {len(names)}:"
+                f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
+            )
+        test = _files(test_root, [name for name in names if (test_root / name).is_dir()], names)
+        return ImageSet(train=train, test=test, class_names=tuple(names))
+    names = _classes(root)
+    whole = _files(root, names)
+    halves = split_by_class(whole, [Path(item).as_posix() for item in whole.paths])
+    return ImageSet(train=halves[0], test=halves[1], class_names=tuple(names))
+
+
+def _classes(root: Path) -> list[str]:
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: expected one folder per class and at least two of them, found {len(names)}"
+            f"{': ' + names[0] if names else ''}"
+        )
+    return names
+
+
+def _files(root: Path, present: list[str], names: list[str] | None = None) -> _Files:
+    """The images of the classes `present`, labelled by their place in `names`; none of them may be empty."""
+    names = present if names is None else names
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in present:
+        found = sorted(
+            os.path.relpath(os.path.join(folder, file), root)
+            for folder, _, files in os.walk(root / name, followlinks=True)
+            for file in files
+            if os.path.splitext(file)[1].lower() in _SUFFIXES and not file.startswith(".")
+        )
+        if not found:
+            raise DataError(
+                f"{root / name}: empty class, no file with an image's suffix"
+                f" ({', '.join(sorted(_SUFFIXES))}); add images or remove the folder"
+            )
+        paths += found
+        labels += [names.index(name)] * len(found)
+    files = _Files(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    check_labels(str(root), files.labels, names, every_class=False)
+    return files

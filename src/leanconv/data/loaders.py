@@ -1,0 +1,154 @@
+"""Batches of one epoch, from memory or decoded on the way, in an order that is a pure function of the epoch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from leanconv.data.decode import Transform, decode
+from leanconv.data.seeds import generator, isolated
+from leanconv.data.splits import Problem, Split
+from leanconv.errors import DataError
+
+__all__ = ["Batch", "Loader", "Memory", "Source", "Stream", "epoch_order"]
+
+Batch = tuple[Tensor, Tensor]
+"""Images (n, 3, size, size) and labels (n,)."""
+
+
+class Source(Protocol):
+    """Where uint8 pixels come from; `epoch` is None for evaluation."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """An iterable of `len(loader)` batches (float images, int64 labels); iterating it again gives the same batches."""
+
+    source: Source
+    chunks: tuple[tuple[int, ...], ...]
+    epoch: int | None
+    finish: Callable[[int, Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (pixels, labels) in enumerate(self.source.fetch(self.chunks, self.epoch)):
+            yield self.finish(number, pixels), labels
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The numbers 0 .. count-1 as the given epoch visits them."""
+    order: list[int] = torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+    return order
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All pixels (n, 3, size, size), decoded once."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
+        for chunk in chunks:
+            indices = torch.tensor(chunk)
+            yield self.pixels[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images decoded when a batch needs them, in `workers` processes, no more than there are cores.
+
+    What cannot be read is added to `problems`.
+
+    In training an unreadable image is replaced by the next readable one, so that every process of a distributed run
+    makes the same number of equal steps; in evaluation it is left out.
+    """
+
+    split: Split
+    training: Transform
+    evaluation: Transform
+    seed: int
+    workers: int
+    problems: dict[str, Problem] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
+        loader: Any = DataLoader(
+            _Items(self, self.split.labels, epoch),
+            batch_sampler=[list(chunk) for chunk in chunks],
+            num_workers=min(self.workers, os.cpu_count() or 1),
+            collate_fn=_gather,
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # the loader draws a base seed that nothing here uses; not from the global one
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forking a process with threads; the workers decode images and use none of ours.
+            warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks")
+            batches = iter(loader)
+        for pixels, labels, problems in batches:
+            self.problems.update((problem.name, problem) for problem in problems)
+            if pixels is None:
+                last = problems[-1]
+                raise DataError(f"no image of a whole batch could be read, for example {last.name}: {last.reason}")
+            yield pixels, labels
+
+
+_TRIES = 16
+
+
+_Item = tuple[Tensor | None, int, list[Problem]]
+
+
+class _Items(Dataset[_Item]):
+    """The map-style data set that worker processes run."""
+
+    def __init__(self, stream: Stream, labels: Tensor, epoch: int | None) -> None:
+        self.stream, self.labels, self.epoch = stream, labels, epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> _Item:
+        stream = self.stream
+        problems: list[Problem] = []
+        tries = 1 if self.epoch is None else _TRIES
+        for candidate in itertools.islice(itertools.cycle(range(len(self.labels))), index, index + tries):
+            if self.epoch is None:
+                pixels = decode(stream.split, candidate, stream.evaluation)
+            else:
+                with isolated(stream.seed, "image", self.epoch, index):
+                    pixels = decode(stream.split, candidate, stream.training)
+            if isinstance(pixels, Tensor):
+                return pixels, int(self.labels[candidate]), problems
+            problems.append(pixels)
+        return None, -1, problems
+
+
+def _gather(items: list[_Item]) -> tuple[Tensor | None, Tensor, list[Problem]]:
+    pixels = [item[0] for item in items if item[0] is not None]
+    labels = [item[1] for item in items if item[0] is not None]
+    problems = [problem for item in items for problem in item[2]]
+    return torch.stack(pixels) if pixels else None, torch.tensor(labels, dtype=torch.int64), problems
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

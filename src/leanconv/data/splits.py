@@ -1,0 +1,110 @@
+"""What every reader gives: a training and a test half, each a list of labelled images that can be read by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from leanconv.data.seeds import mix
+from leanconv.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ImageSet", "Problem", "Split", "Subset", "check_labels", "split_by_class"]
+
+
+class Problem(NamedTuple):
+    """One image that could not be read, and why; it takes no part in training or evaluation."""
+
+    name: str
+    reason: str
+
+
+class Split(Protocol):
+    """Images by number. `labels` is an int64 tensor (n,); `read` returns an image of any mode and size, or raises."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of `whole` at `indices`, in that order."""
+
+    whole: Split
+    indices: tuple[int, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[list(self.indices)]
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(self.indices[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """A training and a test split over the same classes; labels index `class_names`."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+
+def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) -> tuple[Subset, Subset]:
+    """Train and test subsets in which every class keeps its share, chosen by a hash of each image's key.
+
+    No generator is involved, so the halves are the same on every machine and under every version of every library.
+    `fraction` is the test share, rounded per class; a class gives at least one image to each half, so it needs two
+    (`DataError` otherwise).
+    """
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(split.labels.tolist()):
+        by_class.setdefault(label, []).append(index)
+    train: list[int] = []
+    test: list[int] = []
+    for label, members in sorted(by_class.items()):
+        if len(members) < 2:
+            raise DataError(
+                f"class {label} has one image only ({split.name(members[0])}): a set that is not yet split needs two or"
+                " more per class, one of them for the test half; add images or make train/ and val/ folders"
+            )
+        ranked = sorted(members, key=lambda index: (mix(keys[index]), keys[index]))
+        held_out = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        test += ranked[:held_out]
+        train += ranked[held_out:]
+    return Subset(split, tuple(sorted(train))), Subset(split, tuple(sorted(test)))
+
+
+def check_labels(where: str, labels: Tensor, class_names: Sequence[str], *, every_class: bool) -> None:
+    """Raise `DataError` unless labels are numbers of classes and, with `every_class`, no class is without an image."""
+    if len(labels) == 0:
+        raise DataError(f"{where}: no images at all, expected at least one")
+    count = len(class_names)
+    wrong = torch.nonzero((labels < 0) | (labels >= count)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"{where}: row {first} has label {int(labels[first])}, expected 0 to {count - 1} ({count} classes);"
+            f" {len(wrong)} of {len(labels)} labels are out of range"
+        )
+    present = Counter(labels.tolist())
+    empty = [name for label, name in enumerate(class_names) if not present[label]]
+    if every_class and empty:
+        raise DataError(
+            f"{where}: empty class {empty[0]!r} ({len(empty)} of {count} classes have no image): a network cannot"
+            " learn a class it never sees; add images or remove the class"
+        )

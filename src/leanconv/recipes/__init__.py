@@ -1,0 +1,68 @@
+"""Recipes: one function per row of a paper's table (and the demo), each returning frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from leanconv.errors import unknown
+from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
+from leanconv.recipes.demo import demo, digits_resnet20
+from leanconv.recipes.mutual import elastic_mobilenet_imagenet, elastic_resnet20_cifar10
+from leanconv.recipes.octave import oct_resnet20_cifar10, oct_resnet50_imagenet, oct_resnet152_imagenet
+from leanconv.recipes.osep import cifar10_resnet
+from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
+from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe
+
+__all__ = [
+    "RECIPES",
+    "DataSettings",
+    "ElasticSettings",
+    "Recipe",
+    "RunResult",
+    "build_model",
+    "change",
+    "get_recipe",
+    "list_recipes",
+    "open_data",
+    "read_recipe",
+    "run_recipe",
+    "to_data",
+    "to_yaml",
+]
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "digits_resnet20": digits_resnet20,
+    **{
+        f"{prefix}resnet{depth}_cifar10": partial(cifar10_resnet, prefix, depth)
+        for prefix in ("", "o_", "d_")
+        for depth in (20, 32, 56, 110)
+    },
+    "oct_resnet20_cifar10": oct_resnet20_cifar10,
+    "oct_resnet50_imagenet": oct_resnet50_imagenet,
+    "oct_resnet50_imagenet_smooth": partial(oct_resnet50_imagenet, label_smoothing=0.1),
+    "oct_resnet152_deep_imagenet": oct_resnet152_imagenet,
+    "oct_se_resnet152_deep_imagenet": partial(oct_resnet152_imagenet, se=True),
+    "elastic_resnet20_cifar10": elastic_resnet20_cifar10,
+    "elastic_mobilenet_v1_imagenet": partial(elastic_mobilenet_imagenet, 1),
+    "elastic_mobilenet_v2_imagenet": partial(elastic_mobilenet_imagenet, 2),
+}
+"""Name -> the function that makes the recipe."""
+
+
+def list_recipes() -> dict[str, str]:
+    """Every recipe's name and, in a sentence, what it is."""
+    return {name: make().note for name, make in RECIPES.items()}
+
+
+def get_recipe(name: str, *, tiny: bool = False, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe called `name`, cut down to two steps if `tiny`, then changed by `overrides` (see `change`).
+
+    >>> get_recipe("demo", overrides=["epochs=3", "optim.lr=0.2"]).optim.lr
+    0.2
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    recipe = RECIPES[name]()
+    return change(recipe.tiny() if tiny else recipe, overrides)

@@ -1,0 +1,136 @@
+"""A recipe: everything that makes a run, as frozen data that can be written down, changed and read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from leanconv.errors import LeanconvError
+from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
+
+__all__ = ["DataSettings", "ElasticSettings", "Recipe"]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The arguments of `leanconv.data.open_images`: which images, how large, how augmented, in what batches."""
+
+    spec: str = "digits"
+    size: int = 32
+    augment: str = "none"
+    batch_size: int = 128
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class ElasticSettings:
+    """Mutual learning over `widths` (low, high) and `resolutions` (descending; the first is the data's size).
+
+    Every step trains the full network, the narrowest and `num_random` more. After training the network is calibrated,
+    and its query table measured, at every one of `table_widths` and `resolutions`, on `calibration_images` images.
+    Channel counts are multiples of `divisor`, as in `make_elastic`; networks with few channels want a smaller one.
+    """
+
+    widths: tuple[float, float] = (0.25, 1.0)
+    resolutions: tuple[int, ...] = (32, 28, 24, 20)
+    num_random: int = 2
+    divisor: int = 8
+    temperature: float = 1.0
+    table_widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    calibration_images: int = 2048
+
+    def __post_init__(self) -> None:
+        low, high = self.widths
+        if not 0 < low <= high:
+            raise LeanconvError(f"elastic.widths must be (low, high) with 0 < low <= high, got {list(self.widths)}")
+        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions), reverse=True):
+            raise LeanconvError(f"elastic.resolutions must descend, got {list(self.resolutions)}")
+        outside = [width for width in self.table_widths if not low <= width <= high]
+        if outside:
+            raise LeanconvError(f"elastic.table_widths: {outside[0]} is outside the trained range [{low}, {high}]")
+
+    @property
+    def configs(self) -> tuple[tuple[float, int], ...]:
+        """Every (width, resolution) of the query table, the largest first."""
+        widths = sorted(set(self.table_widths), reverse=True)
+        return tuple((width, resolution) for resolution in self.resolutions for width in widths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network, how it is rewritten and made elastic, the data, and how it is trained.
+
+    `model` and `model_args` are what `create_model` takes (the number of classes is the data's unless given; null
+    leaves it out); `rewrites` are steps such as "osep:overlap=1"; `note` says in a
+    sentence what it is. The rest is `FitSettings`, field by field.
+    """
+
+    name: str
+    model: str
+    note: str = ""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
+    elastic: ElasticSettings | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    label_smoothing: float = 0.0
+    epochs: int = 10
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    seed: int = 0
+    precision: str = "32-true"
+    ema: float | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    steps_per_epoch: int | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        self.fit_settings()
+        if not 0 <= self.label_smoothing < 1:
+            raise LeanconvError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.elastic is not None and self.elastic.resolutions[0] != self.data.size:
+            raise LeanconvError(
+                f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.size is {self.data.size}:"
+                " images are made at the largest resolution and only ever reduced, so set both to the same"
+            )
+        if self.elastic is not None and self.label_smoothing:
+            raise LeanconvError("label_smoothing is not part of mutual learning: set it to 0 or elastic to null")
+
+    def fit_settings(self) -> FitSettings:
+        """The part that `leanconv.train.fit` takes."""
+        return FitSettings(
+            epochs=self.epochs,
+            optim=self.optim,
+            schedule=self.schedule,
+            seed=self.seed,
+            precision=self.precision,
+            ema=self.ema,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            steps_per_epoch=self.steps_per_epoch,
+            accelerator=self.accelerator,
+            devices=self.devices,
+            nodes=self.nodes,
+        )
+
+    def tiny(self) -> Recipe:
+        """The same network, rewrites and rules for two steps on the embedded digits at 32x32, on the CPU."""
+        elastic = self.elastic
+        if elastic is not None:
+            low, high = elastic.widths
+            elastic = replace(elastic, resolutions=(32, 20), table_widths=(low, high), calibration_images=32)
+        augment = "shift" if self.data.augment != "none" else "none"
+        return replace(
+            self,
+            elastic=elastic,
+            data=DataSettings(spec="digits", size=32, augment=augment, batch_size=16),
+            epochs=1,
+            steps_per_epoch=2,
+            accumulate=1,
+            precision="32-true",
+            accelerator="cpu",
+            devices=1,
+            nodes=1,
+        )

@@ -1,0 +1,22 @@
+"""Training through Lightning: objectives, settings, `fit`. Lightning itself is imported when `fit` runs."""
+
+from __future__ import annotations
+
+from leanconv.train.evaluate import Evaluation, evaluate
+from leanconv.train.fit import fit, is_main_process
+from leanconv.train.objectives import Classify, Objective
+from leanconv.train.optim import OptimSettings, ScheduleSettings
+from leanconv.train.settings import FitResult, FitSettings
+
+__all__ = [
+    "Classify",
+    "Evaluation",
+    "FitResult",
+    "FitSettings",
+    "Objective",
+    "OptimSettings",
+    "ScheduleSettings",
+    "evaluate",
+    "fit",
+    "is_main_process",
+]

@@ -1,0 +1,150 @@
+"""What happens around an epoch: seeds before it; figures, files and a line on the terminal after it."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from leanconv.errors import LeanconvError
+from leanconv.train.runfolder import read_rows, write_problems, write_rows
+from leanconv.train.tasks import Data, Task
+
+__all__ = ["Progress", "Record", "Seeds"]
+
+
+class Seeds(pl.Callback):
+    """Seed every generator at the start of an epoch from (seed, epoch, process).
+
+    What an epoch draws (dropout, say) then does not depend on what ran before it in this process, so a resumed run
+    draws the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        sequence = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
+        number = int(sequence.generate_state(1, np.uint32)[0])
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+
+
+class Record(pl.Callback):
+    """One row per epoch to `metrics.csv` and TensorBoard, unreadable images to `problems.csv`.
+
+    The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
+    uninterrupted one leaves, times apart. A loss that is not a finite number ends the run here, before the checkpoint.
+    """
+
+    def __init__(self, out: Path, data: Data, task: Task) -> None:
+        self.task = task
+        self.out = out
+        self.data = data
+        self.row: dict[str, float] = {}
+        self._rate = 0.0
+        self._start = 0.0
+        self._training = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._start = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._training = time.perf_counter() - self._start
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        losses = self.task.train_row()
+        epoch = trainer.current_epoch + 1
+        if not math.isfinite(losses["train_loss"]):
+            raise LeanconvError(
+                f"epoch {epoch}: the training loss is {losses['train_loss']}, so the weights are lost: lower optim.lr"
+                f" (now {trainer.optimizers[0].param_groups[0]['lr']:g}), add schedule.warmup_epochs or set clip;"
+                " last.ckpt still holds the epoch before"
+            )
+        metrics = trainer.callback_metrics
+        self.row = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            "lr": self._rate,
+            **losses,
+            "val_loss": float(metrics["val_loss"]),
+            "val_accuracy": float(metrics["val_accuracy"]),
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "images_per_second": round(self.task.images / max(self._training, 1e-9), 1),
+        }
+        if not trainer.is_global_zero:
+            return
+        path = self.out / "metrics.csv"
+        write_rows(path, [*(row for row in read_rows(path) if row["epoch"] < epoch), self.row])
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
+        if self.data.problems:
+            write_problems(self.out, self.data.problems)
+
+
+class Progress(pl.Callback):
+    """A line per epoch; on a terminal also a bar for the epoch at hand. After `Record` in the list of callbacks."""
+
+    def __init__(self, record: Record, epochs: int) -> None:
+        self.record = record
+        self.epochs = epochs
+        self._bar: Any = None
+        self._task: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
+        self._bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            name = f"epoch {trainer.current_epoch + 1}/{self.epochs}"
+            self._task = self._bar.add_task(name, total=self.record.task.batches, note="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, number: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, note="testing")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        row = self.record.row
+        line = (
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  test accuracy"
+            f" {100 * row['val_accuracy']:.2f} %  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+        )
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.remove_task(self._task)
+            self._bar.console.print(line, highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

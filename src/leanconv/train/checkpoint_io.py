@@ -1,0 +1,64 @@
+"""Checkpoints that are whole or absent: written beside their place, flushed to disk, then renamed.
+
+Lightning's own writer goes through the system's temporary folder, which may be another disk: its final move is then a
+copy, and a process killed during the copy leaves half a file under the final name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from leanconv.errors import CheckpointError, LeanconvError
+
+__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's plugin for saving, loading and removing checkpoints on a local disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Replace `path` by `checkpoint` in one step; on failure the old file stays and no other is left behind."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:
+            # torch's writer turns a full disk into a RuntimeError.
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LeanconvError(f"{target}: the checkpoint cannot be written: {line}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint at `path`, never unpickling code."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file, if there is one."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load plain tensors and numbers to the CPU; `CheckpointError` for a missing, truncated or foreign file."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # zip, pickle and torch raise their own, unrelated types
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint (truncated or foreign): {line}") from error
+    return checkpoint

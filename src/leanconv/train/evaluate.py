@@ -1,0 +1,60 @@
+"""How often a network is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanconv.errors import DataError
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Shares from 0 to 1 over `images`; `top5` is None for five classes or fewer; `loss` is the cross-entropy."""
+
+    images: int
+    top1: float
+    top5: float | None
+    loss: float
+
+
+def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """The accuracy of `net` on batches of images (n, c, h, w) and labels (n,), in evaluation mode, on its own device.
+
+    Every module is left in the mode it was in. Raises `DataError` for a loader without images and for labels that the
+    network has no output for.
+    """
+    device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in net.modules()]
+    images = first = five = 0
+    loss, classes = 0.0, 0
+    net.eval()
+    try:
+        with torch.no_grad():
+            for inputs, targets in loader:
+                logits = net(inputs.to(device)).float()
+                targets = targets.to(device)
+                classes = logits.shape[1]
+                if int(targets.max()) >= classes:
+                    raise DataError(
+                        f"a label is {int(targets.max())}, but the network has {classes} outputs: it was made for other"
+                        " classes than these images have"
+                    )
+                right = logits.topk(min(5, classes), dim=1).indices == targets[:, None]
+                first += int(right[:, 0].sum())
+                five += int(right.sum())
+                loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
+                images += len(targets)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not images:
+        raise DataError("there are no images to evaluate on: the loader is empty")
+    top5 = five / images if classes > 5 else None
+    return Evaluation(images=images, top1=first / images, top5=top5, loss=loss / images)

@@ -1,0 +1,213 @@
+"""Train an objective on images in a run folder that can be continued after any interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from leanconv.errors import CheckpointError, LeanconvError, need
+from leanconv.train.runfolder import open_run, read_rows, write_problems
+from leanconv.train.settings import FitResult, FitSettings
+
+if TYPE_CHECKING:
+    from leanconv.train.tasks import Data
+
+__all__ = ["fit", "is_main_process"]
+
+_ONE = "1 image could not be read and was"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files, in a distributed run or alone."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def fit(
+    objective: nn.Module,
+    data: Data,
+    settings: FitSettings,
+    out: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Train `objective` (see `Objective`) in place on `data`, and leave a run folder at `out`.
+
+    `config` is what `config.yaml` should say (default: `settings`); a resumed run must be given the same one. With
+    `resume` the run continues after the last epoch that `out/last.ckpt` holds and ends, on a CPU and with as many
+    threads, with the very weights of a run that was never interrupted. At the end the objective holds the last weights
+    (the averaged ones with `ema`).
+    Raises `LeanconvError` for a folder that already holds a run, `CheckpointError` for one that cannot be resumed,
+    `MissingExtra` without Lightning.
+
+        fit(Classify(net), open_images("digits"), FitSettings(epochs=5), "runs/digits")
+    """
+    for package in ("lightning", "tensorboard"):
+        if find_spec(package) is None:
+            raise need(package, "train", "training")
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from leanconv.train.callbacks import Progress, Record
+    from leanconv.train.tasks import Feed, Task
+
+    out = Path(out)
+    start = time.perf_counter()
+    # What can be refused without a run folder is refused here, before there is one.
+    batches, _ = len(data.train_loader()), len(data.eval_loader())
+    objective.train()
+    task = Task(objective, settings, batches)
+    record = Record(out, data, task)
+    with _quiet():
+        trainer = _trainer(settings, out, record, Progress(record, settings.epochs) if progress else None)
+        if is_main_process():
+            checkpoint = open_run(out, asdict(settings) if config is None else config, resume=resume)
+        else:  # the first process prepares the folder for all
+            checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
+        if checkpoint is not None and _restore_finished(checkpoint, objective, settings):
+            return _result(out, data, start, progress)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(task, datamodule=Feed(data), ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            raise
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            # Lightning turns Ctrl-C into an exit of its own and ignores further ones.
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt from None
+    return _result(out, data, start, progress and trainer.is_global_zero)
+
+
+def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:
+    """Lightning's Trainer; `LeanconvError` for devices that this machine does not have."""
+    import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from leanconv.train.callbacks import Seeds
+    from leanconv.train.checkpoint_io import AtomicCheckpointIO
+
+    # The best first: a run killed between the two repeats the epoch and writes the same best again.
+    best = ModelCheckpoint(
+        out, "best", monitor="val_accuracy", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(out, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks = [Seeds(settings.seed), record, *([bar] if bar is not None else []), best, last]
+    if settings.ema is not None:
+        callbacks.insert(0, EMAWeightAveraging(decay=settings.ema))
+    local = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun, which then has started that many of us
+    try:
+        trainer = pl.Trainer(
+            accelerator=settings.accelerator,
+            devices=int(local) if local else settings.devices,
+            num_nodes=settings.nodes,
+            precision=cast(Any, settings.precision),
+            max_epochs=settings.epochs,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
+            limit_train_batches=settings.steps_per_epoch,
+            limit_val_batches=settings.steps_per_epoch,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(out, name="tensorboard", version=""),
+            plugins=[AtomicCheckpointIO()],
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            inference_mode=False,
+        )
+    except (MisconfigurationException, RuntimeError) as error:
+        raise LeanconvError(
+            f"cannot train with accelerator={settings.accelerator}, devices={settings.devices}, nodes={settings.nodes}:"
+            f" {' '.join(str(error).split())}"
+        ) from error
+    if trainer.precision != settings.precision:
+        raise LeanconvError(
+            f"precision={settings.precision} is not possible on a CPU, which has no float16: use bf16-mixed or 32-true"
+        )
+    return trainer
+
+
+def _restore_finished(checkpoint: Path, objective: nn.Module, settings: FitSettings) -> bool:
+    """Whether the checkpoint is of a finished run; if so, load its weights. `CheckpointError` if they do not fit."""
+    from leanconv.train.checkpoint_io import read_checkpoint
+
+    content = read_checkpoint(checkpoint)
+    prefix = "objective."
+    weights = {name.removeprefix(prefix): value for name, value in content["state_dict"].items()}
+    mine = objective.state_dict()
+    wrong = sorted(weights.keys() ^ mine.keys()) or [
+        name for name, value in weights.items() if value.shape != mine[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint}: its weights are not those of this network ({len(wrong)} differ, the first is {wrong[0]}):"
+            " resume with the network that the run was started with"
+        )
+    if content["epoch"] + 1 < settings.epochs:
+        return False
+    objective.load_state_dict(weights)
+    return True
+
+
+def _result(out: Path, data: Data, start: float, progress: bool) -> FitResult:
+    history = read_rows(out / "metrics.csv")
+    if not history:
+        raise LeanconvError(f"{out}: the run left no metrics.csv, it cannot have finished an epoch")
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+    problems = tuple((name, reason) for name, reason in data.problems)
+    if problems:
+        path = write_problems(out, problems)
+        if progress:
+            name, reason = problems[0]
+            count = f"{len(problems)} images could not be read and were" if len(problems) > 1 else _ONE
+            print(f"{count} skipped, see {path}; the first: {name}: {reason}")
+    return FitResult(
+        out=out,
+        epochs=len(history),
+        accuracy=history[-1]["val_accuracy"],
+        best_accuracy=best["val_accuracy"],
+        best_epoch=int(best["epoch"]),
+        seconds=time.perf_counter() - start,
+        history=tuple(history),
+        problems=problems,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notes and advice off the terminal; its errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                r"Checkpoint directory .* exists and is not empty",
+                r"GPU available but not used",
+                r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",
+                r"The '\w+_dataloader' does not have many workers",
+                r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

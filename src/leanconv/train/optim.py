@@ -1,0 +1,125 @@
+"""Optimizers and learning-rate schedules as data; the rate of a step is a pure function of its number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import LeanconvError, unknown
+
+__all__ = ["OptimSettings", "ScheduleSettings", "make_optimizer", "rate"]
+
+_OPTIMIZERS = ("sgd", "adamw")
+_DECAYS = ("all", "weights", "dense")
+_SCHEDULES = ("constant", "step", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """An optimizer: `name` is sgd or adamw.
+
+    `decay` says what `weight_decay` acts on: `all` parameters; `weights` of convolutions and linear layers only (no
+    biases, no normalisation); `dense`, the same without depthwise convolutions, as MutualNet's ImageNet runs.
+    `momentum` and `nesterov` are SGD's, `betas` AdamW's.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    decay: str = "all"
+    momentum: float = 0.9
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.name not in _OPTIMIZERS:
+            raise unknown("optimizer", self.name, _OPTIMIZERS)
+        if self.decay not in _DECAYS:
+            raise unknown("weight decay rule (optim.decay)", self.decay, _DECAYS)
+        if not self.lr > 0 or not math.isfinite(self.lr):
+            raise LeanconvError(f"optim.lr must be a positive number, got {self.lr}")
+        if not self.weight_decay >= 0:
+            raise LeanconvError(f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.momentum < 1:
+            raise LeanconvError(f"optim.momentum must be in [0, 1), got {self.momentum}")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise LeanconvError("optim.nesterov needs a momentum above 0: set optim.nesterov=false as well")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """A schedule: `name` is constant, step, cosine (to 0) or linear (to 0); all are updated at every optimizer step.
+
+    The rate rises linearly from 0 over the first `warmup_epochs`; `step` multiplies it by `gamma` at each of the
+    `milestones`, which are fractions of the whole run (.5 and .75 are epochs 100 and 150 of 200).
+    """
+
+    name: str = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.name not in _SCHEDULES:
+            raise unknown("schedule", self.name, _SCHEDULES)
+        if not self.warmup_epochs >= 0:
+            raise LeanconvError(f"schedule.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        if any(not 0 < place < 1 for place in self.milestones):
+            raise LeanconvError(
+                f"schedule.milestones are fractions of the run, between 0 and 1, got {list(self.milestones)}"
+            )
+
+
+def rate(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+    """The factor on the learning rate for optimizer step `step` (from 0).
+
+    >>> cosine = ScheduleSettings("cosine")
+    >>> [round(rate(cosine, step, steps_per_epoch=1, epochs=4), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    total = steps_per_epoch * epochs
+    warmup = min(round(schedule.warmup_epochs * steps_per_epoch), total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "step":
+        return schedule.gamma ** sum(step >= round(place * total) for place in schedule.milestones)
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
+
+
+def make_optimizer(settings: OptimSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `model`, in two groups where some are exempt from decay."""
+    decayed, exempt = _groups(settings.decay, model)
+    if not decayed and not exempt:
+        raise LeanconvError("the model has no trainable parameter (requires_grad is False everywhere)")
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, settings.weight_decay), (exempt, 0.0))
+        if params
+    ]
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def _groups(rule: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable parameters that decay and those that do not. Told by shape, so wrapped layers count as well.
+
+    A weight has at least two axes; a convolution's (out, in/groups, ...) is depthwise when its second axis is 1 and it
+    has a kernel.
+    """
+    decayed: list[Tensor] = []
+    exempt: list[Tensor] = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        weight = parameter.ndim >= 2
+        depthwise = parameter.ndim >= 3 and parameter.shape[1] == 1
+        decays = rule == "all" or (weight and not (rule == "dense" and depthwise))
+        (decayed if decays else exempt).append(parameter)
+    return decayed, exempt

@@ -1,0 +1,195 @@
+"""The run folder: what was asked (`config.yaml`), where it ran (`environment.json`), what came out, all written whole.
+
+config.yaml        the settings of the run, as resolved
+environment.json   versions, machine and command line of the start and of every resume
+metrics.csv        one row per epoch
+tensorboard/       the same for TensorBoard
+last.ckpt          the state after the last finished epoch; `resume` continues from here
+best.ckpt          the state of the epoch with the best test accuracy
+problems.csv       images that could not be read, when there are any
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanconv.errors import CheckpointError, LeanconvError
+
+__all__ = ["environment", "open_run", "read_rows", "write_problems", "write_rows", "write_text"]
+
+_PACKAGES = ("leanconv", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
+_FREE = ("note", "workers")
+"""Settings that never change what a run computes: a resumed run may choose others."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` through a temporary file in the same folder, so that no reader ever sees a half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LeanconvError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_run(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
+    """Prepare the run folder and return the checkpoint to continue from, None for a fresh start.
+
+    Refused, each with what to do: a folder that already holds a run, unless `resume`; a resume of a folder without
+    one; a resume under other settings than those of its `config.yaml`.
+    """
+    path, checkpoint = out / "config.yaml", out / "last.ckpt"
+    if out.exists() and not out.is_dir():
+        raise LeanconvError(f"{out}: expected a folder for the run, found a file: choose another --out")
+    if not resume:
+        if path.exists() or checkpoint.exists():
+            raise LeanconvError(
+                f"{out}: already holds a run, and a new one would overwrite it: continue it with --resume, or choose"
+                " another --out"
+            )
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeanconvError(f"{out}: cannot be created: {error.strerror or error}") from error
+        write_text(path, _yaml(config))
+        _note_environment(out, "started")
+        return None
+    if not path.exists():
+        what = "holds no run (no config.yaml)" if out.is_dir() else "does not exist"
+        raise CheckpointError(f"{out}: {what}, so there is nothing to resume: leave out --resume to start one")
+    before = _flat(_read_yaml(path))
+    now = _flat(_plain(config))
+    differing = [
+        f"{key} was {before.get(key, 'unset')!r} and is {now.get(key, 'unset')!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.rpartition(".")[2] not in _FREE
+    ]
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise CheckpointError(
+            f"{out}: cannot resume under other settings, the result would be neither run:"
+            f" {'; '.join(differing[:3])}{more}: set them back, or choose another --out"
+        )
+    _note_environment(out, "resumed")
+    # Killed before the first epoch was finished: the run starts over, and ends where it would have.
+    return checkpoint if checkpoint.exists() else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, threads, date and command line, in plain data."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(sys.argv),
+        "versions": versions,
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+    }
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as CSV; the columns are the keys in order of appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV file of numbers, empty cells left out; no rows when there is no file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            {
+                key: float(cell) if "." in cell or "e" in cell or "n" in cell else int(cell)
+                for key, cell in row.items()
+                if cell
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_problems(out: Path, problems: Iterable[tuple[str, str]]) -> Path:
+    """Write the (name, reason) of every unreadable image to `problems.csv` and return its path."""
+    path = out / "problems.csv"
+    write_rows(path, [{"image": name, "reason": reason} for name, reason in problems])
+    return path
+
+
+def _note_environment(out: Path, what: str) -> None:
+    path = out / "environment.json"
+    notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    write_text(path, json.dumps([*notes, {"event": what, **environment()}], indent=2) + "\n")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    text: str = OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+    return text
+
+
+def _read_yaml(path: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # yaml's and omegaconf's own errors share no base
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a readable configuration: {line}") from error
+
+
+def _plain(value: Any) -> Any:
+    """The value with every tuple as a list, as YAML gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    return dict(_leaves(value, prefix))
+
+
+def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

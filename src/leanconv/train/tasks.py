@@ -1,0 +1,140 @@
+"""Lightning's view of a run: the objective as a LightningModule, the data as a LightningDataModule.
+
+All sub-networks of an elastic step are inside the objective's one forward, so a distributed run needs no search for
+unused parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanconv.train.optim import make_optimizer, rate
+from leanconv.train.settings import FitSettings
+
+__all__ = ["Data", "Feed", "Task"]
+
+
+class Batches(Protocol):
+    """A sized iterable of (images, labels)."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Data(Protocol):
+    """What training needs of a data set; `leanconv.data.ImageData` has it."""
+
+    @property
+    def problems(self) -> tuple[tuple[str, str], ...]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def train_loader(self, *, rank: int = 0, world: int = 1) -> Batches: ...
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Batches: ...
+
+
+class Feed(pl.LightningDataModule):
+    """The share of this process; the training batches are asked for anew in every epoch."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> Batches:
+        trainer = cast(pl.Trainer, self.trainer)
+        self.data.set_epoch(trainer.current_epoch)
+        return self.data.train_loader(rank=trainer.global_rank, world=trainer.world_size)
+
+    def val_dataloader(self) -> Batches:
+        trainer = cast(pl.Trainer, self.trainer)
+        return self.data.eval_loader(rank=trainer.global_rank, world=trainer.world_size)
+
+
+class Task(pl.LightningModule):
+    """Steps, sums and the optimizer. `train_row` and `val_accuracy` are the figures of the epoch at hand."""
+
+    def __init__(self, objective: nn.Module, settings: FitSettings, batches: int) -> None:
+        super().__init__()
+        self.objective = objective
+        self.settings = settings
+        self.batches = min(batches, settings.steps_per_epoch or batches)
+        self.images = 0
+        self._losses: dict[str, Tensor] = {}
+        self._tested = torch.zeros(3, dtype=torch.float64)
+
+    def on_train_epoch_start(self) -> None:
+        self.images = 0
+        self._losses = {}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+        inputs, targets = batch
+        losses: dict[str, Tensor] = self.objective(inputs, targets, self.current_epoch * self.batches + number)
+        self.images += len(inputs) * self.trainer.world_size
+        for name, value in losses.items():
+            self._losses[name] = self._losses.get(name, 0) + value.detach().double()
+        return losses["loss"]
+
+    def train_row(self) -> dict[str, float]:
+        """The mean of every loss over this epoch's batches and all processes, as train_loss and train_<part>."""
+        return {
+            f"train_{name}": float(self.trainer.strategy.reduce(total, reduce_op="mean")) / self.batches
+            for name, total in self._losses.items()
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        self._tested = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        inputs, targets = batch
+        logits = self.objective.predict(inputs).float()  # type: ignore[operator]
+        self._tested += torch.stack(
+            [
+                (logits.argmax(1) == targets).sum().double(),
+                functional.cross_entropy(logits, targets, reduction="sum").double(),
+                torch.tensor(len(targets), dtype=torch.float64, device=logits.device),
+            ]
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        correct, loss, count = self.trainer.strategy.reduce(self._tested, reduce_op="sum").tolist()
+        distributed = self.trainer.world_size > 1
+        for name, value in (("val_accuracy", correct / count), ("val_loss", loss / count)):
+            self.log(name, torch.tensor(value, dtype=torch.float64), logger=False, sync_dist=distributed)
+
+    def configure_optimizers(self) -> Any:
+        settings, steps = self.settings, math.ceil(self.batches / self.settings.accumulate)
+        optimizer = make_optimizer(settings.optim, self.objective)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate(settings.schedule, step, steps_per_epoch=steps, epochs=settings.epochs)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell the checkpoint's record of files where the run folder is now: it may have been moved since."""
+        from lightning.pytorch.callbacks import ModelCheckpoint
+
+        for callback in self.trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None:
+                checkpoint["callbacks"][callback.state_key] = _moved(state, str(callback.dirpath))
+
+
+def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    before = str(state["dirpath"])
+
+    def move(value: Any) -> Any:
+        if isinstance(value, str) and (value == before or value.startswith(before + "/")):
+            return folder + value[len(before) :]
+        return {move(key): move(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    moved: dict[str, Any] = move(state)
+    return moved

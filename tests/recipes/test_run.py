@@ -1,0 +1,104 @@
+"""Every recipe runs, tiny; what a run leaves can be loaded; a run continues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from leanconv.build import load
+from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.recipes import RECIPES, build_model, get_recipe, run_recipe
+from leanconv.rewrite import parse_step
+
+SLOW = {"resnet56_cifar10", "resnet110_cifar10", "o_resnet56_cifar10", "o_resnet110_cifar10", "d_resnet56_cifar10"}
+SLOW |= {"d_resnet110_cifar10", "elastic_mobilenet_v2_imagenet", "resnet32_cifar10", "o_resnet32_cifar10"}
+SLOW |= {"d_resnet32_cifar10"}
+SLOW |= {f"oct_{name}_imagenet" for name in ("resnet152_deep", "se_resnet152_deep")} | {"oct_resnet50_imagenet_smooth"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
+)
+def test_every_recipe_runs_tiny_and_its_model_loads(name: str, tmp_path: Path) -> None:
+    recipe = get_recipe(name, tiny=True)
+    result = run_recipe(recipe, tmp_path / "run", progress=False, latency=False)
+    assert result.fit.history[-1]["step"] == 2
+    images = torch.randn(2, 3, 32, 32)
+    net, again = result.net.eval(), load(result.model_folder).eval()
+    if recipe.elastic is None:
+        assert result.table is None
+        assert torch.equal(net(images), again(images))
+        return
+    assert [row.resolution for row in result.table.rows] == [32, 32, 20, 20]
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} >= {"table.json", "table.csv"}
+    for width, resolution in recipe.elastic.configs:
+        with net.at(width, resolution), again.at(width, resolution):
+            assert torch.equal(net(images), again(images))
+
+
+def test_rewrites_are_applied_and_remembered(tmp_path: Path) -> None:
+    recipe = get_recipe("digits_resnet20", tiny=True, overrides=["rewrites=[osep]"])
+    result = run_recipe(recipe, tmp_path / "run", progress=False)
+    story = json.loads((result.model_folder / "story.json").read_text())["story"]
+    assert story["steps"][0][0] == parse_step("osep").stem
+    plain = build_model(get_recipe("digits_resnet20"), 10)
+    count = [sum(parameter.numel() for parameter in net.parameters()) for net in (result.net, plain)]
+    assert count[0] < count[1]
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    def first(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        return next(build_model(get_recipe("digits_resnet20", overrides=[f"seed={seed}"]), 10).parameters())
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+def test_the_head_has_the_classes_of_the_data() -> None:
+    recipe = get_recipe("digits_resnet20")
+    heads = [module for module in build_model(recipe, 7).modules() if isinstance(module, nn.Linear)]
+    assert heads[-1].out_features == 7
+    with pytest.raises(LeanconvError, match=r"model_args.num_classes is 3, but the data has 10 classes"):
+        build_model(get_recipe("digits_resnet20", overrides=["model_args.num_classes=3"]), 10)
+
+
+def test_an_elastic_zoo_model_must_agree_with_the_recipe() -> None:
+    settings = ["model=elastic_resnet20", "elastic.resolutions=[32,20]"]
+    with pytest.raises(LeanconvError, match=r"elastic_resnet20 is elastic over .* the recipe says .* \[32, 20\]"):
+        build_model(get_recipe("demo", overrides=settings), 10)
+    net = build_model(get_recipe("demo", overrides=[*settings, "model_args.resolutions=[32,20]"]), 10)
+    assert tuple(net.resolutions) == (32, 20)
+
+
+def test_an_elastic_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = get_recipe("demo", tiny=True, overrides=["epochs=2", "ema=0.5"])
+    whole = run_recipe(recipe, tmp_path / "whole", progress=False, latency=False)
+
+    from leanconv.elastic import MutualObjective
+
+    forward = MutualObjective.forward
+
+    def broken(self, inputs, targets, step):
+        if step == 3:
+            raise RuntimeError("power cut")
+        return forward(self, inputs, targets, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MutualObjective, "forward", broken)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_recipe(recipe, tmp_path / "run", progress=False, latency=False)
+    again = run_recipe(recipe, tmp_path / "run", resume=True, progress=False, latency=False)
+    one, other = whole.net.state_dict(), again.net.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(CheckpointError, match=r"optim.lr was 0.1 and is 0.3"):
+        run_recipe(
+            get_recipe("demo", tiny=True, overrides=["epochs=2", "ema=0.5", "optim.lr=0.3"]),
+            tmp_path / "run",
+            resume=True,
+        )

@@ -1,0 +1,148 @@
+"""A run that is killed, at whatever moment, and resumed ends with the very bits of one that was not."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_nets
+import torch
+
+from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.train import Classify, FitSettings, OptimSettings, fit
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An uninterrupted run of three epochs of eleven steps."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    return out, tiny_nets.run(out)[1]
+
+
+def killed(*arguments: object) -> None:
+    """Run the program in another process, which must die by SIGKILL."""
+    command = [sys.executable, tiny_nets.__file__, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    timed = ("seconds", "images_per_second")
+    with open(out / "metrics.csv") as file:
+        return [{key: cell for key, cell in row.items() if key not in timed} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "finished"),
+    [
+        (("--kill-at", 5), 0),  # before there is a checkpoint
+        (("--kill-at", 17), 1),  # in the middle of the second epoch
+        (("--kill-in-save", 2), 1),  # while last.ckpt is being replaced
+    ],
+)
+def test_killed_and_resumed(
+    tmp_path: Path, reference: tuple[Path, str], moment: tuple[object, ...], finished: int
+) -> None:
+    out = tmp_path / "run"
+    killed(out, *moment)
+    if finished:
+        assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] + 1 == finished
+    else:
+        assert not (out / "last.ckpt").exists()
+    result, weights = tiny_nets.run(out, resume=True)
+    assert weights == reference[1]
+    assert rows(out) == rows(reference[0])
+    assert result.epochs == 3
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_killed_and_resumed_in_another_folder_keeps_the_best(tmp_path: Path, reference: tuple[Path, str]) -> None:
+    killed(tmp_path / "run", "--kill-at", 25)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    result, weights = tiny_nets.run(tmp_path / "moved", resume=True)
+    assert weights == reference[1]
+    best = torch.load(tmp_path / "moved" / "best.ckpt", weights_only=True)
+    assert best["epoch"] + 1 == result.best_epoch
+    assert not (tmp_path / "run").exists()
+
+
+def test_averaged_weights_survive_too(tmp_path: Path) -> None:
+    whole = tiny_nets.run(tmp_path / "whole", ema=0.9)[1]
+    killed(tmp_path / "run", "--ema", "--kill-at", 17)
+    assert tiny_nets.run(tmp_path / "run", ema=0.9, resume=True)[1] == whole
+    # Resumed once more, with nothing left to do: the averaged weights, not the raw ones.
+    assert tiny_nets.run(tmp_path / "run", ema=0.9, resume=True)[1] == whole
+
+
+def test_resume_of_a_finished_run_gives_its_weights(reference: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    result, weights = tiny_nets.run(tmp_path / "run", resume=True)
+    assert weights == reference[1]
+    assert result.history == tuple(tiny_nets.run(tmp_path / "run", resume=True)[0].history)
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, reference: tuple[Path, str]) -> None:
+    net = tiny_nets.tiny_net()
+    settings = FitSettings(epochs=3, optim=OptimSettings(lr=0.1), seed=1)
+    fit(Classify(net), tiny_nets.tiny_data(), settings, tmp_path / "run", progress=False)
+    assert tiny_nets.digest(net) != reference[1]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_folder_with_a_run_is_not_overwritten(reference: tuple[Path, str]) -> None:
+    with pytest.raises(LeanconvError, match=r"already holds a run, .* continue it with --resume, or choose another"):
+        tiny_nets.run(reference[0])
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist, so there is nothing to resume"):
+        tiny_nets.run(tmp_path / "none", resume=True)
+    with pytest.raises(CheckpointError, match=r"holds no run \(no config.yaml\)"):
+        tiny_nets.run(tmp_path, resume=True)
+
+
+def test_resume_under_other_settings(tmp_path: Path, reference: tuple[Path, str]) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"cannot resume under other settings.*: epochs was 3 and is 5: set them"):
+        tiny_nets.run(tmp_path / "run", resume=True, epochs=5)
+
+
+def test_resume_with_another_network(tmp_path: Path, reference: tuple[Path, str]) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    settings = FitSettings(epochs=3, optim=OptimSettings(lr=0.1))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    with pytest.raises(CheckpointError, match=r"its weights are not those of this network \(\d+ differ"):
+        fit(Classify(net), tiny_nets.tiny_data(), settings, tmp_path / "run", resume=True, progress=False)
+
+
+def test_truncated_checkpoint(tmp_path: Path, reference: tuple[Path, str]) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    path = tmp_path / "run" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        CheckpointError, match=r"last.ckpt: not a readable checkpoint \(truncated or foreign\)"
+    ) as caught:
+        tiny_nets.run(tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leanconv.train.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(LeanconvError, match=r"last.ckpt: the checkpoint cannot be written: .*No space left on device"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert read_checkpoint(path) == {"epoch": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
