@@ -55,11 +55,35 @@ ROWS = [
     Row("osep-3d", OptimizedSeparable(), spec(27, 27, 3, 3, padding=1, stride=(1, 2, 2)), 27 * 1 * 27 + 27 * 27),
     # n_1* = 0.67 is under one channel: g_1 is held at 24 and the rest re-optimised, n = sqrt(24) -> 5, 25 slots.
     Row("osep-three", OptimizedSeparable(num_separated=3), spec(24, 24, 3, padding=1), 24 * 9 + 25 * 5 + 25 * 5),
+    # The cheapest of all group counts for 64 -> 59: 20 x 3, 60 slots (Algorithm 1's rounding takes 3468).
+    Row("osep-cheapest", OptimizedSeparable(search="cheapest"), spec(64, 59, 3, padding=1), 60 * 4 * 9 + 60 * 20),
+    # n* = (36^3 9)^(1/2) / 36 = 18, then 2; the stride on the last.
+    Row(
+        "osep-last",
+        OptimizedSeparable(kernel_at="last"),
+        spec(36, 36, 3, padding=1, stride=2),
+        36 * 18 * 1 + 36 * 2 * 9,
+    ),
+    Row("osep-first", OptimizedSeparable(kernel_at="first", num_separated=4), spec(64, 64, 3, padding=1), 1344),
+    Row(
+        "osep-spatial-last",
+        OptimizedSeparable(spatial=True, kernel_at="last", num_separated=3),
+        spec(36, 36, 3, padding=1),
+        36 * 6 + 2 * 36 * 3 * 3,
+    ),
+    Row("osep-at-most-dense", OptimizedSeparable(overlap=64.0, at_most_dense=True), spec(8, 8, 3, padding=1), 576),
     Row("igc", InterleavedGroup(primary_partitions=4), spec(32, 32, 3, padding=1), 32 * 8 * 9 + 32 * 4),
     Row("igc-widening", InterleavedGroup(primary_partitions=4), spec(16, 32, 3, padding=1, stride=2), 1152 + 128),
     Row("igc-secondary", InterleavedGroup(secondary_partitions=2), spec(24, 24, 3, padding=1), 24 * 2 * 9 + 24 * 12),
     Row("igc-1d", InterleavedGroup(primary_partitions=2), spec(8, 8, 3, 1, padding=1), 8 * 4 * 3 + 8 * 2),
     Row("igc-3d", InterleavedGroup(primary_partitions=4), spec(8, 8, 3, 3, padding=1), 8 * 2 * 27 + 8 * 4),
+    # 16 -> 32 with L = 4: the secondary keeps 16 / 4 = 4 groups of 8.
+    Row("igc-in", InterleavedGroup(primary_partitions=4, secondary_of="in"), spec(16, 32, 3, stride=2), 1152 + 32 * 8),
+    Row("igc-last", InterleavedGroup(primary_partitions=4, spatial="secondary"), spec(16, 16, 3, stride=2), 64 + 576),
+    Row("igc-both", InterleavedGroup(primary_partitions=4, spatial="both"), spec(16, 16, 3, padding=1), 192 + 192),
+    Row("igc-both-3d", InterleavedGroup(primary_partitions=2, spatial="both"), spec(4, 4, 3, 3, padding=1), 24 + 72),
+    Row("igc-split", InterleavedGroup(primary_partitions=4, split_primary=True), spec(16, 16, 3, padding=1), 448),
+    Row("igc-fewer", InterleavedGroup(primary_partitions=4, primary_outputs=0.5), spec(32, 32, 3, padding=1), 1280),
     Row("csn-ip", ChannelSeparated(between="none"), spec(8, 8, 3, 3, padding=1, stride=2), 64 + 8 * 27),
     Row("csn-ir", ChannelSeparated(mode="ir"), spec(8, 8, 3, 3, padding=1), 8 * 27),
     Row("csn-2d", ChannelSeparated(between="none"), spec(6, 10, 3, padding="same"), 60 + 90),

@@ -19,13 +19,19 @@ from leanconv.ops import ConvChain
 from leanconv.zoo import ZOO, list_models
 
 PREFIXES = ("", "dw_", "d_", "s_", "o_", "so_")
-SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))}
+OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
+SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE
+SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
 
 
 def test_every_name_of_the_paper_is_there() -> None:
     nets = {f"{p}resnet{d}{s}" for p in PREFIXES for d in (20, 32, 56, 110) for s in ("", "_imagenet40")}
     mobile = {"mobilenet_v1", "o_mobilenet_v1", "elastic_mobilenet_v1", "elastic_mobilenet_v2"}
-    assert nets | mobile <= set(ZOO)
+    octave = {f"oct_{n}" for n in ("se_resnet50", "densenet121", "mobilenet_v1", "mobilenet_v2")}
+    octave |= {f"oct_resnet{d}" for d in (26, 50, 101, 152, 200)} | {"oct_resnext50", "oct_resnext101"}
+    octave |= {"oct_resnet152_deep", "oct_se_resnet152_deep", "c2d_resnet50", "i3d_resnet50"}
+    octave |= {"oct_c2d_resnet50", "oct_i3d_resnet50"}
+    assert nets | mobile | octave <= set(ZOO)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -49,7 +55,14 @@ def test_deep_ones_build(name: str) -> None:
 def test_knobs(name: str) -> None:
     knobs = inspect.signature(ZOO[name].builder).parameters
     assert all(knob.kind is knob.KEYWORD_ONLY and knob.default is not knob.empty for knob in knobs.values())
-    assert {"num_classes", "multiplier"} <= set(knobs)
+    assert "num_classes" in knobs
+    if name in OCTAVE:
+        assert ("multiplier" in knobs) == ("mobilenet" in name)
+    assert ("alpha" in knobs) == name.startswith("oct_")
+    assert ("pre_activation" in knobs) == (
+        name in OCTAVE and "resne" in name and "3d" not in name and "2d" not in name and "deep" not in name
+    )
+    assert ("nonlocal_blocks" in knobs) == ("2d" in name or "3d_" in name)
     assert ("overlap" in knobs) == name.startswith(("o_", "so_"))
     assert ({"widths", "resolutions"} <= set(knobs)) == name.startswith("elastic_")
 

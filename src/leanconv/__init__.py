@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         ChannelSeparatedConv3d,
     )
     from leanconv.ops.igc import InterleavedGroup, InterleavedGroupConv2d, InterleavedGroupConv3d
+    from leanconv.ops.octave import OctConv2d, OctConv3d
     from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d, OptimizedSeparableConv3d
+    from leanconv.ops.osep_linear import OptimizedSeparableLinear
     from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
-    from leanconv.rewrite import Rewritten, rewrite
+    from leanconv.rewrite import Inflate, Octave, Rewritten, rewrite
 
 _HOME = {
     "create_model": "build",
@@ -43,10 +45,15 @@ _HOME = {
     "ChannelSeparated": "ops.csn",
     "DepthSeparable": "ops.separable",
     "SpatialSeparable": "ops.separable",
+    "Octave": "rewrite.octave",
+    "Inflate": "rewrite.inflate",
+    "OctConv2d": "ops.octave",
+    "OctConv3d": "ops.octave",
     "Depthwise": "ops.separable",
     "Grouped": "ops.separable",
     "OptimizedSeparableConv2d": "ops.osep",
     "OptimizedSeparableConv3d": "ops.osep",
+    "OptimizedSeparableLinear": "ops.osep_linear",
     "InterleavedGroupConv2d": "ops.igc",
     "InterleavedGroupConv3d": "ops.igc",
     "ChannelSeparatedConv2d": "ops.csn",
@@ -64,13 +71,18 @@ __all__ = [
     "DepthSeparable",
     "Depthwise",
     "Grouped",
+    "Inflate",
     "InterleavedGroup",
     "InterleavedGroupConv2d",
     "InterleavedGroupConv3d",
     "LeanconvError",
+    "OctConv2d",
+    "OctConv3d",
+    "Octave",
     "OptimizedSeparable",
     "OptimizedSeparableConv2d",
     "OptimizedSeparableConv3d",
+    "OptimizedSeparableLinear",
     "QueryTable",
     "Rewritten",
     "SpatialSeparable",

@@ -15,7 +15,7 @@ from leanconv.ops import OPERATORS, conv_maker, spec_of
 from leanconv.ops.chain import ConvChain, DropIn
 from leanconv.ops.channels import ChannelShuffle
 from leanconv.ops.csn import ChannelSeparated
-from leanconv.ops.igc import InterleavedGroupConv2d
+from leanconv.ops.igc import InterleavedGroupConv1d, InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv1d, OptimizedSeparableConv2d
 from leanconv.ops.separable import DepthSeparableConv2d, Grouped
 from leanconv.spec import ConvSpec
@@ -108,7 +108,7 @@ def test_projection_finds_a_kernel_that_the_chain_can_express(row: Row) -> None:
     error = target.project_(source.dense_kernel().detach(), source.dense_bias())
     exact = len(source.plan.stages) <= 2 and len(set(source.plan.wiring(0))) == len(source.plan.wiring(0))
     # Alternating least squares finds local optima only.
-    assert error < (1e-7 if exact or len(source.plan.stages) == 1 else 0.15)
+    assert error < (1e-7 if exact or len(source.plan.stages) == 1 else 0.02)
     if exact:
         x = images(row.spec)
         torch.testing.assert_close(target(x), source(x), rtol=0, atol=1e-6)
@@ -223,6 +223,24 @@ def test_spec_of_a_module() -> None:
         (lambda: DropInOf(3, stage_groups=(None, 99)), "between 1 and 16, got 99"),
         (lambda: DropInOf(3, search="exact", stage_groups=(3, None)), "must divide 16 and 16"),
         (lambda: DropInOf(3, search="best"), "search must be"),
+        (lambda: DropInOf(3, kernel_at="second"), "kernel_at must be one of middle, first, last"),
+        (lambda: DropInOf(3, num_separated=9), r"num_separated \(=9\) is larger than useful .* use at most 5"),
+        (lambda: DropInOf(3, overlap=float("nan")), "overlap must be above 0"),
+        (lambda: DropInOf(3, overlap=float("inf")), "more than the 2304 of the dense"),
+        (lambda: DropInOf(1, search="cheapest", stage_groups=(0, None)), "between 1 and 16, got 0"),
+        (lambda: OptimizedSeparableConv2d(-8, 16, 3), "at least 1, got in_channels=-8"),
+        (lambda: OptimizedSeparableConv2d(8, 0, 3), "out_channels=0"),
+        (lambda: InterleavedGroupConv2d(16, 16, 3, spatial="tertiary"), "spatial must be one of"),
+        (lambda: InterleavedGroupConv2d(16, 16, 3, primary_outputs=0), "above 0 and at most 1, got 0"),
+        (lambda: InterleavedGroupConv2d(16, 16, 3, primary_outputs=1.5), "above 0 and at most 1"),
+        (lambda: InterleavedGroupConv2d(16, 16, 3, primary_partitions=4, primary_outputs=0.3), "leaves 1.2 of 4"),
+        (lambda: InterleavedGroupConv2d(16, 16, 3, split_primary=True, spatial="both"), "split_primary splits"),
+        (lambda: InterleavedGroupConv1d(16, 16, 3, split_primary=True), "a 1D convolution has one"),
+        (
+            lambda: InterleavedGroupConv2d(16, 32, 3, secondary_of="in", primary_partitions=4, secondary_partitions=8),
+            r"4 x 8\) must be in_channels",
+        ),
+        (lambda: InterleavedGroupConv2d(16, 32, 3, secondary_of="in", primary_outputs=0.5), "leave secondary_of"),
         (lambda: DropInOf(3, width="wide"), "width must be one of"),
         (lambda: DropInOf(3, between="gelu"), "between must be one of"),
         (lambda: DropInOf(3, overlap=1e9), "more than the 2304 of the dense"),

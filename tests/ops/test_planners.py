@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
-from math import gcd, prod
+from math import gcd, inf, prod
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from leanconv.errors import PlanError
 from leanconv.ops.igc import InterleavedGroup
-from leanconv.ops.osep import OptimizedSeparable, exact_groups, paper_groups, relaxed_channels_per_group
+from leanconv.ops.osep import OptimizedSeparable
+from leanconv.ops.osep_groups import (
+    cheapest_groups,
+    exact_groups,
+    paper_groups,
+    relaxed_channels_per_group,
+    relaxed_cost,
+)
 from leanconv.ops.separable import inner_width
 from leanconv.plan import Plan, Stage
 from leanconv.spec import ConvSpec
@@ -25,7 +33,7 @@ def conv(inputs: int, outputs: int, kernel: tuple[int, ...]) -> ConvSpec:
 
 
 @settings(deadline=None, max_examples=150)
-@given(channel_counts, channel_counts, kernels, st.sampled_from(["paper", "exact"]))
+@given(channel_counts, channel_counts, kernels, st.sampled_from(["paper", "exact", "cheapest"]))
 def test_overlap_of_one_keeps_the_whole_field(inputs: int, outputs: int, kernel: tuple[int, ...], search: str) -> None:
     spec = conv(inputs, outputs, kernel)
     rewrite = OptimizedSeparable(search=search)  # type: ignore[arg-type]
@@ -57,6 +65,67 @@ def test_exact_search_equals_brute_force(inputs: int, outputs: int, taps: int, o
     assert channels[1] * (channels[0] // g1) * taps + channels[2] * (channels[1] // g2) == min(costs)
 
 
+def slots(groups: int, channels: int) -> int:
+    return groups * -(-channels // groups)
+
+
+def padded_params(channels: list[int], taps: list[int], groups: tuple[int, ...]) -> int:
+    return sum(slots(g, channels[l + 1]) * -(-channels[l] // g) * taps[l] for l, g in enumerate(groups))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 14), st.integers(2, 14), st.sampled_from([(1, 1), (3, 3)]))
+def test_cheapest_of_all_equals_brute_force(inputs: int, outputs: int, kernel: tuple[int, ...]) -> None:
+    """Every pair of group counts is tried, and only those count whose composed mask is full."""
+    inner = min(inputs, outputs)
+    spec = conv(inputs, outputs, kernel)
+    costs = []
+    for groups in product(range(1, inner + 1), repeat=2):
+        plan = OptimizedSeparable(stage_groups=groups, overlap=0.01, at_most_dense=True).plan(spec)
+        if plan.coverage == 1:
+            costs.append(plan.params)
+    assert OptimizedSeparable(search="cheapest", at_most_dense=True).plan(spec).params == min(costs)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 12), st.integers(2, 12), st.sampled_from([1, 4, 9]), st.sampled_from([0.3, 1.0, 2.5]), st.data())
+def test_cheapest_under_the_channel_condition_equals_brute_force(
+    inputs: int, outputs: int, taps: int, overlap: float, data: st.DataObject
+) -> None:
+    """Three stages, only n_1 n_2 n_3 >= gamma C_1 (eq. 15), also with one group count given."""
+    inner = min(inputs, outputs)
+    channels, sizes = [inputs, inner, inner, outputs], [taps, 1, 1]
+    fixed = (None, data.draw(st.sampled_from([None, 1, inner])), None)
+    needed = min(overlap * inputs, prod(channels[:3])) * (1 - 1e-9)
+    legal = [
+        groups
+        for groups in product(range(1, inner + 1), repeat=3)
+        if prod(-(-channels[l] // g) for l, g in enumerate(groups)) >= needed and fixed[1] in (None, groups[1])
+    ]
+    assume(legal)
+    found = cheapest_groups(channels, sizes, overlap, fixed, (1, fixed[1] or 1, 1), lambda groups: True)
+    assert padded_params(channels, sizes, found) == min(padded_params(channels, sizes, groups) for groups in legal)
+
+
+@settings(deadline=None, max_examples=100)
+@given(channel_counts, channel_counts, kernels, st.sampled_from([2, 3]), st.sampled_from([0.25, 1.0, 4.0]))
+def test_integer_optimum_is_never_worse_than_the_papers_rounding(
+    inputs: int, outputs: int, kernel: tuple[int, ...], count: int, overlap: float
+) -> None:
+    spec = conv(inputs, outputs, kernel)
+    step = OptimizedSeparable(num_separated=count, overlap=overlap, at_most_dense=True)
+    rounded = step.plan(spec)
+    best = replace(step, search="cheapest").plan(spec)
+    assert best.params <= rounded.params <= spec.params
+    inner = [min(inputs, outputs)] * (count - 1)
+    relaxed = relaxed_cost([inputs, *inner, outputs], [prod(kernel), *(1,) * (count - 1)], overlap)
+    if overlap <= 1 and best.params < spec.params:
+        assert best.params >= relaxed * (1 - 1e-9)
+    if gcd(inputs, outputs) > 2 and overlap == 1:
+        dividing = replace(step, search="exact").plan(spec)
+        assert best.params <= dividing.params or dividing.coverage < 1
+
+
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.integers(4, 512), min_size=3, max_size=4), st.sampled_from([1, 9, 27]), st.floats(0.1, 8))
 def test_relaxed_optimum_balances_the_stages(channels: list[int], taps: int, overlap: float) -> None:
@@ -82,6 +151,33 @@ def test_overlap_runs_from_depthwise_to_dense() -> None:
     assert [plan.coverage for plan in sweep] == sorted(plan.coverage for plan in sweep)
     assert sweep[0].stages[0].conv.groups == 64
     assert sweep[3].coverage == 1 > sweep[2].coverage
+
+
+@pytest.mark.parametrize("gamma", [4.0, 16.0, 64.0, 1e6, inf])
+def test_large_overlap_ends_at_the_dense_convolution(gamma: float) -> None:
+    """Tables 2 and 4, their last column; narrow layers get there first."""
+    for width in (16, 64):
+        spec = conv(width, width, (3, 3))
+        plan = OptimizedSeparable(overlap=gamma, at_most_dense=True).plan(spec)
+        assert plan.coverage == 1
+        assert plan.params <= spec.params
+        if gamma > 1e3:
+            assert [stage.conv.groups for stage in plan.stages] == [1]
+
+
+def test_kernel_placement() -> None:
+    spec = ConvSpec(in_channels=64, out_channels=64, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+
+    def kernels_of(**knobs: object) -> list[tuple[int, ...]]:
+        plan = OptimizedSeparable(**knobs).plan(spec)  # type: ignore[arg-type]
+        assert [stage.conv.stride for stage in plan.stages if stage.conv.stride != (1, 1)] == [(2, 2)]
+        assert plan.coverage == 1
+        return [stage.conv.kernel_size for stage in plan.stages]
+
+    assert kernels_of() == [(3, 3), (1, 1)]
+    assert kernels_of(kernel_at="last") == [(1, 1), (3, 3)]
+    assert kernels_of(num_separated=4) == [(1, 1), (3, 3), (1, 1), (1, 1)]
+    assert kernels_of(num_separated=4, kernel_at="first") == [(3, 3), (1, 1), (1, 1), (1, 1)]
 
 
 def test_interleaved_group_chooses_the_widest_block() -> None:

@@ -1,4 +1,4 @@
-"""The numbers that the optimized-separable-convolution paper prints: tables 5, 6 and 7.
+"""The numbers that the optimized-separable-convolution paper prints: tables 3, 5, 6 and 7.
 
 Parameters include BatchNorm's affine ones; MACs (the paper's "FLOPs") are those of convolutions and the linear layer.
 Full-precision counts were derived from the published rules; each rounds to what the paper prints, with two exceptions
@@ -10,8 +10,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from leanconv.build import create_model, default_size
+from leanconv.build import create_model, default_size, list_models
 from leanconv.cost import measure
+from leanconv.errors import LeanconvError
+from leanconv.ops.chain import ConvChain
 
 
 def counts(name: str, **knobs: float) -> tuple[int, int]:
@@ -75,6 +77,79 @@ def test_table_7(name: str, multiplier: float, millions: float, billions: float,
     counted = counts(f"{name}_imagenet40", multiplier=multiplier)
     assert (round(counted[0] / 1e6, 4), round(counted[1] / 1e9, 4)) == (millions, billions)
     assert (f"{counted[0] / 1e6:.2f}", f"{counted[1] / 1e9:.3f}") == (params, flops)
+
+
+DARTS = [
+    # name, params, MACs, printed millions and billions (tables 3 and 5; the last two are cut off)
+    ("darts_cifar", 3_349_342, 528_359_040, "3.35", "0.528"),
+    ("darts_imagenet", 4_718_752, 529_911_552, "4.72", "0.530"),
+    ("o_darts_cifar", 3_255_484, 572_702_016, "3.25", "0.572"),
+    ("o_darts_imagenet", 4_508_852, 555_428_216, "4.50", "0.554"),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "macs", "millions", "billions"), DARTS)
+def test_tables_3_and_5_darts(name: str, params: int, macs: int, millions: str, billions: str) -> None:
+    assert counts(name) == (params, macs)
+    step = 0.01 if name.startswith("o_") else 0.005
+    assert 0 <= abs(params / 1e6 - float(millions)) < step
+    assert 0 <= abs(macs / 1e9 - float(billions)) < 0.0015
+
+
+def test_darts_counts_leave_the_auxiliary_tower_out() -> None:
+    assert counts("darts_cifar", auxiliary=True)[1] == 528_359_040  # it takes no part in a forward pass
+    assert counts("darts_cifar", auxiliary=True)[0] > 3_349_342
+
+
+def chains(name: str, **knobs: float) -> list[ConvChain]:
+    with torch.device("meta"):
+        net = create_model(name, **knobs)
+    return [module for module in net.modules() if isinstance(module, ConvChain)]
+
+
+MULTIPLIERS = {f"o_resnet{depth}": value for depth, value in ((20, 3.625), (32, 3.75), (56, 3.875), (110, 3.875))}
+MULTIPLIERS |= {f"o_resnet{d}_imagenet40": m for d, m in ((20, 5.375), (32, 5.75), (56, 6.0), (110, 6.25))}
+MULTIPLIERS |= {name.replace("o_", "so_", 1): value for name, value in MULTIPLIERS.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if name.startswith(("o_", "so_"))])
+@pytest.mark.parametrize("overlap", [1.0, 4.0])
+def test_every_output_sees_every_input(name: str, overlap: float) -> None:
+    """The volumetric receptive field, on the composed mask of every layer, at the paper's width and unmultiplied."""
+    knobs = [{}] if name not in MULTIPLIERS else [{}, {"multiplier": MULTIPLIERS[name]}]
+    for knob in knobs:
+        plans = {chain.plan for chain in chains(name, overlap=overlap, **knob)}
+        assert plans
+        assert {plan.coverage for plan in plans} == {1.0}
+
+
+def test_shortfall_below_an_overlap_of_one() -> None:
+    """Table 2: gamma = 1/4 and 1/16 lose the receptive field, and the plan says how much of it is left."""
+    for overlap in (1 / 4, 1 / 16):
+        coverages = [chain.plan.coverage for chain in chains("o_resnet20", multiplier=3.625, overlap=overlap)]
+        assert all(0 < coverage < 1 for coverage in coverages)
+        assert sum(coverages) / len(coverages) == pytest.approx(overlap, rel=0.6)
+
+
+@pytest.mark.parametrize("overlap", [1 / 64, 16.0, 64.0, 1e9])
+def test_the_whole_sweep_of_table_2_can_be_built(overlap: float) -> None:
+    params, _ = counts("o_resnet20", overlap=overlap)
+    assert params <= 269_722 + 16 * 32 + 32 * 64  # the conventional network with shortcuts of option B
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("o_resnet20", {"multiplier": 0.01}, r"round\(0.16\) = 0 channels"),
+        ("resnet20", {"multiplier": -1}, "multiplier must be a number above 0"),
+        ("o_resnet20", {"overlap": 0}, "overlap must be above 0"),
+        ("darts_cifar", {"cells": 2}, "cells must be at least 3"),
+        ("darts_cifar", {"channels": -4}, "channels must be an integer of at least 1"),
+    ],
+)
+def test_bad_input(name: str, knobs: dict[str, float], message: str) -> None:
+    with pytest.raises(LeanconvError, match=message):
+        create_model(name, **knobs)
 
 
 def test_table_5_mobilenet() -> None:

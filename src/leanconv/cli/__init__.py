@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli import bench, demo, doctor, evaluate, export, list_, measure, pick, rewrite, table, train
+from leanconv.cli import bench, demo, doctor, evaluate, export, list_, measure, pick, plan, rewrite, table, train
 from leanconv.errors import LeanconvError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("list")(list_.run)
 app.command("measure")(measure.run)
+app.command("plan")(plan.run)
 app.command("rewrite")(rewrite.run)
 app.command("train")(train.run)
 app.command("eval")(evaluate.run)

@@ -16,7 +16,7 @@ from leanconv.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["folder"]
+__all__ = ["class_folders", "files_of", "folder"]
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _TEST_NAMES = ("val", "validation", "test")
@@ -49,29 +49,30 @@ def folder(path: str) -> ImageSet:
         came = "a file" if root.exists() else "nothing"
         raise DataError(f"folder:{path}: expected a folder with one folder of images per class, found {came} there")
     if (root / "train").is_dir():
-        names = _classes(root / "train")
-        train = _files(root / "train", names)
+        names = class_folders(root / "train")
+        train = files_of(root / "train", names)
         test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
         if test_root is None:
             raise DataError(
                 f"folder:{path}: found train/ but none of {', '.join(_TEST_NAMES)} beside it, and"
                 " accuracy must be measured on other images; add one, or name the train folder itself to have it split"
             )
-        foreign = sorted(set(_classes(test_root)) - set(names))
+        foreign = sorted(set(class_folders(test_root)) - set(names))
         if foreign:
             raise DataError(
                 f"{test_root}: class {foreign[0]!r} is not a class of {root / 'train'} (expected among {len(names)}:"
                 f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
             )
-        test = _files(test_root, [name for name in names if (test_root / name).is_dir()], names)
+        test = files_of(test_root, [name for name in names if (test_root / name).is_dir()], names)
         return ImageSet(train=train, test=test, class_names=tuple(names))
-    names = _classes(root)
-    whole = _files(root, names)
+    names = class_folders(root)
+    whole = files_of(root, names)
     halves = split_by_class(whole, [Path(item).as_posix() for item in whole.paths])
     return ImageSet(train=halves[0], test=halves[1], class_names=tuple(names))
 
 
-def _classes(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """The names of the class folders in `root`, sorted; `DataError` for fewer than two."""
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(names) < 2:
         raise DataError(
@@ -81,7 +82,7 @@ def _classes(root: Path) -> list[str]:
     return names
 
 
-def _files(root: Path, present: list[str], names: list[str] | None = None) -> _Files:
+def files_of(root: Path, present: list[str], names: list[str] | None = None) -> _Files:
     """The images of the classes `present`, labelled by their place in `names`; none of them may be empty."""
     names = present if names is None else names
     paths: list[str] = []

@@ -1,4 +1,4 @@
-"""Labelled images under one name: `digits`, `folder:PATH`, `parquet:TRAIN,TEST`, `timm:NAME?root=..`.
+"""Labelled images under one name: `digits`, `cifar10:PATH`, `folder:PATH`, `parquet:TRAIN,TEST`, ...
 
 A set that fits is decoded once and augmented batch by batch; a larger one, or one whose augmentation needs the
 photograph itself, is decoded on the way. Either way every batch is a pure function of (seed, epoch, number).
@@ -12,14 +12,17 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from leanconv.data.augment import AUGMENTS, Augment, crop_and_mirror, find_augment
+from leanconv.data.augment import AUGMENTS, Augment, crop_and_mirror, cut_out, find_augment
 from leanconv.data.builtin import digits
+from leanconv.data.cifar import cifar10, cifar100
 from leanconv.data.decode import decode_all
 from leanconv.data.folder import folder
+from leanconv.data.imagenet import imagenet
 from leanconv.data.loaders import Loader, Memory, Source, Stream, epoch_order
 from leanconv.data.parquet import parquet
 from leanconv.data.seeds import generator
 from leanconv.data.splits import ImageSet, Problem, Split
+from leanconv.data.svhn import svhn
 from leanconv.data.timm_sets import timm_set
 from leanconv.errors import DataError, unknown
 
@@ -37,6 +40,10 @@ def _digits(rest: str) -> ImageSet:
 
 _READERS: dict[str, Callable[[str], ImageSet]] = {
     "digits": _digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "imagenet": imagenet,
     "folder": folder,
     "parquet": parquet,
     "timm": timm_set,
@@ -55,7 +62,8 @@ def open_images(
     std: tuple[float, float, float] | None = None,
     memory_limit: int = 2**30,
 ) -> ImageData:
-    """Open the images that `spec` names: `digits`, `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
+    """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
+    `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
 
     `size` is the side of the square that the network sees; `batch_size` counts over all processes; `workers` decode
     what does not fit in `memory_limit` bytes of pixels; `augment` is a name of `leanconv.data.AUGMENTS`; `mean` and
@@ -120,9 +128,9 @@ class ImageData:
         self._workers = workers
         self._seed = seed
         self._augment = augment
-        self._given = mean, std
+        self._given = mean or images.mean, std or images.std
         pixels = 3 * size * size * (len(images.train.labels) + len(images.test.labels))
-        self.in_memory = augment.area is None and pixels <= memory_limit
+        self.in_memory = not augment.per_image and pixels <= memory_limit
 
     @property
     def train_size(self) -> int:
@@ -192,11 +200,15 @@ class ImageData:
 
     def _finish_training(self, epoch: int, start: int, total: int, number: int, pixels: Tensor) -> Tensor:
         augment = self._augment
-        if augment.area is None and (augment.border or augment.mirror):
+        if not augment.per_image and (augment.border or augment.mirror):
             draws = generator(self._seed, "batch", epoch, number)
             border = max(self.size // 8, 1) if augment.border and self.size > 1 else 0
-            pixels = crop_and_mirror(pixels, border, augment.mirror, draws, share=(start, total))
-        return self._normalised(pixels)
+            pixels = crop_and_mirror(pixels, border, augment.mirror, draws, share=(start, total), zeros=augment.zeros)
+        images = self._normalised(pixels)
+        if augment.cutout:
+            draws = generator(self._seed, "cutout", epoch, number)
+            images = cut_out(images, augment.cutout * self.size // 32, draws, share=(start, total))
+        return images
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         shift, scale = self._affine

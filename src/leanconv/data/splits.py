@@ -57,11 +57,16 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """A training and a test split over the same classes; labels index `class_names`."""
+    """A training and a test split over the same classes; labels index `class_names`.
+
+    `mean` and `std` (of pixels in 0..1) are given where they have been published for this set.
+    """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) -> tuple[Subset, Subset]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanconv.deploy.bench import BACKENDS, BenchRow, bench
+from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
 from leanconv.deploy.fold import Folded, Kept, fold
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
@@ -10,6 +11,7 @@ from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runn
 __all__ = [
     "BACKENDS",
     "BenchRow",
+    "Densified",
     "Difference",
     "ExportReport",
     "Folded",
@@ -17,6 +19,7 @@ __all__ = [
     "Runner",
     "bench",
     "compare",
+    "densify",
     "export",
     "fold",
     "onnxruntime_runner",

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from leanconv.nets.mobilenet import MobileNetV1, MobileNetV2
+from leanconv.nets.nonlocal_block import NonLocal3d, add_nonlocal
+from leanconv.nets.resnet import LAYERS, ResNet
 from leanconv.nets.resnet_cifar import CifarResNet
 
-__all__ = ["CifarResNet", "MobileNetV1", "MobileNetV2"]
+__all__ = ["LAYERS", "CifarResNet", "MobileNetV1", "MobileNetV2", "NonLocal3d", "ResNet", "add_nonlocal"]

@@ -30,8 +30,9 @@ def conv_unit(
     kernel_size: int = 3,
     groups: int = 1,
     conv: ConvMaker = nn.Conv2d,
+    activation: type[nn.Module] = nn.ReLU6,
 ) -> nn.Sequential:
-    """Convolution, BatchNorm, ReLU6: (b, in, h, w) to (b, out, h / stride, w / stride), rounded up."""
+    """Convolution, BatchNorm, activation: (b, in, h, w) to (b, out, h / stride, w / stride), rounded up."""
     layer = conv(
         in_channels,
         out_channels,
@@ -41,19 +42,22 @@ def conv_unit(
         groups=groups,
         bias=False,
     )
-    return nn.Sequential(layer, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+    return nn.Sequential(layer, nn.BatchNorm2d(out_channels), activation(inplace=True))
 
 
-def depth_separable_unit(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """MobileNetV1's unit: depthwise 3x3 with the stride, then 1x1, each with BatchNorm and ReLU6."""
+def depth_separable_unit(
+    in_channels: int, out_channels: int, stride: int, *, activation: type[nn.Module] = nn.ReLU6
+) -> nn.Sequential:
+    """MobileNetV1's unit: depthwise 3x3 with the stride, then 1x1, each with BatchNorm and activation."""
     return nn.Sequential(
-        *conv_unit(in_channels, in_channels, stride, groups=in_channels),
-        *conv_unit(in_channels, out_channels, kernel_size=1),
+        *conv_unit(in_channels, in_channels, stride, groups=in_channels, activation=activation),
+        *conv_unit(in_channels, out_channels, kernel_size=1, activation=activation),
     )
 
 
 class MobileNetV1(nn.Module):
-    """Widths are round(c * multiplier), the last one `last_width` when given; `block` makes the 13 units.
+    """Widths are round(c * multiplier), the last one `last_width` when given; `block` makes the 13 units,
+    `activation` is the stem's.
 
     Raises `LeanconvError` for widths or counts below 1.
     """
@@ -67,6 +71,7 @@ class MobileNetV1(nn.Module):
         multiplier: float = 1.0,
         last_width: int | None = None,
         block: BlockMaker = depth_separable_unit,
+        activation: type[nn.Module] = nn.ReLU6,
     ) -> None:
         super().__init__()
         positive("multiplier", multiplier)
@@ -74,7 +79,7 @@ class MobileNetV1(nn.Module):
         if last_width is not None:
             widths[-1] = at_least_one("last_width", last_width)
         stem = max(1, round(32 * multiplier))
-        units: list[nn.Module] = [conv_unit(3, stem, 2)]
+        units: list[nn.Module] = [conv_unit(3, stem, 2, activation=activation)]
         for in_channels, out_channels, (_, stride) in zip([stem, *widths], widths, self.LAYERS, strict=False):
             units.append(block(in_channels, out_channels, stride))
         self.features = nn.Sequential(*units)
@@ -90,13 +95,18 @@ class MobileNetV1(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3 with the stride, project 1x1 without activation; a residual add when shapes allow."""
+    """Expand 1x1, depthwise 3x3 with the stride, project 1x1 without activation; a residual add when shapes allow.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, expansion: int = 6) -> None:
+    With an expansion of 1 there is nothing to expand; `always_expand` keeps that 1x1 all the same.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, expansion: int = 6, always_expand: bool = False
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         layers: list[nn.Module] = []
-        if expansion != 1:
+        if expansion != 1 or always_expand:
             layers += conv_unit(in_channels, hidden, kernel_size=1)
         layers += conv_unit(hidden, hidden, stride, groups=hidden)
         layers += [nn.Conv2d(hidden, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)]
@@ -110,7 +120,8 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Widths are round(c * multiplier / 8) * 8, the last 1x1 never below 1280; `block` makes the 17 residual units.
+    """Widths are round(c * multiplier / divisor) * divisor, the last 1x1 never below 1280; `block` makes the
+    17 residual units.
 
     Raises `LeanconvError` for widths or counts below 1.
     """
@@ -123,10 +134,12 @@ class MobileNetV2(nn.Module):
         *,
         num_classes: int = 1000,
         multiplier: float = 1.0,
+        divisor: int = 8,
         block: Callable[..., nn.Module] = InvertedResidual,
     ) -> None:
         super().__init__()
-        wide = partial(_multiple_of_8, multiplier=positive("multiplier", multiplier))
+        multiplier, divisor = positive("multiplier", multiplier), at_least_one("divisor", divisor)
+        wide = partial(_multiple_of, multiplier=multiplier, divisor=divisor)
         channels = wide(32)
         units: list[nn.Module] = [conv_unit(3, channels, 2)]
         for expansion, width, count, first_stride in self.STAGES:
@@ -148,7 +161,7 @@ class MobileNetV2(nn.Module):
         return scores
 
 
-def _multiple_of_8(width: int, multiplier: float) -> int:
-    """The nearest multiple of 8, one step up where that would lose more than a tenth of the width."""
-    near = max(8, int(width * multiplier + 4) // 8 * 8)
-    return near + 8 if near < 0.9 * width * multiplier else near
+def _multiple_of(width: int, multiplier: float, divisor: int) -> int:
+    """The nearest multiple of `divisor`, one step up where that would lose more than a tenth of the width."""
+    near = max(divisor, int(width * multiplier + divisor / 2) // divisor * divisor)
+    return near + divisor if near < 0.9 * width * multiplier else near

@@ -105,7 +105,9 @@ class CifarResNet(nn.Module):
             raise LeanconvError(f"shortcut must be 'A' (subsample) or 'B' (1x1 convolution), got {shortcut!r}")
         at_least_one("num_classes", num_classes)
         scale = at_least_one("base_width", base_width) * positive("multiplier", multiplier)
-        widths = [max(1, round(scale * 2**i)) for i in range(3)]
+        widths = [round(scale * 2**i) for i in range(3)]
+        if widths[0] < 1:
+            raise LeanconvError(f"multiplier={multiplier} leaves round({scale:g}) = 0 channels in the first stage")
         self.conv1 = nn.Conv2d(3, widths[0], 3, stride=at_least_one("stem_stride", stem_stride), padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)

@@ -15,19 +15,25 @@ and groups that do not divide are built on spare slots which are counted.
 Deviations. The slots between two stages are filled from the computed ones instead of being cropped and padded with
 zeros (see `leanconv.plan`): same shapes, same counts, and 62 channels still meet through groups of 21 and 3. Where the
 rounding disconnects channels all the same although gamma >= 1 (it can at a layer that narrows a little, 64 -> 59), a
-group is given back until they meet; no layer of the paper's networks is touched by this. `search="exact"` is ours: the
-cheapest group counts that divide, by exhaustive search.
+group is given back until they meet; no layer of the paper's networks is touched by this. `search="exact"` and
+`search="cheapest"` are ours: the true integer optimum among group counts that divide, and among all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, gcd, inf, prod
+from math import ceil, inf, prod
 from typing import ClassVar, Literal
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.chain import ChainRewrite, DropIn
+from leanconv.ops.osep_groups import (
+    best_stage_count,
+    cheapest_groups,
+    exact_groups,
+    paper_groups,
+    relaxed_channels_per_group,
+)
 from leanconv.ops.separable import WidthPolicy, inner_width
 from leanconv.plan import Plan, grouped_stage
 from leanconv.spec import ConvSpec
@@ -54,9 +60,14 @@ class OptimizedSeparable(ChainRewrite):
         width: channels between the stages: "normal" min(C_in, C_out), "linear" interpolated, "bottleneck"
             max(C_in, C_out) / 4, "inverted_residual" 4 min(C_in, C_out).
         spatial: split the kernel as well, K x 1 in one stage and 1 x K in the next (the paper's "so-" networks).
-        search: "paper" for Algorithm 1; "exact" for the cheapest group counts that divide the channels.
+        kernel_at: which stage convolves in space, and has the stride: "middle" is stage floor(N / 2) as in Algorithm 1
+            (the first for N = 2), else the "first" or the "last".
+        search: "paper" for Algorithm 1; "exact" for the cheapest group counts that divide the channels; "cheapest" for
+            the cheapest of all, padded where they do not divide.
         stage_groups: fixed group counts, one per stage, None where the planner is free (the "masked" inputs of
             Algorithm 1).
+        at_most_dense: keep one dense stage where the chain would have more weights than the dense convolution, instead
+            of refusing: the end of the sweep of gamma that the paper calls conventional.
 
     >>> print(OptimizedSeparable().plan(ConvSpec(in_channels=62, out_channels=62, kernel_size=(3, 3))))
     3x3 63->63 g21, shuffle 21; 1x1 63->63 g3
@@ -70,8 +81,10 @@ class OptimizedSeparable(ChainRewrite):
     overlap: float = 1.0
     width: WidthPolicy = "normal"
     spatial: bool = False
-    search: Literal["paper", "exact"] = "paper"
+    search: Literal["paper", "exact", "cheapest"] = "paper"
     stage_groups: tuple[int | None, ...] | None = None
+    kernel_at: Literal["middle", "first", "last"] = "middle"
+    at_most_dense: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,8 +94,9 @@ class OptimizedSeparable(ChainRewrite):
             raise LeanconvError(
                 f"osep: overlap must be above 0, got {self.overlap}: it is the share of the channel field to keep"
             )
-        if self.search not in ("paper", "exact"):
-            raise LeanconvError(f"osep: search must be 'paper' or 'exact', got {self.search!r}")
+        for name, legal in (("search", ("paper", "exact", "cheapest")), ("kernel_at", ("middle", "first", "last"))):
+            if getattr(self, name) not in legal:
+                raise LeanconvError(f"osep: {name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}")
         if self.stage_groups is not None:
             object.__setattr__(self, "stage_groups", tuple(self.stage_groups))
             if len(self.stage_groups) != self.num_separated:
@@ -97,6 +111,7 @@ class OptimizedSeparable(ChainRewrite):
         Raises:
             PlanError: if the chain would have more weights than the dense convolution, or no legal groups exist.
         """
+        self._check_stage_count(spec)
         axes = self._axes(spec)
         count = self.num_separated
         channels = [
@@ -106,34 +121,66 @@ class OptimizedSeparable(ChainRewrite):
         ]
         taps = [prod(spec.kernel_size[axis] for axis in chosen) for chosen in axes]
         fixed = self.stage_groups or (None,) * count
-        find = paper_groups if self.search == "paper" else exact_groups
-        groups = find(channels, taps, self.overlap, fixed)
-        plan = _chain(spec, axes, channels, groups)
-        while self.overlap >= 1 and plan.coverage < 1:
-            # Rounding has cut what eq. 15 promises: give back the group that mends most, then costs least.
-            fewer = [
-                (*groups[:l], groups[l] - 1, *groups[l + 1 :])
-                for l in range(count)
-                if groups[l] > 1 and fixed[l] is None
-            ]
-            if not fewer:
-                break
-            plan, groups = max(
-                ((_chain(spec, axes, channels, option), option) for option in fewer),
-                key=lambda candidate: (candidate[0].coverage, -candidate[0].params),
+        if self.overlap == inf and fixed == (None,) * count:
+            plan = _chain(spec, axes, channels, (1,) * count)
+        elif self.search == "exact":
+            plan = _connected(
+                spec, axes, channels, exact_groups(channels, taps, self.overlap, fixed), fixed, self.overlap
             )
+        else:
+            groups = paper_groups(channels, taps, self.overlap, fixed)
+            plan = _connected(spec, axes, channels, groups, fixed, self.overlap)
+            if self.search == "cheapest":
+                plan = self._cheapest(spec, axes, channels, taps, fixed, plan)
         if plan.params > spec.params:
+            if self.at_most_dense:
+                whole = grouped_stage(spec, range(spec.ndim), spec.in_channels, spec.out_channels, 1, last=True)
+                return Plan(spec=spec, stages=(whole,))
             raise PlanError(
                 f"{spec.in_channels}->{spec.out_channels} channels with kernel {spec.kernel_size}: "
                 f"the chain {plan} has {plan.params} weights, more than the {spec.params} of the dense convolution; "
-                "lower overlap, use fewer stages or leave this layer out"
+                "lower overlap, use fewer stages, leave this layer out or keep it dense with at_most_dense"
             )
         return plan
+
+    def _cheapest(
+        self,
+        spec: ConvSpec,
+        axes: list[tuple[int, ...]],
+        channels: list[int],
+        taps: list[int],
+        fixed: tuple[int | None, ...],
+        rounded: Plan,
+    ) -> Plan:
+        """The cheapest chain of all; for gamma >= 1 only those in which every output sees every input."""
+
+        def accept(groups: tuple[int, ...]) -> bool:
+            return self.overlap < 1 or _chain(spec, axes, channels, groups).coverage == 1
+
+        start = tuple(stage.conv.groups for stage in rounded.stages)
+        groups = cheapest_groups(channels, taps, self.overlap, fixed, start, accept)
+        return _chain(spec, axes, channels, groups)
+
+    def _check_stage_count(self, spec: ConvSpec) -> None:
+        """Refuse more stages than log(gamma C K^2), from where on a further one only adds weights (eq. 21)."""
+        if self.num_separated <= 2 or self.overlap == inf:
+            return
+        best = best_stage_count(spec.in_channels, spec.out_channels, prod(spec.kernel_size), max(self.overlap, 1.0))
+        if self.num_separated > max(2, ceil(best)):
+            raise PlanError(
+                f"num_separated (={self.num_separated}) is larger than useful for {spec.in_channels}->"
+                f"{spec.out_channels} channels with kernel {spec.kernel_size}: the least cost is at "
+                f"log(gamma C K^2) = {best:.2f} stages, more only add weights; use at most {max(2, ceil(best))}"
+            )
 
     def _axes(self, spec: ConvSpec) -> list[tuple[int, ...]]:
         """The spatial axes that each stage convolves (Algorithm 1: K x K at floor(N / 2), counted from 1)."""
         axes: list[tuple[int, ...]] = [()] * self.num_separated
-        first = max(1, self.num_separated // 2) - 1
+        first = {"middle": max(1, self.num_separated // 2) - 1, "first": 0, "last": self.num_separated - 1}[
+            self.kernel_at
+        ]
+        if self.spatial and self.kernel_at == "last":
+            first = max(0, self.num_separated - spec.ndim)  # its parts are the last stages
         if not self.spatial:
             axes[first] = tuple(range(spec.ndim))
             return axes
@@ -145,6 +192,32 @@ class OptimizedSeparable(ChainRewrite):
         for part in range(room):
             axes[first + part] = (part,) if part + 1 < room else tuple(range(part, spec.ndim))
         return axes
+
+
+def _connected(
+    spec: ConvSpec,
+    axes: list[tuple[int, ...]],
+    channels: list[int],
+    groups: tuple[int, ...],
+    fixed: tuple[int | None, ...],
+    overlap: float,
+) -> Plan:
+    """The chain with these groups; where rounding has cut what eq. 15 promises, with as many fewer as mend it."""
+    plan = _chain(spec, axes, channels, groups)
+    while overlap >= 1 and plan.coverage < 1:
+        # Give back the group that mends most, then costs least.
+        fewer = [
+            (*groups[:l], groups[l] - 1, *groups[l + 1 :])
+            for l in range(len(groups))
+            if groups[l] > 1 and fixed[l] is None
+        ]
+        if not fewer:
+            break
+        plan, groups = max(
+            ((_chain(spec, axes, channels, option), option) for option in fewer),
+            key=lambda candidate: (candidate[0].coverage, -candidate[0].params),
+        )
+    return plan
 
 
 def _chain(spec: ConvSpec, axes: list[tuple[int, ...]], channels: list[int], groups: tuple[int, ...]) -> Plan:
@@ -163,102 +236,6 @@ def _chain(spec: ConvSpec, axes: list[tuple[int, ...]], channels: list[int], gro
         for l in range(len(groups))
     )
     return Plan(spec=spec, stages=stages)
-
-
-def relaxed_channels_per_group(
-    channels: list[int], taps: list[int], overlap: float, fixed: tuple[int | None, ...] | None = None
-) -> list[float]:
-    """n_l*, the real-valued optimum of Theorem 1 (eq. 17), with the group counts in `fixed` held.
-
-    The optimum makes all free stages cost the same: n_l C_{l+1} K_l = lambda for every free l.
-
-    >>> [round(n, 3) for n in relaxed_channels_per_group([64, 64, 64], [9, 1], 1.0)]
-    [2.667, 24.0]
-    """
-    count = len(taps)
-    held = fixed or (None,) * count
-    per_group = [inf if group is None else channels[l] / group for l, group in enumerate(held)]
-    free = [l for l in range(count) if held[l] is None]
-    if free:
-        weight = {l: channels[l + 1] * taps[l] for l in free}
-        needed = overlap * channels[0] / prod(per_group[l] for l in range(count) if l not in free)
-        level = (needed * prod(weight.values())) ** (1 / len(free))
-        for l in free:
-            per_group[l] = level / weight[l]
-    return per_group
-
-
-def paper_groups(
-    channels: list[int], taps: list[int], overlap: float, fixed: tuple[int | None, ...]
-) -> tuple[int, ...]:
-    """Group counts of Algorithm 1, re-optimised with a mask while a stage is out of its range.
-
-    >>> paper_groups([62, 62, 62], [9, 1], 1.0, (None, None))
-    (21, 3)
-    """
-    held = list(fixed)
-    for l, group in enumerate(held):
-        most = min(channels[l], channels[l + 1])
-        if group is not None and not 1 <= group <= most:
-            raise PlanError(f"stage_groups: groups of stage {l + 1} must be between 1 and {most}, got {group}")
-    while True:
-        per_group = relaxed_channels_per_group(channels, taps, overlap, tuple(held))
-        masked = False
-        for l, n in enumerate(per_group):
-            most = min(channels[l], channels[l + 1])
-            if held[l] is None and (channels[l] / n < 1 or channels[l] / n > most):
-                held[l] = 1 if channels[l] / n < 1 else most
-                masked = True
-        if not masked:
-            break
-    groups = []
-    for l, n in enumerate(per_group):
-        group = held[l]
-        if group is None:
-            # 1e-9: an optimum that is a whole number must not be rounded up for a rounding error.
-            group = min(ceil(channels[l] / ceil(n - 1e-9)), channels[l], channels[l + 1])
-        groups.append(group)
-    return tuple(groups)
-
-
-def exact_groups(
-    channels: list[int], taps: list[int], overlap: float, fixed: tuple[int | None, ...]
-) -> tuple[int, ...]:
-    """The cheapest group counts that divide their channels and satisfy n_1 ... n_N >= gamma C_1, by exhaustive search.
-
-    >>> exact_groups([64, 64, 64], [9, 1], 1.0, (None, None))
-    (32, 2)
-    """
-    count = len(taps)
-    options = []
-    for l in range(count):
-        common = gcd(channels[l], channels[l + 1])
-        legal = [g for g in range(1, common + 1) if common % g == 0 and fixed[l] in (None, g)]
-        if not legal:
-            raise PlanError(
-                f"stage_groups: groups of stage {l + 1} (={fixed[l]}) must divide "
-                f"{channels[l]} and {channels[l + 1]} channels"
-            )
-        options.append(legal)
-    # More overlap than a dense chain has cannot be asked of it.
-    needed = min(overlap * channels[0], prod(channels[:count]))
-
-    def search(l: int, seen: float) -> Iterator[tuple[int, tuple[int, ...]]]:
-        if l == count:
-            if seen >= needed * (1 - 1e-9):
-                yield 0, ()
-            return
-        for group in options[l]:
-            per_group = channels[l] // group
-            for cost, rest in search(l + 1, seen * per_group):
-                yield cost + channels[l + 1] * per_group * taps[l], (group, *rest)
-
-    found = min(search(0, 1.0), default=None)
-    if found is None:
-        raise PlanError(
-            f"no group counts that divide {channels} keep an overlap of {overlap} with stage_groups={fixed}"
-        )
-    return found[1]
 
 
 class OptimizedSeparableConv1d(DropIn):

@@ -8,9 +8,10 @@ from functools import partial
 from leanconv.errors import unknown
 from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.demo import demo, digits_resnet20
+from leanconv.recipes.igc import IGC
 from leanconv.recipes.mutual import elastic_mobilenet_imagenet, elastic_resnet20_cifar10
 from leanconv.recipes.octave import oct_resnet20_cifar10, oct_resnet50_imagenet, oct_resnet152_imagenet
-from leanconv.recipes.osep import cifar10_resnet
+from leanconv.recipes.osep import OSEP
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
 from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe
 
@@ -34,11 +35,8 @@ __all__ = [
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "digits_resnet20": digits_resnet20,
-    **{
-        f"{prefix}resnet{depth}_cifar10": partial(cifar10_resnet, prefix, depth)
-        for prefix in ("", "o_", "d_")
-        for depth in (20, 32, 56, 110)
-    },
+    **OSEP,
+    **IGC,
     "oct_resnet20_cifar10": oct_resnet20_cifar10,
     "oct_resnet50_imagenet": oct_resnet50_imagenet,
     "oct_resnet50_imagenet_smooth": partial(oct_resnet50_imagenet, label_smoothing=0.1),

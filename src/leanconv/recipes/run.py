@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from leanconv.errors import LeanconvError
-from leanconv.recipes.config import to_data
+from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.settings import ElasticSettings, Recipe
-from leanconv.train import Classify, FitResult, fit, is_main_process
+from leanconv.train import Classify, ClassifyWithTower, FitResult, fit, is_main_process
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData
@@ -90,7 +90,16 @@ def run_recipe(
     data = open_data(recipe)
     net = build_model(recipe, data.num_classes)
     objective: nn.Module
-    if recipe.elastic is None:
+    if recipe.auxiliary or recipe.drop_path:
+        batches = len(data.train_loader())
+        objective = ClassifyWithTower(
+            net,
+            auxiliary=recipe.auxiliary,
+            drop_path=recipe.drop_path,
+            total_steps=recipe.epochs * min(batches, recipe.steps_per_epoch or batches),
+            label_smoothing=recipe.label_smoothing,
+        )
+    elif recipe.elastic is None:
         objective = Classify(net, label_smoothing=recipe.label_smoothing)
     else:
         from leanconv.elastic.mutual import MutualObjective
@@ -99,6 +108,8 @@ def run_recipe(
         objective = MutualObjective(
             _as_elastic(net), num_random=settings.num_random, seed=recipe.seed, temperature=settings.temperature
         )
+    if resume and (out / "config.yaml").exists():
+        _complete(out / "config.yaml")
     result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
     if not is_main_process():
         return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model")
@@ -106,6 +117,18 @@ def run_recipe(
     from leanconv.build import save
 
     return RunResult(recipe=recipe, fit=result, net=net, model_folder=Path(save(net, out / "model")), table=table)
+
+
+def _complete(config: Path) -> None:
+    """Write out the settings that the leanconv which started the run did not know yet, at their defaults.
+
+    A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
+    """
+    from leanconv.train.runfolder import write_text
+
+    text = to_yaml(read_recipe(config))
+    if is_main_process() and text != config.read_text():
+        write_text(config, text)
 
 
 def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple[int, ...]) -> nn.Module:

@@ -61,18 +61,23 @@ class Recipe:
     """A network, how it is rewritten and made elastic, the data, and how it is trained.
 
     `model` and `model_args` are what `create_model` takes (the number of classes is the data's unless given; null
-    leaves it out); `rewrites` are steps such as "osep:overlap=1"; `note` says in a
-    sentence what it is. The rest is `FitSettings`, field by field.
+    leaves it out), `tiny_args` what the tiny mode changes in them; `rewrites` are steps such as "osep:overlap=1";
+    `note` says in a sentence what it is. `auxiliary` weighs the loss of the network's second classifier and
+    `drop_path` is the share of its paths that the last epoch drops, for networks that have them (DARTS). The rest is
+    `FitSettings`, field by field.
     """
 
     name: str
     model: str
     note: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)
+    tiny_args: dict[str, Any] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     elastic: ElasticSettings | None = None
     data: DataSettings = field(default_factory=DataSettings)
     label_smoothing: float = 0.0
+    auxiliary: float = 0.0
+    drop_path: float = 0.0
     epochs: int = 10
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -95,6 +100,12 @@ class Recipe:
                 f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.size is {self.data.size}:"
                 " images are made at the largest resolution and only ever reduced, so set both to the same"
             )
+        if not 0 <= self.drop_path < 1:
+            raise LeanconvError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if not self.auxiliary >= 0:
+            raise LeanconvError(f"auxiliary must not be negative, got {self.auxiliary}")
+        if self.elastic is not None and (self.auxiliary or self.drop_path):
+            raise LeanconvError("auxiliary and drop_path are not part of mutual learning: set them to 0")
         if self.elastic is not None and self.label_smoothing:
             raise LeanconvError("label_smoothing is not part of mutual learning: set it to 0 or elastic to null")
 
@@ -116,7 +127,7 @@ class Recipe:
         )
 
     def tiny(self) -> Recipe:
-        """The same network, rewrites and rules for two steps on the embedded digits at 32x32, on the CPU."""
+        """The same network (with `tiny_args`), rewrites and rules for two steps on the embedded digits, on the CPU."""
         elastic = self.elastic
         if elastic is not None:
             low, high = elastic.widths
@@ -124,6 +135,7 @@ class Recipe:
         augment = "shift" if self.data.augment != "none" else "none"
         return replace(
             self,
+            model_args={**self.model_args, **self.tiny_args},
             elastic=elastic,
             data=DataSettings(spec="digits", size=32, augment=augment, batch_size=16),
             epochs=1,

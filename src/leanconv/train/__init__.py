@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from leanconv.train.evaluate import Evaluation, evaluate
 from leanconv.train.fit import fit, is_main_process
-from leanconv.train.objectives import Classify, Objective
+from leanconv.train.objectives import Classify, ClassifyWithTower, Objective
 from leanconv.train.optim import OptimSettings, ScheduleSettings
 from leanconv.train.settings import FitResult, FitSettings
 
 __all__ = [
     "Classify",
+    "ClassifyWithTower",
     "Evaluation",
     "FitResult",
     "FitSettings",

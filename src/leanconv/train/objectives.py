@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classify", "Objective"]
+from leanconv.errors import LeanconvError
+
+__all__ = ["Classify", "ClassifyWithTower", "Objective"]
 
 
 @runtime_checkable
@@ -49,3 +51,63 @@ class Classify(nn.Module):
         """Logits (n, classes)."""
         logits: Tensor = self.net(inputs)
         return logits
+
+
+@runtime_checkable
+class _Towered(Protocol):
+    """A network that drops paths and has a second classifier half way, as `leanconv.nets.darts.Darts`."""
+
+    drop_path: float
+    auxiliary: nn.Module | None
+
+    def forward_all(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class ClassifyWithTower(nn.Module):
+    """`Classify`, and `auxiliary` times the loss of the network's second classifier, with paths dropped on the way.
+
+    The share of dropped paths rises linearly from 0 to `drop_path` over `total_steps`, as DARTS trains.
+    Raises `LeanconvError` for a network that has no such parts.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        auxiliary: float = 0.4,
+        drop_path: float = 0.0,
+        total_steps: int = 1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, _Towered):
+            raise LeanconvError(
+                f"{type(net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and auxiliary"
+                " to 0"
+            )
+        if auxiliary and net.auxiliary is None:
+            raise LeanconvError(
+                "auxiliary is above 0 but the network has no such classifier: model_args.auxiliary=true"
+            )
+        self.net = net
+        self.auxiliary, self.drop_path = auxiliary, drop_path
+        self.total_steps = max(total_steps, 1)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+        """The losses of images (n, 3, h, w) and labels (n,)."""
+        net = cast(Any, self.net)
+        net.drop_path = self.drop_path * min(step / self.total_steps, 1.0)
+        if not self.auxiliary:
+            return {"loss": self._entropy(net(inputs), targets)}
+        scores, early = net.forward_all(inputs)
+        main, side = self._entropy(scores, targets), self._entropy(early, targets)
+        return {"loss": main + self.auxiliary * side, "main": main, "auxiliary": side}
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Logits (n, classes)."""
+        logits: Tensor = self.net(inputs)
+        return logits
+
+    def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)

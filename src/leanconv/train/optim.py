@@ -14,7 +14,7 @@ __all__ = ["OptimSettings", "ScheduleSettings", "make_optimizer", "rate"]
 
 _OPTIMIZERS = ("sgd", "adamw")
 _DECAYS = ("all", "weights", "dense")
-_SCHEDULES = ("constant", "step", "cosine", "linear")
+_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,27 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """A schedule: `name` is constant, step, cosine (to 0) or linear (to 0); all are updated at every optimizer step.
+    """A schedule: `name` is constant, step, cosine (to 0), linear (to 0) or exponential; all are updated at every
+    optimizer step.
 
     The rate rises linearly from 0 over the first `warmup_epochs`; `step` multiplies it by `gamma` at each of the
-    `milestones`, which are fractions of the whole run (.5 and .75 are epochs 100 and 150 of 200).
+    `milestones`, which are fractions of the whole run (.5 and .75 are epochs 100 and 150 of 200); `exponential`
+    multiplies it by `gamma` after every `every` epochs.
     """
 
     name: str = "cosine"
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
+    every: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in _SCHEDULES:
             raise unknown("schedule", self.name, _SCHEDULES)
         if not self.warmup_epochs >= 0:
             raise LeanconvError(f"schedule.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        if not self.every > 0:
+            raise LeanconvError(f"schedule.every must be a number of epochs above 0, got {self.every}")
         if any(not 0 < place < 1 for place in self.milestones):
             raise LeanconvError(
                 f"schedule.milestones are fractions of the run, between 0 and 1, got {list(self.milestones)}"
@@ -88,6 +93,8 @@ def rate(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, epochs:
         return 1.0
     if schedule.name == "step":
         return schedule.gamma ** sum(step >= round(place * total) for place in schedule.milestones)
+    if schedule.name == "exponential":
+        return schedule.gamma ** int(step / steps_per_epoch / schedule.every + 1e-9)
     done = min((step - warmup) / max(total - warmup, 1), 1.0)
     return (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
 

@@ -10,9 +10,9 @@ option B. The paper prints no counts for dw_, s_ and so_; they follow their near
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
@@ -22,15 +22,12 @@ from leanconv.nets.mobilenet import conv_unit
 from leanconv.ops import ChainRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise, SpatialSeparable
+from leanconv.zoo.darts import DARTS
+from leanconv.zoo.entry import Entry
+from leanconv.zoo.igc import IGC
+from leanconv.zoo.octave import OCTAVE
 
 __all__ = ["ZOO", "Entry"]
-
-
-class Entry(NamedTuple):
-    """A zoo network: its `builder`, whose keywords are the knobs, and its input `size` without the batch axis."""
-
-    builder: Callable[..., nn.Module]
-    size: tuple[int, ...]
 
 
 CIFAR = (3, 32, 32)
@@ -79,14 +76,14 @@ def _imagenet40(
 def _o_cifar(
     depth: int, spatial: bool, /, *, num_classes: int = 10, multiplier: float = 1.0, overlap: float = 1.0
 ) -> nn.Module:
-    operator = OptimizedSeparable(overlap=overlap, spatial=spatial)
+    operator = OptimizedSeparable(overlap=overlap, spatial=spatial, at_most_dense=True)
     return _cifar(depth, operator, "B", num_classes=num_classes, multiplier=multiplier)
 
 
 def _o_imagenet40(
     depth: int, spatial: bool, /, *, num_classes: int = 1000, multiplier: float = 1.0, overlap: float = 1.0
 ) -> nn.Module:
-    operator = OptimizedSeparable(overlap=overlap, spatial=spatial)
+    operator = OptimizedSeparable(overlap=overlap, spatial=spatial, at_most_dense=True)
     return _imagenet40(depth, operator, num_classes=num_classes, multiplier=multiplier)
 
 
@@ -165,5 +162,8 @@ ZOO: dict[str, Entry] = {
     "elastic_mobilenet_v1": Entry(_elastic_mobilenet_v1, IMAGENET),
     "elastic_mobilenet_v2": Entry(_elastic_mobilenet_v2, IMAGENET),
     "elastic_resnet20": Entry(_elastic_resnet20, CIFAR),
+    **OCTAVE,
+    **DARTS,
+    **IGC,
 }
 """Every name that `create_model` knows by itself; timm, torchvision and dotted paths come on top."""

@@ -1,0 +1,82 @@
+"""Milliseconds of the convolution papers' networks against dense ones of like MACs, on this machine's CPU.
+
+    python benchmarks/speed.py --out benchmarks/speed.json > benchmarks/speed.md
+
+One thread, batch 1 and 16, four back-ends, all candidates of a group interleaved in one run; every network also
+densified (its chains folded back into dense convolutions), which is what the grouped form has to beat. The first row
+of a group is what the ratios refer to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "20 layers, optimized separable paper": [
+        ("resnet20", {}),
+        ("o_resnet20", {"multiplier": 3.625}),
+        ("d_resnet20", {"multiplier": 2.75}),
+    ],
+    "20 layers, interleaved group paper": [("regconv_w18", {}), ("igc_l4m8", {}), ("igc_l24m2", {})],
+}
+
+
+def candidates(group: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The networks with their BatchNorms folded, and the dense forms of those that have chains."""
+    from leanconv.build import create_model, default_size
+    from leanconv.deploy import densify, fold
+
+    nets: dict[str, Any] = {}
+    for name, knobs in group:
+        net = create_model(name, **knobs).eval()
+        label = " ".join([name, *(f"{knob}={value}" for knob, value in knobs.items())])
+        nets[label] = fold(net, default_size(name)).model
+        dense = densify(net, default_size(name))
+        if dense.densified:
+            nets[f"{label}, densified"] = fold(dense.model, default_size(name)).model
+    return nets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino"])
+    parser.add_argument("--rounds", type=int, default=50)
+    options = parser.parse_args()
+
+    import torch
+
+    from leanconv.deploy import bench
+
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}\n"
+    )
+    rows: list[dict[str, Any]] = []
+    for title, group in GROUPS.items():
+        nets = candidates(group)
+        for batch in options.batches:
+            print(f"\n## {title}, batch {batch}\n", flush=True)
+            print("| network | MACs | back-end | median ms | 10 % | 90 % | ratio to the first |")
+            print("|---|---:|---|---:|---:|---:|---:|")
+            found = bench(nets, (3, 32, 32), backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
+            for row in found:
+                rows.append({"group": title, **row.to_json()})
+                times = [row.median_ms, row.low_ms, row.high_ms, row.ratio]
+                cells = [row.problem or "", "", "", ""] if None in times else [f"{value:.2f}" for value in times]
+                print(f"| {row.model} | {row.macs:,} | {row.backend} | {' | '.join(cells)} |")
+            sys.stdout.flush()
+    if options.out is not None:
+        draft = options.out.with_suffix(".tmp")
+        draft.write_text(json.dumps(rows, indent=2) + "\n")
+        os.replace(draft, options.out)
+
+
+if __name__ == "__main__":
+    main()

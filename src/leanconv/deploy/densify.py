@@ -1,0 +1,109 @@
+"""Chains folded back into dense convolutions: exact, more weights, and on many back-ends faster.
+
+A chain without anything between its stages is one linear convolution. Its dense kernel has the weights that the chain
+saved, but runs as the one kind of convolution that every back-end is tuned for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from leanconv.deploy.fold import Kept, eval_copy
+from leanconv.deploy.verify import compare
+from leanconv.errors import LeanconvError
+from leanconv.ops.chain import CONVS, ConvChain
+from leanconv.rewrite.swap import swap
+
+__all__ = ["Densified", "densify"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Densified:
+    """`model` is a copy, `densified` names the chains that are now dense, `kept` the others, with reasons.
+
+    `max_abs_difference` compares the outputs of the two models in eval mode; None where no size was given.
+    """
+
+    model: nn.Module
+    densified: tuple[str, ...]
+    kept: tuple[Kept, ...]
+    max_abs_difference: float | None
+
+
+def densify(model: nn.Module, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
+    """A copy of `model` in which every `ConvChain` is the one dense convolution that it equals.
+
+    Kernels are composed in double precision. Mode, device, dtype, requires_grad and names stay. A chain with a norm or
+    an activation between its stages, or with biases inside (folded norms), stays as it is. With `size` (without
+    the batch axis) the outputs for random inputs are compared; `LeanconvError` where they differ by more than
+    `tolerance` times the largest output (at least 1).
+
+    >>> from leanconv.ops.osep import OptimizedSeparableConv2d
+    >>> net = nn.Sequential(OptimizedSeparableConv2d(16, 16, 3, padding=1), nn.ReLU())
+    >>> densify(net).model[0]
+    Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    kept: list[Kept] = []
+
+    def rule(name: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, ConvChain):
+            return None
+        reason = _obstacle(module)
+        if reason is None:
+            return _dense(module)
+        kept.append(Kept(name, reason))
+        return module
+
+    new, names = swap(model, rule)
+    difference = None
+    if size is not None:
+        difference = compare(eval_copy(model), eval_copy(new), size)
+        if not difference.max_abs <= tolerance * max(1.0, difference.max_output):
+            raise LeanconvError(
+                f"the dense network differs from the chains by {difference.max_abs:.1e}, more than {tolerance:.0e} of "
+                "its outputs: some layer does not run as its plan says"
+            )
+    return Densified(
+        model=new,
+        densified=names,
+        kept=tuple(kept),
+        max_abs_difference=None if difference is None else difference.max_abs,
+    )
+
+
+def _obstacle(chain: ConvChain) -> str | None:
+    if chain.between != "none":
+        return f"between its stages stands {chain.between}: it is not one linear convolution"
+    if any(conv.bias is not None for conv in chain.convs[:-1]):
+        return "an inner stage has a bias, which zero padding would cut at the border"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in chain.modules()):
+        return "it carries forward hooks"
+    return None
+
+
+@torch.no_grad()
+def _dense(chain: ConvChain) -> nn.Module:
+    spec, weight = chain.plan.spec, chain.convs[0].weight
+    exact = chain._compose([conv.weight.double() for conv in chain.convs])
+    conv = CONVS[spec.ndim](
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel_size,  # type: ignore[arg-type]
+        stride=spec.stride,  # type: ignore[arg-type]
+        padding=spec.padding,  # type: ignore[arg-type]
+        dilation=spec.dilation,  # type: ignore[arg-type]
+        bias=chain.bias is not None,
+        padding_mode=spec.padding_mode,  # type: ignore[arg-type]
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    conv.weight.copy_(exact)
+    bias = chain.dense_bias()
+    if conv.bias is not None and bias is not None:
+        conv.bias.copy_(bias)
+    conv.requires_grad_(weight.requires_grad)
+    return conv.train(chain.training)

@@ -1,0 +1,210 @@
+"""Changing somebody's model: `rewrite(model, *steps)` puts cheaper operators where convolutions were.
+
+A rewrite never mutates its input, is never silent (a step that would change nothing is an error that lists the nearest
+misses; what is not understood stays as it was and is reported with the reason) and is idempotent: operators that are
+already ours are left alone. `where` selects the layers, see `leanconv.rewrite.select`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from leanconv.errors import RewriteError
+from leanconv.ops.chain import ChainRewrite
+from leanconv.rewrite.chains import Applied, apply_chain
+from leanconv.rewrite.changes import Change, Flow, Rewritten, Skipped
+from leanconv.rewrite.guards import refuse_model
+from leanconv.rewrite.inflate import Inflate, apply_inflate
+from leanconv.rewrite.octave import Octave, apply_octave
+from leanconv.rewrite.scout import Sighting, check_runs, check_size, scout
+from leanconv.rewrite.select import parse
+from leanconv.rewrite.steps import STEPS, Step, from_json, parse_step, to_json
+from leanconv.rewrite.swap import Swapped, duplicate, swap
+from leanconv.story import remember, story_of
+
+__all__ = [
+    "rewrite",
+    "replay",
+    "Rewritten",
+    "Change",
+    "Flow",
+    "Skipped",
+    "Octave",
+    "Inflate",
+    "swap",
+    "Swapped",
+    "to_json",
+    "from_json",
+    "parse_step",
+]
+
+
+def rewrite(
+    model: nn.Module,
+    *steps: Step,
+    example_size: Sequence[int] | None = None,
+    optimizer: object | None = None,
+) -> Rewritten:
+    """A copy of `model` in which the convolutions that each step selects are replaced, one step after the other.
+
+    Args:
+        model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
+            take over, as they do requires_grad and the qualified names.
+        steps: the rewrites, for example `leanconv.OptimizedSeparable(overlap=1.0)`.
+        example_size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
+            fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
+            network that would no longer run is refused. Without it nothing is run.
+        optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
+
+    Raises:
+        NothingToRewrite: if a step would change no layer; the message lists the nearest misses. A model whose
+            matching layers are already our operators is not an error, its `changes` are empty.
+        RewriteError: if the model is wrapped (DDP, FSDP, torch.compile, ...), not initialised or not runnable, or if
+            a step can plan none of its layers.
+
+    >>> from leanconv.ops.separable import DepthSeparable
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> new = rewrite(net, DepthSeparable(init="fresh"))
+    >>> print(new.changes[0])
+    2: 3x3 8->8 -> depth_separable: 3x3 8->8 g8; 1x1 8->8 (584 -> 144 parameters, weights fresh)
+    """
+    _refuse_call(steps, optimizer)
+    refuse_model(model)
+    size = None if example_size is None else check_size(example_size)
+    story = story_of(model)
+    new = duplicate(model)
+    sighting = None if size is None else scout(new, size)
+    changes: list[Change] = []
+    skipped: list[Skipped] = []
+    flows: list[Flow] = []
+    for step in steps:
+        applied = _apply(new, step, sighting, size)
+        new = applied.model
+        changes += applied.changes
+        skipped += applied.skipped
+        flows += applied.flows
+        if not applied.changes:
+            continue
+        if story is not None:
+            story = story.then(step.stem, _settings(step, size, applied.kept))
+        if size is not None and sighting is not None:
+            sighting, size = _look_again(new, step, sighting, size, applied)
+    if story is not None:
+        remember(new, story)
+    return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
+
+
+def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> nn.Module:
+    """The structure that the `steps` of a story made of `model`, with fresh weights in the new layers.
+
+    For loading: no weight is fitted, because all of them are read from a file afterwards. Everything else is decided
+    exactly as it was when the story was written, from the settings in it. `model` stays as it was; where it has a
+    story, the new model's story has these steps at its end.
+
+    Raises `UnknownName` for a step that is no rewrite, and whatever `rewrite` raises.
+    """
+    refuse_model(model)
+    story = story_of(model)
+    new = duplicate(model)
+    for stem, settings in steps:
+        knobs = dict(settings)
+        size = knobs.pop("example_size", None)
+        keep = knobs.pop("keep", ())
+        step = from_json({**knobs, "stem": stem})
+        size = None if size is None else check_size(size)
+        sighting = None if size is None else scout(new, size)
+        new = _apply(new, step, sighting, size, keep=keep, project=False).model
+        if story is not None:
+            story = story.then(stem, settings)
+    if story is not None:
+        remember(new, story)
+    return new
+
+
+def _apply(
+    model: nn.Module,
+    step: Step,
+    sighting: Sighting | None,
+    size: tuple[int, ...] | None,
+    *,
+    keep: Collection[str] = (),
+    project: bool = True,
+) -> Applied:
+    """One step on a model we own: the place that knows which kind of step is done how."""
+    match step:
+        case ChainRewrite():
+            return apply_chain(model, step, sighting=sighting, keep=keep, project=project)
+        case Octave():
+            return apply_octave(model, step, size=size, sighting=sighting, keep=keep)
+        case Inflate():
+            return apply_inflate(model, step)
+    raise _no_step(step)
+
+
+def _look_again(
+    new: nn.Module, step: Step, before: Sighting, size: tuple[int, ...], applied: Applied
+) -> tuple[Sighting, tuple[int, ...]]:
+    """Run what a step has made, on the input it takes now; the outputs must have the shapes they had."""
+    if isinstance(step, ChainRewrite):
+        return check_runs(new, size, before, [change.name for change in applied.changes]), size
+    if isinstance(step, Inflate):
+        size = (size[0], step.frames, *size[1:])
+    after = scout(new, size)
+    if after.shapes != before.shapes:
+        raise RewriteError(
+            f"{step.stem}: the rewritten network gives outputs {after.shapes}, the original {before.shapes}"
+        )
+    return after, size
+
+
+def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
+    """What the story must hold besides the knobs: the example that gave the order, the layers that were left alone."""
+    settings = to_json(step)
+    del settings["stem"]
+    needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)
+    if size is not None and needs_size:
+        settings["example_size"] = list(size)
+    if kept:
+        settings["keep"] = list(kept)
+    return settings
+
+
+def _refuse_call(steps: tuple[object, ...], optimizer: object | None) -> None:
+    if optimizer is not None:
+        raise RewriteError(
+            f"a rewrite returns a copy of the model, and this {type(optimizer).__name__} holds the parameters of the "
+            "old one, so it would never train the new layers: build the optimizer after rewriting, "
+            "new = rewrite(model, ...); optimizer = SGD(new.model.parameters(), ...)"
+        )
+    if not steps:
+        raise RewriteError(f"no rewrite was asked for: pass one or more of {', '.join(STEPS)}")
+    for step in steps:
+        if not isinstance(step, Step):
+            raise _no_step(step)
+
+
+def _no_step(step: object) -> RewriteError:
+    if isinstance(step, type) and issubclass(step, Step):
+        return RewriteError(f"{step.__name__} is a class, a step is one of its instances: pass {step.__name__}()")
+    hint = f"parse_step({step!r}) makes one of a text" if isinstance(step, str) else "see leanconv.rewrite.steps.STEPS"
+    return RewriteError(f"{type(step).__name__} is no rewrite step: {hint}")
+
+
+class _Room(ModuleType):
+    """This package, callable.
+
+    `leanconv.rewrite` is the public function and also the name of this package, and importing the package binds that
+    name to it, whoever does so and whenever. Called, the package is the function.
+    """
+
+    __call__ = staticmethod(rewrite)
+    __signature__ = inspect.signature(rewrite)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -1,0 +1,113 @@
+"""What a rewrite tells about itself: the changed layers with the fate of their weights, and the ones left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from torch import nn
+
+from leanconv.story import Story
+
+__all__ = ["Change", "Flow", "Kept", "Rewritten", "Skipped"]
+
+Kept = Literal["exact", "projected", "cut", "inflated", "fresh"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One replaced layer.
+
+    `before` and `after` describe the layer in words, `weights` tells what was kept: "exact", the new layer computes the
+    same function; "projected", the nearest one it can express, with the relative `error` ||W - W'|| / ||W|| of the
+    kernel; "cut", the same weights, part of them at half the resolution; "inflated",
+    repeated in time; "fresh", newly drawn (`error` is None). `params_*` count all parameters, bias included.
+    """
+
+    name: str
+    before: str
+    after: str
+    weights: Kept
+    error: float | None
+    params_before: int
+    params_after: int
+
+    def __str__(self) -> str:
+        fate = f"projected, error {self.error:.3f}" if self.weights == "projected" else self.weights
+        return (
+            f"{self.name}: {self.before} -> {self.after} ({self.params_before:,} -> {self.params_after:,} "
+            f"parameters, weights {fate})"
+        )
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What happened to pairs at one place: they start, flow through, or merge there, and why.
+
+    `name` is the qualified name of the module, or the module around an operation and the operation.
+    """
+
+    name: str
+    kind: Literal["start", "flow", "merge"]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind}" + (f" ({self.reason})" if self.reason else "")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One layer that `where` selected and that stays as it was, with the reason."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The new `model` and what happened: every replaced layer, every layer left alone, and the story so far.
+
+    `flows` tells where pairs of maps at two resolutions start, flow and merge (octave only).
+    `story` is None when the model came from outside leanconv, which alone can tell how to build it again.
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+    skipped: tuple[Skipped, ...]
+    story: Story | None = None
+    flows: tuple[Flow, ...] = ()
+
+    def __str__(self) -> str:
+        """Two or three lines; iterate over `changes` and `skipped` for the rest."""
+        before = sum(change.params_before for change in self.changes)
+        after = sum(change.params_after for change in self.changes)
+        lines = [f"{len(self.changes)} layers replaced"]
+        if self.changes:
+            lines[0] += f": {before:,} -> {after:,} parameters in them ({after / before:.1%})"
+            fates = Counter(change.weights for change in self.changes)
+            told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+            errors = [
+                change.error for change in self.changes if change.weights == "projected" and change.error is not None
+            ]
+            if errors:
+                told += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
+            lines.append(f"weights: {told}")
+        if self.flows:
+            kinds = Counter(flow.kind for flow in self.flows)
+            merges = Counter(flow.reason for flow in self.flows if flow.kind == "merge").most_common(3)
+            why = f" ({'; '.join(f'{count} x {reason}' for reason, count in merges)})" if merges else ""
+            lines.append(
+                f"pairs start at {kinds['start']} layers, flow through {kinds['flow']} and merge at "
+                f"{kinds['merge']}{why}"
+            )
+        if self.skipped:
+            reasons = Counter(skip.reason for skip in self.skipped)
+            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+            lines.append(f"{len(self.skipped)} left alone: {told}{more}")
+        return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""A rewrite step as text: JSON for stories, `stem:knob=value,...` for the command line, both typed and strict."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from leanconv.errors import LeanconvError, unknown
+from leanconv.ops import OPERATORS
+from leanconv.ops.chain import ChainRewrite
+from leanconv.rewrite.inflate import Inflate
+from leanconv.rewrite.octave import Octave
+
+__all__ = ["STEPS", "Step", "from_json", "parse_step", "to_json"]
+
+Step = ChainRewrite | Octave | Inflate
+
+STEPS: dict[str, type[Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: Inflate}
+"""Stem -> the settings class of every rewrite."""
+
+
+def to_json(step: Step) -> dict[str, Any]:
+    """The stem and every knob of `step`, defaults included, so that a later change of a default changes no story.
+
+    >>> from leanconv.ops import OPERATORS
+    >>> to_json(OPERATORS["group"](groups=4))["groups"]
+    4
+    """
+    values = {knob.name: getattr(step, knob.name) for knob in fields(step)}
+    return {"stem": step.stem} | {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(data: Mapping[str, Any]) -> Step:
+    """The inverse of `to_json`; knobs that are left out have their defaults.
+
+    Raises `UnknownName` for an unknown stem or knob, `LeanconvError` for a value of the wrong type.
+    """
+    if "stem" not in data:
+        raise LeanconvError(f"a rewrite step in JSON needs the key 'stem', got {sorted(data)}")
+    knobs = {name: value for name, value in data.items() if name != "stem"}
+    return _make(str(data["stem"]), knobs, text=False)
+
+
+def parse_step(text: str) -> Step:
+    """The step that `stem` or `stem:knob=value,knob=value` describes; `none` is the value None.
+
+    Commas inside brackets and parentheses do not separate, and only the first `=` of a knob does, so `where` needs no
+    quoting. Raises as `from_json`.
+
+    >>> parse_step("group:groups=4,where=layer[34].* kernel>1").where
+    'layer[34].* kernel>1'
+    """
+    stem, colon, rest = text.partition(":")
+    knobs: dict[str, Any] = {}
+    for part in _split(rest) if colon else ():
+        name, equals, value = part.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise LeanconvError(f"rewrite {text!r}: expected knob=value, got {part!r}; write {stem}:knob=value,...")
+        if name in knobs:
+            raise LeanconvError(f"rewrite {text!r}: knob {name} is given twice")
+        knobs[name] = value.strip()
+    return _make(stem.strip(), knobs, text=True)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the commas that stand outside brackets and parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _make(stem: str, knobs: Mapping[str, Any], *, text: bool) -> Step:
+    """The step, with every knob converted to the type of its field."""
+    if stem not in STEPS:
+        raise unknown("rewrite", stem, STEPS)
+    config = STEPS[stem]
+    hints = get_type_hints(config)
+    known = [knob.name for knob in fields(config)]
+    for name in knobs:
+        if name not in known:
+            error = unknown(f"knob of rewrite {stem!r}", name, known)
+            raise type(error)(f"{error}; its knobs are {', '.join(known)}")
+    read = _read_text if text else _read_json
+    typed = {}
+    for name, value in knobs.items():
+        try:
+            typed[name] = read(value, hints[name])
+        except ValueError:
+            raise LeanconvError(f"rewrite {stem!r}: knob {name} takes {_say(hints[name])}, got {value!r}") from None
+    return config(**typed)
+
+
+def _read_text(value: str, hint: Any) -> Any:
+    """`value`, typed by a person, as `hint` wants it; ValueError where it cannot be."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _first(value, args, _read_text)
+    if origin is Literal:
+        for legal in args:
+            if value == str(legal):
+                return legal
+        raise ValueError
+    if origin is tuple:
+        items = [item.strip() for item in value.strip("()[]").replace("x", ",").split(",") if item.strip()]
+        return _tuple(items, args, _read_text)
+    if hint is types.NoneType:
+        if value.lower() in ("none", "null"):
+            return None
+        raise ValueError
+    if hint is bool:
+        flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if value.lower() in flags:
+            return flags[value.lower()]
+        raise ValueError
+    if hint in (int, float, str):
+        return hint(value)
+    raise TypeError(f"a knob of type {hint} has no text form")
+
+
+def _read_json(value: Any, hint: Any) -> Any:
+    """`value`, read from JSON, as `hint` wants it; ValueError where it cannot be."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _first(value, args, _read_json)
+    if origin is Literal:
+        if any(value == legal and type(value) is type(legal) for legal in args):
+            return value
+        raise ValueError
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError
+        return _tuple(list(value), args, _read_json)
+    if hint is types.NoneType:
+        hint = type(None)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:  # exact: True is no integer here
+        return value
+    raise ValueError
+
+
+def _first(value: Any, hints: tuple[Any, ...], read: Any) -> Any:
+    """The first reading that fits; None is tried first, text last, because everything is a text."""
+    for hint in sorted(hints, key=lambda hint: (hint is str) - (hint is types.NoneType)):
+        try:
+            return read(value, hint)
+        except ValueError:
+            continue
+    raise ValueError
+
+
+def _tuple(items: list[Any], args: tuple[Any, ...], read: Any) -> tuple[Any, ...]:
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(read(item, args[0]) for item in items)
+    if len(items) != len(args):
+        raise ValueError
+    return tuple(read(item, hint) for item, hint in zip(items, args, strict=True))
+
+
+def _say(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_say(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list whose entries are each {_say(args[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "none"}
+    return names.get(hint, str(hint))

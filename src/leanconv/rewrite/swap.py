@@ -1,0 +1,88 @@
+"""Local surgery: replace modules of a copied tree by a rule about one module, wherever they sit.
+
+Three answers of a rule: None, look inside; the same module, leave it and stop; another module, put it there. A module
+that sits at several places is asked about once and its replacement sits at all of them; neither a replaced module nor
+its replacement is looked into, so a rule never meets its own work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from leanconv.errors import RewriteError
+
+__all__ = ["Rule", "Swapped", "duplicate", "swap", "swap_"]
+
+Rule = Callable[[str, nn.Module], nn.Module | None]
+
+
+class Swapped(NamedTuple):
+    """A copy of the model with replaced parts, and every qualified name at which a replacement now sits."""
+
+    model: nn.Module
+    replaced: tuple[str, ...]
+
+
+def swap(model: nn.Module, rule: Rule) -> Swapped:
+    """A deep copy of `model` in which `rule(qualified_name, module)` has replaced what it wanted to.
+
+    The rule is asked from the root (named "") downwards, in registration order, once per module object.
+    Raises `RewriteError` where the model cannot be copied. Hidden duplicates are found too: `named_children` shows a
+    module registered twice only once, this walks the registrations themselves.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> new, replaced = swap(net, lambda name, module: nn.SiLU() if isinstance(module, nn.ReLU) else None)
+    >>> replaced, type(new[1]).__name__, type(net[1]).__name__
+    (('1',), 'SiLU', 'ReLU')
+    """
+    return swap_(duplicate(model), rule)
+
+
+def swap_(model: nn.Module, rule: Rule) -> Swapped:
+    """`swap` in place, for callers that own the copy: the children change, and a replaced root is the new model."""
+    answers: dict[int, nn.Module] = {}  # by identity of the old module; every key is kept alive in `seen`
+    seen: list[nn.Module] = []
+
+    def visit(name: str, module: nn.Module) -> nn.Module:
+        if id(module) not in answers:
+            seen.append(module)
+            answer = rule(name, module)
+            answers[id(module)] = module if answer is None else answer
+            if answer is None:
+                for key, child in list(module._modules.items()):
+                    if child is not None:
+                        module._modules[key] = visit(f"{name}.{key}" if name else key, child)
+        return answers[id(module)]
+
+    root = visit("", model)
+    new = {id(answers[id(old)]) for old in seen if answers[id(old)] is not old}
+    places = tuple(name for name, module in root.named_modules(remove_duplicate=False) if id(module) in new)
+    return Swapped(root, places)
+
+
+def duplicate(model: nn.Module, *, share_tensors: bool = False) -> nn.Module:
+    """A deep copy of `model`; with `share_tensors` its parameters and buffers are the very same objects (no memory).
+
+    Hook-based weight norm, spectral norm and pruning keep the computed weight as a plain attribute with a graph behind
+    it, which torch refuses to copy: such attributes are copied by value, their hooks compute them anew anyway.
+    Raises `RewriteError` where the model holds something else that cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    if share_tensors:
+        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise RewriteError(
+            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {error}), and a rewrite never "
+            "changes its input: rewrite before attaching what cannot be copied (open files, locks, computed tensors)"
+        ) from error

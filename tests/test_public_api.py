@@ -1,0 +1,87 @@
+"""The public surface: its names, their signatures, and what importing it does not load."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import leanconv
+
+SIGNATURES = {
+    "create_model": "(name, /, **knobs)",
+    "list_models": "(pattern='*')",
+    "rewrite": "(model, *steps, example_size=None, optimizer=None)",
+    "measure": "(model, size, *, batch=1)",
+    "make_elastic": (
+        "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, divisor=8, example_size=None, keep=(), "
+        "ratios=None)"
+    ),
+    "calibrate": "(net, loader, configs=None, *, max_images=2048)",
+    "export": (
+        "(model, path, *, size, dynamic_batch=True, tolerance=0.0001, samples=3, seed=0, opset=None, fold=True)"
+    ),
+    "save": "(model, folder, *, story=None, size=None)",
+    "load": "(folder, *, trust_code=False)",
+    "OptimizedSeparable": (
+        "(*, where='kernel>1 groups=1 !stem', init='project', between='none', num_separated=2, overlap=1.0, "
+        "width='normal', spatial=False, search='paper', stage_groups=None, "
+        "kernel_at='middle', at_most_dense=False)"
+    ),
+    "InterleavedGroup": (
+        "(*, where='kernel>1 groups=1 !stem', init='project', between='none', primary_partitions=None, "
+        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0)"
+    ),
+    "ChannelSeparated": "(*, where='kernel>1 groups=1 !stem', init='project', between='bn', mode='ip')",
+    "InterleavedGroupConv2d": (
+        "(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, "
+        "padding_mode='zeros', device=None, dtype=None, *, between='none', primary_partitions=None, "
+        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0)"
+    ),
+}
+
+
+def plain(name: str) -> str:
+    """The signature without annotations, which change with every typing fashion."""
+    signature = inspect.signature(getattr(leanconv, name))
+    return str(
+        signature.replace(
+            parameters=[p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()],
+            return_annotation=inspect.Signature.empty,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    assert plain(name) == SIGNATURES[name]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in leanconv.__all__:
+        value = getattr(leanconv, name)
+        assert name == "__version__" or inspect.getdoc(value), name
+    assert sorted(leanconv.__all__) == dir(leanconv)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'octavize'"):
+        leanconv.octavize  # noqa: B018
+
+
+def test_functions_stay_functions_whatever_was_imported() -> None:
+    """A room of the same name as a public function would replace it as soon as somebody imported the room."""
+    code = "import leanconv as lc; lc.create_model; lc.make_elastic; lc.export; "
+    code += "import inspect; print(inspect.isfunction(lc.rewrite), inspect.isfunction(lc.measure))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("use", ["", "lc.measure; lc.rewrite; lc.OptimizedSeparable; lc.make_elastic; lc.create_model"])
+def test_import_loads_no_heavy_package(use: str) -> None:
+    heavy = "{'torchvision', 'timm', 'lightning', 'onnx', 'onnxruntime', 'matplotlib', 'sklearn', 'pyarrow'}"
+    code = f"import sys, leanconv as lc; {use}\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
