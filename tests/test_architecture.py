@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {"errors", "spec", "story"}
 EVERY_ROOM = {
-    "plan", "ops", "rewrite", "cost", "elastic", "nets", "zoo", "build",
+    "plan", "ops", "rewrites", "cost", "elastic", "nets", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
@@ -24,14 +24,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cost": set(),
     "nets": set(),
     "data": set(),
-    "rewrite": {"ops"},
-    "elastic": {"ops", "rewrite", "cost"},
-    "zoo": {"nets", "ops", "rewrite", "elastic"},
-    "build": {"zoo", "nets", "ops", "rewrite", "elastic"},
+    "rewrites": {"ops"},
+    "elastic": {"ops", "rewrites", "cost"},
+    "zoo": {"nets", "ops", "rewrites", "elastic"},
+    "build": {"zoo", "nets", "ops", "rewrites", "elastic"},
     "train": {"elastic"},
-    "deploy": {"ops", "rewrite", "elastic", "cost"},
+    "deploy": {"ops", "rewrites", "elastic", "cost"},
     "report": {"cost", "elastic", "deploy"},
-    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrite"},
+    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites"},
     "cli": EVERY_ROOM,
 }
 

@@ -23,7 +23,7 @@ from leanconv.elastic import ElasticNet, calibrate, make_elastic
 from leanconv.errors import CheckpointError, LeanconvError, UnknownName
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable
-from leanconv.rewrite import rewrite
+from leanconv.rewrites import rewrite
 from leanconv.story import Story, remember, story_of
 
 OWN = """

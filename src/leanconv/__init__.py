@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d, OptimizedSeparableConv3d
     from leanconv.ops.osep_linear import OptimizedSeparableLinear
     from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
-    from leanconv.rewrite import Inflate, Octave, Rewritten, rewrite
+    from leanconv.rewrites import Inflate, Octave, Rewritten, rewrite
 
 _HOME = {
     "create_model": "build",
     "list_models": "build",
-    "rewrite": "rewrite",
+    "rewrite": "rewrites",
     "measure": "cost",
     "make_elastic": "elastic",
     "calibrate": "elastic",
@@ -45,8 +45,8 @@ _HOME = {
     "ChannelSeparated": "ops.csn",
     "DepthSeparable": "ops.separable",
     "SpatialSeparable": "ops.separable",
-    "Octave": "rewrite.octave",
-    "Inflate": "rewrite.inflate",
+    "Octave": "rewrites.octave",
+    "Inflate": "rewrites.inflate",
     "OctConv2d": "ops.octave",
     "OctConv3d": "ops.octave",
     "Depthwise": "ops.separable",
@@ -59,7 +59,7 @@ _HOME = {
     "ChannelSeparatedConv2d": "ops.csn",
     "ChannelSeparatedConv3d": "ops.csn",
     "Cost": "cost",
-    "Rewritten": "rewrite",
+    "Rewritten": "rewrites",
     "LeanconvError": "errors",
 }
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanconv import __version__
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.rewrite import Rewritten, replay
+from leanconv.rewrites import Rewritten, replay
 from leanconv.story import Story, remember, story_of
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, is_own_code, size_of_name, without_downloads

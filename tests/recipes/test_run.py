@@ -14,7 +14,7 @@ from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.recipes import RECIPES, build_model, get_recipe, run_recipe
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.osep import OSEP
-from leanconv.rewrite import parse_step
+from leanconv.rewrites import parse_step
 
 QUICK = {"resnet20_cifar10", "o_resnet20_cifar100", "so_resnet20_cifar10", "o_resnet20_gamma64_cifar10"}
 QUICK |= {"o_resnet20_imagenet40", "o_darts_cifar10", "darts_imagenet", "regconv_w18_d20_cifar10"}

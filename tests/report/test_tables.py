@@ -29,7 +29,7 @@ from leanconv.report import (
     si,
     skipped_table,
 )
-from leanconv.rewrite import Change, Skipped
+from leanconv.rewrites import Change, Skipped
 
 
 def printed(sheet: Sheet, width: int | None = None) -> list[str]:

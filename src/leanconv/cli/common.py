@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from leanconv.data import ImageData
-    from leanconv.rewrite import Rewritten
+    from leanconv.rewrites import Rewritten
 
 ModelArgument = Annotated[
     str,
@@ -58,7 +58,7 @@ class Found(NamedTuple):
 def find(name: str, knobs: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False) -> Found:
     """Build or load the model that the options describe."""
     from leanconv.build import default_size, resolve
-    from leanconv.rewrite import parse_step, rewrite
+    from leanconv.rewrites import parse_step, rewrite
 
     model = resolve(name, read_settings(knobs), trust_code=trust_code)
     shape = read_size(size) if size else default_size(name)

@@ -91,7 +91,7 @@ def _compare() -> None:
     from leanconv.cost import measure
     from leanconv.cost.latency import compare_latency
     from leanconv.report import comparison_table, print_table
-    from leanconv.rewrite import parse_step, rewrite
+    from leanconv.rewrites import parse_step, rewrite
 
     model = create_model("resnet20")
     forms = {"resnet20": model}

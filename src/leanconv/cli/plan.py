@@ -95,7 +95,7 @@ def read_conv(text: str) -> ConvSpec:
 def _chain_step(text: str) -> ChainRewrite:
     from leanconv.ops import OPERATORS
     from leanconv.ops.chain import ChainRewrite
-    from leanconv.rewrite import parse_step
+    from leanconv.rewrites import parse_step
 
     step = parse_step(text)
     if not isinstance(step, ChainRewrite):
@@ -217,7 +217,7 @@ def _plan_model(
     from leanconv.cost import measure
     from leanconv.ops.chain import ConvChain
     from leanconv.report import Column, Sheet, print_table
-    from leanconv.rewrite import rewrite
+    from leanconv.rewrites import rewrite
 
     found = find(name, knobs, rewrites, size, trust_code=trust_code)
     done = rewrite(found.final, replace(step, init="fresh"), example_size=found.size)

@@ -16,7 +16,7 @@ from leanconv.deploy.fold import Kept, eval_copy
 from leanconv.deploy.verify import compare
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import CONVS, ConvChain
-from leanconv.rewrite.swap import swap
+from leanconv.rewrites.swap import swap
 
 __all__ = ["Densified", "densify"]
 

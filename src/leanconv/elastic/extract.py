@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from leanconv.elastic.layers import Elastic
-from leanconv.rewrite.swap import duplicate, swap_
+from leanconv.rewrites.swap import duplicate, swap_
 from leanconv.story import remember, story_of
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from leanconv.elastic.layers import Elastic, ElasticBatchNorm, make_leaf
 from leanconv.elastic.trace import CONVOLUTIONS, fake_input, trace
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import LeanconvError, RewriteError
-from leanconv.rewrite.guards import refuse_model
-from leanconv.rewrite.swap import duplicate
+from leanconv.rewrites.guards import refuse_model
+from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 __all__ = ["ElasticNet", "from_settings", "make_elastic", "resized"]

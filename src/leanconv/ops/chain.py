@@ -219,7 +219,7 @@ class ChainRewrite:
     """What every rewrite of a convolution into a chain has in common; its knobs are the fields of the subclasses.
 
     Args:
-        where: which layers, in the language of `leanconv.rewrite.select`; by default every dense spatial convolution
+        where: which layers, in the language of `leanconv.rewrites.select`; by default every dense spatial convolution
             but the stem, as in the papers' networks.
         init: "project" fits the new weights to the old kernel by least squares and reports the relative error of each
             layer; "fresh" draws new ones.

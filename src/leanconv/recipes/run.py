@@ -54,7 +54,7 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     import torch
 
     from leanconv.build import create_model
-    from leanconv.rewrite import parse_step, rewrite
+    from leanconv.rewrites import parse_step, rewrite
 
     knobs = {"num_classes": num_classes, **recipe.model_args}
     if knobs["num_classes"] is None:

@@ -14,7 +14,7 @@ from torch import nn
 from leanconv.nets.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, depth_separable_unit
 from leanconv.nets.nonlocal_block import add_nonlocal
 from leanconv.nets.resnet import LAYERS, ResNet
-from leanconv.rewrite import Inflate, Octave, rewrite
+from leanconv.rewrites import Inflate, Octave, rewrite
 from leanconv.zoo.entry import Entry
 
 __all__ = ["OCTAVE"]

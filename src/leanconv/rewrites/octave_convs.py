@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanconv.ops.octave import OctConv, OctConv2d, OctConv3d
-from leanconv.rewrite.changes import Change
-from leanconv.rewrite.layout import Layout, Leave, Pair, Value
-from leanconv.rewrite.octave_plan import Decision, is_depthwise
+from leanconv.rewrites.changes import Change
+from leanconv.rewrites.layout import Layout, Leave, Pair, Value
+from leanconv.rewrites.octave_plan import Decision, is_depthwise
 
 if TYPE_CHECKING:
-    from leanconv.rewrite.octave import Octave
+    from leanconv.rewrites.octave import Octave
 
 __all__ = ["ConvRule"]
 

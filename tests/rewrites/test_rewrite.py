@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import socket
-import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import leanconv
 from leanconv.errors import LeanconvError, NothingToRewrite, PlanError, RewriteError, UnknownName
 from leanconv.ops import OPERATORS
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Grouped, SpatialSeparable
-from leanconv.rewrite import parse_step, replay, rewrite
+from leanconv.rewrites import parse_step, replay, rewrite
 from leanconv.story import Story, remember, story_of
 
 SEPARABLE = DepthSeparable(init="fresh")
@@ -165,13 +162,6 @@ def test_impossible_knobs_are_an_error_with_the_plan_error_inside():
     assert isinstance(e.value.__cause__, PlanError)
     with pytest.raises(RewriteError, match=r"with a ReLU between its stages cannot be fitted.*init='fresh'"):
         rewrite(build(), DepthSeparable(between="relu"))
-
-
-def test_the_package_is_callable_like_the_function_whose_name_it_shares():
-    package = sys.modules["leanconv.rewrite"]
-    assert inspect.signature(package) == inspect.signature(rewrite)
-    assert names_of(package(build(), SEPARABLE)) == ["3", "5"]
-    assert callable(leanconv.rewrite)
 
 
 # -- what a replacement takes over --

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from leanconv.errors import RewriteError
-from leanconv.rewrite.scout import blame
+from leanconv.rewrites.scout import blame
 
 __all__ = ["Captured", "capture"]
 

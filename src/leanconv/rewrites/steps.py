@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from leanconv.errors import LeanconvError, unknown
 from leanconv.ops import OPERATORS
 from leanconv.ops.chain import ChainRewrite
-from leanconv.rewrite.inflate import Inflate
-from leanconv.rewrite.octave import Octave
+from leanconv.rewrites.inflate import Inflate
+from leanconv.rewrites.octave import Octave
 
 __all__ = ["STEPS", "Step", "from_json", "parse_step", "to_json"]
 

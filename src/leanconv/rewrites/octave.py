@@ -16,15 +16,15 @@ from torch import nn
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import Exchange, OctConv, StrideMode, merge
-from leanconv.rewrite.capture import capture
-from leanconv.rewrite.chains import Applied
-from leanconv.rewrite.changes import Skipped
-from leanconv.rewrite.guards import tied_parameters
-from leanconv.rewrite.layout import Layout, Rules
-from leanconv.rewrite.octave_convs import ConvRule
-from leanconv.rewrite.octave_plan import Decision, decide
-from leanconv.rewrite.octave_rules import rule_tables
-from leanconv.rewrite.scout import Sighting
+from leanconv.rewrites.capture import capture
+from leanconv.rewrites.chains import Applied
+from leanconv.rewrites.changes import Skipped
+from leanconv.rewrites.guards import tied_parameters
+from leanconv.rewrites.layout import Layout, Rules
+from leanconv.rewrites.octave_convs import ConvRule
+from leanconv.rewrites.octave_plan import Decision, decide
+from leanconv.rewrites.octave_rules import rule_tables
+from leanconv.rewrites.scout import Sighting
 
 __all__ = ["Octave", "apply_octave"]
 
@@ -39,7 +39,7 @@ class Octave:
 
     Args:
         alpha: share of low channels, at least 0 and below 1.
-        where: which convolutions may emit pairs, in the language of `leanconv.rewrite.select`; "" means all.
+        where: which convolutions may emit pairs, in the language of `leanconv.rewrites.select`; "" means all.
         alphas: other shares for some layers, pairs of a name pattern and an alpha, the last fitting one counts.
         first: whether the first convolution may emit a pair; in the paper's networks it does not.
         last: whether the last stage may, that is the convolutions whose output map is the smallest of the network and

@@ -13,15 +13,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from leanconv.errors import RewriteError
 from leanconv.ops.octave import low_channels
-from leanconv.rewrite.capture import Captured
-from leanconv.rewrite.chains import layers_of
-from leanconv.rewrite.changes import Skipped
-from leanconv.rewrite.guards import not_plain, not_replaceable
-from leanconv.rewrite.scout import Sighting
-from leanconv.rewrite.select import Layer, parse
+from leanconv.rewrites.capture import Captured
+from leanconv.rewrites.chains import layers_of
+from leanconv.rewrites.changes import Skipped
+from leanconv.rewrites.guards import not_plain, not_replaceable
+from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.select import Layer, parse
 
 if TYPE_CHECKING:
-    from leanconv.rewrite.octave import Octave
+    from leanconv.rewrites.octave import Octave
 
 __all__ = ["Decision", "decide", "is_depthwise", "is_octave_shaped"]
 

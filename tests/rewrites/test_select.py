@@ -7,10 +7,10 @@ from torch import nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.separable import DepthSeparable, Grouped
-from leanconv.rewrite import rewrite
-from leanconv.rewrite.chains import layers_of
-from leanconv.rewrite.scout import scout
-from leanconv.rewrite.select import parse
+from leanconv.rewrites import rewrite
+from leanconv.rewrites.chains import layers_of
+from leanconv.rewrites.scout import scout
+from leanconv.rewrites.select import parse
 
 
 class Net(nn.Module):

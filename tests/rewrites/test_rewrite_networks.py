@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import NothingToRewrite
-from leanconv.rewrite import parse_step, replay, rewrite
+from leanconv.rewrites import parse_step, replay, rewrite
 from leanconv.story import Story, remember, story_of
 
 DENSE = "kernel>1 groups=1 !stem"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv2d, OctConv3d
-from leanconv.rewrite.chains import Applied
-from leanconv.rewrite.changes import Change
-from leanconv.rewrite.guards import not_plain, not_replaceable, tied_parameters
-from leanconv.rewrite.swap import swap_
+from leanconv.rewrites.chains import Applied
+from leanconv.rewrites.changes import Change
+from leanconv.rewrites.guards import not_plain, not_replaceable, tied_parameters
+from leanconv.rewrites.swap import swap_
 
 __all__ = ["Inflate", "apply_inflate"]
 

@@ -15,7 +15,7 @@ from leanconv.cost import measure
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv, OctConv2d, halve
 from leanconv.ops.osep import OptimizedSeparable
-from leanconv.rewrite import Octave, Rewritten, from_json, parse_step, rewrite, to_json
+from leanconv.rewrites import Octave, Rewritten, from_json, parse_step, rewrite, to_json
 
 SIZE = (3, 32, 32)
 

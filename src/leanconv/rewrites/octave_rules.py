@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanconv.rewrite.layout import Layout, Leave, Pair, Rule, Value, on_parts, pair_of
-from leanconv.rewrite.octave_pools import (
+from leanconv.rewrites.layout import Layout, Leave, Pair, Rule, Value, on_parts, pair_of
+from leanconv.rewrites.octave_pools import (
     POOLS,
     global_function,
     global_module,

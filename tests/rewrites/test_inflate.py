@@ -11,7 +11,7 @@ from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.nets import ResNet, add_nonlocal
 from leanconv.nets.nonlocal_block import NonLocal3d
 from leanconv.ops.octave import OctConv3d
-from leanconv.rewrite import Inflate, Octave, from_json, rewrite, to_json
+from leanconv.rewrites import Inflate, Octave, from_json, rewrite, to_json
 
 
 def still(images: torch.Tensor, frames: int) -> torch.Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 
 from leanconv.errors import RewriteError
 from leanconv.ops.channels import ChannelGather
-from leanconv.rewrite.capture import Captured
-from leanconv.rewrite.changes import Flow
+from leanconv.rewrites.capture import Captured
+from leanconv.rewrites.changes import Flow
 
 __all__ = ["Layout", "Leave", "Pair", "Rule", "Rules", "Value", "on_parts", "pair_of"]
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from leanconv.cost import measure
 from leanconv.errors import LeanconvError
 from leanconv.ops.octave import OctConv
-from leanconv.rewrite import Octave, rewrite
+from leanconv.rewrites import Octave, rewrite
 
 timm = pytest.importorskip("timm")
 

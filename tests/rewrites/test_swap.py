@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import RewriteError
-from leanconv.rewrite import swap
+from leanconv.rewrites import swap
 
 
 def relu_to_silu(_name: str, module: nn.Module) -> nn.Module | None:

@@ -2,30 +2,27 @@
 
 A rewrite never mutates its input, is never silent (a step that would change nothing is an error that lists the nearest
 misses; what is not understood stays as it was and is reported with the reason) and is idempotent: operators that are
-already ours are left alone. `where` selects the layers, see `leanconv.rewrite.select`.
+already ours are left alone. `where` selects the layers, see `leanconv.rewrites.select`.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ChainRewrite
-from leanconv.rewrite.chains import Applied, apply_chain
-from leanconv.rewrite.changes import Change, Flow, Rewritten, Skipped
-from leanconv.rewrite.guards import refuse_model
-from leanconv.rewrite.inflate import Inflate, apply_inflate
-from leanconv.rewrite.octave import Octave, apply_octave
-from leanconv.rewrite.scout import Sighting, check_runs, check_size, scout
-from leanconv.rewrite.select import parse
-from leanconv.rewrite.steps import STEPS, Step, from_json, parse_step, to_json
-from leanconv.rewrite.swap import Swapped, duplicate, swap
+from leanconv.rewrites.chains import Applied, apply_chain
+from leanconv.rewrites.changes import Change, Flow, Rewritten, Skipped
+from leanconv.rewrites.guards import refuse_model
+from leanconv.rewrites.inflate import Inflate, apply_inflate
+from leanconv.rewrites.octave import Octave, apply_octave
+from leanconv.rewrites.scout import Sighting, check_runs, check_size, scout
+from leanconv.rewrites.select import parse
+from leanconv.rewrites.steps import STEPS, Step, from_json, parse_step, to_json
+from leanconv.rewrites.swap import Swapped, duplicate, swap
 from leanconv.story import remember, story_of
 
 __all__ = [
@@ -192,19 +189,5 @@ def _refuse_call(steps: tuple[object, ...], optimizer: object | None) -> None:
 def _no_step(step: object) -> RewriteError:
     if isinstance(step, type) and issubclass(step, Step):
         return RewriteError(f"{step.__name__} is a class, a step is one of its instances: pass {step.__name__}()")
-    hint = f"parse_step({step!r}) makes one of a text" if isinstance(step, str) else "see leanconv.rewrite.steps.STEPS"
+    hint = f"parse_step({step!r}) makes one of a text" if isinstance(step, str) else "see leanconv.rewrites.steps.STEPS"
     return RewriteError(f"{type(step).__name__} is no rewrite step: {hint}")
-
-
-class _Room(ModuleType):
-    """This package, callable.
-
-    `leanconv.rewrite` is the public function and also the name of this package, and importing the package binds that
-    name to it, whoever does so and whenever. Called, the package is the function.
-    """
-
-    __call__ = staticmethod(rewrite)
-    __signature__ = inspect.signature(rewrite)
-
-
-sys.modules[__name__].__class__ = _Room

@@ -10,7 +10,7 @@ from leanconv.errors import LeanconvError, PlanError, UnknownName
 from leanconv.ops import OPERATORS
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import Grouped
-from leanconv.rewrite import from_json, parse_step, to_json
+from leanconv.rewrites import from_json, parse_step, to_json
 
 
 @pytest.mark.parametrize("stem", sorted(OPERATORS))

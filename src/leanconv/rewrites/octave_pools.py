@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from leanconv.ops.octave import match
-from leanconv.rewrite.layout import Layout, Leave, Pair, Value, on_parts, pair_of
+from leanconv.rewrites.layout import Layout, Leave, Pair, Value, on_parts, pair_of
 
 __all__ = [
     "POOLS",

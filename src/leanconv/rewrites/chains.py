@@ -11,11 +11,11 @@ from torch import nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, PlanError, RewriteError
 from leanconv.ops.chain import ChainRewrite, ConvChain, spec_of
-from leanconv.rewrite.changes import Change, Flow, Kept, Skipped
-from leanconv.rewrite.guards import PLAIN, convolutions, not_plannable, not_replaceable, tied_parameters
-from leanconv.rewrite.scout import Sighting
-from leanconv.rewrite.select import Layer, Where, parse
-from leanconv.rewrite.swap import swap_
+from leanconv.rewrites.changes import Change, Flow, Kept, Skipped
+from leanconv.rewrites.guards import PLAIN, convolutions, not_plannable, not_replaceable, tied_parameters
+from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.select import Layer, Where, parse
+from leanconv.rewrites.swap import swap_
 
 __all__ = ["Applied", "apply_chain", "layers_of"]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from leanconv.errors import LeanconvError, RewriteError
-from leanconv.rewrite.guards import convolutions
-from leanconv.rewrite.swap import duplicate
+from leanconv.rewrites.guards import convolutions
+from leanconv.rewrites.swap import duplicate
 
 __all__ = ["Sighting", "blame", "check_runs", "check_size", "scout"]
 

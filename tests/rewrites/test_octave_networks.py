@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leanconv.build import create_model, load, save
-from leanconv.rewrite import Octave, rewrite
+from leanconv.rewrites import Octave, rewrite
 
 NETWORKS = ("resnet50", "seresnet50", "densenet121", "mobilenetv2_100", "efficientnet_b0")
 
