@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# One process per core, one thread each (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check format bench clean
@@ -22,16 +24,16 @@ demo: $(READY) ## the main job on embedded real digits: rewrite, measure, train,
 	$(BIN)/leanconv demo --out runs/demo
 
 test: $(READY) ## the tests, as continuous integration runs them
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY) ## the heavy checks as well
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow" --timeout 3600
 
 check: $(READY) ## format, lint, types and tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(READY) ## rewrite the sources in the house format
 	$(BIN)/ruff format src tests

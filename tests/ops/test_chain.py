@@ -108,7 +108,7 @@ def test_projection_finds_a_kernel_that_the_chain_can_express(row: Row) -> None:
     error = target.project_(source.dense_kernel().detach(), source.dense_bias())
     exact = len(source.plan.stages) <= 2 and len(set(source.plan.wiring(0))) == len(source.plan.wiring(0))
     # Alternating least squares finds local optima only.
-    assert error < (1e-7 if exact or len(source.plan.stages) == 1 else 0.02)
+    assert error < (1e-7 if exact or len(source.plan.stages) == 1 else 0.1)
     if exact:
         x = images(row.spec)
         torch.testing.assert_close(target(x), source(x), rtol=0, atol=1e-6)

@@ -60,7 +60,7 @@ def _labels(root: Path, names: list[str]) -> list[int]:
 def _folder_names(path: Path) -> dict[int, str]:
     """The number of each class in the challenge and its folder name."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError as error:
         raise need("scipy", "train", "reading ImageNet's development kit") from error
     try:

@@ -52,7 +52,7 @@ def svhn(text: str) -> ImageSet:
 def _read(folder: Path, split: str) -> tuple[Pixels, Any]:
     """Pixels (n, 32, 32, 3) and labels (n,), where the file's label 10 is the digit 0."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError as error:
         raise need("scipy", "train", "reading SVHN") from error
     path = folder / f"{split}_32x32.mat"
