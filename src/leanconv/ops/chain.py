@@ -26,6 +26,7 @@ __all__ = [
     "ChainRewrite",
     "ConvChain",
     "DropIn",
+    "arguments_of",
     "conv_maker",
     "spec_of",
 ]
@@ -214,6 +215,24 @@ def spec_of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> ConvSpec:
     )
 
 
+def arguments_of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[Any, ...]:
+    """The arguments that would build `conv` again, in the order of `nn.ConvNd`."""
+    spec = spec_of(conv)
+    return (
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel_size,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        spec.groups,
+        spec.bias,
+        spec.padding_mode,
+        conv.weight.device,
+        conv.weight.dtype,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChainRewrite:
     """What every rewrite of a convolution into a chain has in common; its knobs are the fields of the subclasses.
@@ -318,20 +337,7 @@ class DropIn(ConvChain):
         """The chain for the module `conv`, its weights fitted to `conv`'s kernel or, with init="fresh", drawn anew."""
         if conv.weight.ndim - 2 != cls.ndim:
             raise PlanError(f"{cls.__name__} takes {cls.ndim}D convolutions, got {type(conv).__name__}")
-        new = cls(
-            conv.in_channels,
-            conv.out_channels,
-            tuple(conv.kernel_size),
-            tuple(conv.stride),
-            conv.padding if isinstance(conv.padding, str) else tuple(conv.padding),
-            tuple(conv.dilation),
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-            **knobs,
-        )
+        new = cls(*arguments_of(conv), **knobs)
         if init == "project":
             new.project_(conv.weight, conv.bias)
         return new.train(conv.training)

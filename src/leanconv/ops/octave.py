@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import CONVS
+from leanconv.ops.chain import CONVS, arguments_of
 from leanconv.ops.channels import Device
 
 __all__ = [
@@ -336,20 +336,7 @@ class OctConv(nn.Module):
         """
         if conv.weight.ndim - 2 != cls.ndim:
             raise PlanError(f"{cls.__name__} takes {cls.ndim}D convolutions, got {type(conv).__name__}")
-        new = cls(
-            conv.in_channels,
-            conv.out_channels,
-            tuple(conv.kernel_size),
-            tuple(conv.stride),
-            conv.padding if isinstance(conv.padding, str) else tuple(conv.padding),
-            tuple(conv.dilation),
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-            **knobs,
-        )
+        new = cls(*arguments_of(conv), **knobs)
         with torch.no_grad():
             new.load_kernel(conv.weight, conv.bias)
         return new.train(conv.training)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, fx, nn
 
+from leanconv.ops.chain import arguments_of
 from leanconv.ops.octave import OctConv, OctConv2d, OctConv3d
 from leanconv.rewrites.changes import Change
 from leanconv.rewrites.layout import Layout, Leave, Pair, Value
@@ -103,17 +104,7 @@ def _octave(
     """The octave convolution with `conv`'s weights, on its device, in its dtype, mode, layout and requires_grad."""
     kind = OctConv2d if isinstance(conv, nn.Conv2d) else OctConv3d
     made = kind(
-        conv.in_channels,
-        conv.out_channels,
-        tuple(conv.kernel_size),
-        tuple(conv.stride),
-        conv.padding if isinstance(conv.padding, str) else tuple(conv.padding),
-        tuple(conv.dilation),
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        conv.weight.device,
-        conv.weight.dtype,
+        *arguments_of(conv),
         alpha_in=len(inputs[1]) / conv.in_channels,
         alpha_out=len(outputs[1]) / conv.out_channels,
         stride_mode=step.stride_mode,
