@@ -24,6 +24,7 @@ GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("d_resnet20", {"multiplier": 2.75}),
     ],
     "20 layers, interleaved group paper": [("regconv_w18", {}), ("igc_l4m8", {}), ("igc_l24m2", {})],
+    "ResNet-50, octave paper": [("oct_resnet50", {"alpha": alpha}) for alpha in (0, 0.125, 0.25, 0.5, 0.75)],
 }
 
 
@@ -46,6 +47,7 @@ def candidates(group: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    parser.add_argument("--only", default="", help="the groups whose title has this in it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino"])
     parser.add_argument("--rounds", type=int, default=50)
@@ -53,6 +55,7 @@ def main() -> None:
 
     import torch
 
+    from leanconv.build import default_size
     from leanconv.deploy import bench
 
     print(
@@ -60,12 +63,15 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for title, group in GROUPS.items():
+        if options.only not in title:
+            continue
         nets = candidates(group)
+        size = default_size(group[0][0])
         for batch in options.batches:
             print(f"\n## {title}, batch {batch}\n", flush=True)
             print("| network | MACs | back-end | median ms | 10 % | 90 % | ratio to the first |")
             print("|---|---:|---|---:|---:|---:|---:|")
-            found = bench(nets, (3, 32, 32), backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
+            found = bench(nets, size, backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
             for row in found:
                 rows.append({"group": title, **row.to_json()})
                 times = [row.median_ms, row.low_ms, row.high_ms, row.ratio]
