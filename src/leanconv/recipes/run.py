@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from leanconv.train import Classify, ClassifyWithTower, FitResult, fit, is_main_
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData
-    from leanconv.elastic import QueryTable
+    from leanconv.elastic import ElasticNet, QueryTable
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 
@@ -106,7 +106,7 @@ def run_recipe(
 
         settings = recipe.elastic
         objective = MutualObjective(
-            _as_elastic(net), num_random=settings.num_random, seed=recipe.seed, temperature=settings.temperature
+            cast("ElasticNet", net), num_random=settings.num_random, seed=recipe.seed, temperature=settings.temperature
         )
     if resume and (out / "config.yaml").exists():
         _complete(out / "config.yaml")
@@ -149,10 +149,6 @@ def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple
             " model_args.resolutions to the same"
         )
     return model
-
-
-def _as_elastic(net: nn.Module) -> Any:
-    return net
 
 
 def _measure(net: Any, data: ImageData, recipe: Recipe, out: Path, *, latency: bool) -> QueryTable:
