@@ -28,7 +28,7 @@ from leanconv.story import Story, remember, story_of
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, is_own_code, size_of_name, without_downloads
 
-__all__ = ["create_model", "default_size", "list_models", "load", "resolve", "save"]
+__all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save"]
 
 STORY_FILE = "story.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -58,7 +58,7 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     >>> default_size("o_resnet20")
     (3, 32, 32)
     """
-    if _is_folder(name_or_folder):
+    if is_folder(name_or_folder):
         told = _read_record(Path(name_or_folder)).get("size")
         size = None if told is None else tuple(told)
     else:
@@ -70,7 +70,7 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
 
 def resolve(name_or_folder: str, knobs: Mapping[str, Any] | None = None, *, trust_code: bool = False) -> nn.Module:
     """The model of a name with `knobs`, or of a folder made by `save`, whose knobs are in its story already."""
-    if not _is_folder(name_or_folder):
+    if not is_folder(name_or_folder):
         return create_model(name_or_folder, **(knobs or {}))
     if knobs:
         raise LeanconvError(
@@ -345,7 +345,7 @@ def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_folder(name: str) -> bool:
+def is_folder(name: str) -> bool:
     """Whether `name` means a folder: it exists, or it is written like a path. A model's name wins: say ./resnet20."""
     if name in ZOO or name.startswith(("timm/", "torchvision/")):
         return False

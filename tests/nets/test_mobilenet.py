@@ -21,6 +21,11 @@ def counts(net: nn.Module, resolution: int = 224) -> tuple[int, float]:
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() / 2
 
 
+def test_a_stem_without_channels_is_refused() -> None:
+    with pytest.raises(LeanconvError, match=r"multiplier=0\.01 leaves round\(0\.32\) = 0 channels in the stem"):
+        MobileNetV1(multiplier=0.01)
+
+
 def test_counts_at_224() -> None:
     with torch.device("meta"):
         assert counts(MobileNetV1()) == (4_231_976, 568_740_352)

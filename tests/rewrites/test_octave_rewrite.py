@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from leanconv.build import create_model, load, save
 from leanconv.cost import measure
+from leanconv.deploy.densify import densify
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv, OctConv2d, halve
 from leanconv.ops.osep import OptimizedSeparable
+from leanconv.ops.separable import DepthSeparable
 from leanconv.rewrites import Octave, Rewritten, from_json, parse_step, rewrite, to_json
 
 SIZE = (3, 32, 32)
@@ -303,9 +305,41 @@ def test_four_paths_can_be_separable(tmp_path: Any) -> None:
     assert torch.equal(load(tmp_path / "net").eval()(x), both.model.eval()(x))
 
 
-def test_separable_first_is_left_alone() -> None:
-    net = rewrite(Net(Body(lambda m, x: m.conv(x))), OptimizedSeparable(where="body.conv", init="fresh")).model
+def test_separable_first_gives_the_same_network_as_separable_last(tmp_path: Any) -> None:
+    net = create_model("resnet20", num_classes=4)
+    first = rewrite(net, OptimizedSeparable(), Octave(alpha=0.5), example_size=SIZE)
+    last = rewrite(net, Octave(alpha=0.5), OptimizedSeparable(), example_size=SIZE)
+    shapes = [{name: value.shape for name, value in done.model.state_dict().items()} for done in (first, last)]
+    emitting = {change.name for change in first.changes if change.after.startswith("octave")}
+    assert "layer1.0.conv1" in emitting
+    for name in emitting:
+        assert {k: v for k, v in shapes[0].items() if k.startswith(name)} == {
+            k: v for k, v in shapes[1].items() if k.startswith(name)
+        }
+    change = next(change for change in first.changes if change.name == "layer1.0.conv1" and "path" in change.after)
+    assert change.weights == "projected"
+    assert 0 < change.error < 1
+    assert measure(first.model, SIZE).params == measure(last.model, SIZE).params
+    first.model(torch.randn(2, 3, 33, 33)).sum().backward()
+    save(first, tmp_path / "net")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "net").eval()(x), first.model.eval()(x))
+
+
+def test_a_chain_whose_four_paths_are_exact_keeps_its_function() -> None:
+    """A depth-separable kernel cut in four is depth-separable in every part."""
+    net = rewrite(Net(Body(lambda m, x: m.conv(x))), DepthSeparable(where="body.conv"), example_size=SIZE).model
+    dense = octave(densify(net).model)
     done = octave(net)
+    change = next(change for change in done.changes if change.name == "body.conv")
+    assert change.error < 1e-5
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(done.model.eval()(x), dense.model.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_chain_that_is_no_convolution_is_left_alone() -> None:
+    step = OptimizedSeparable(where="body.conv", init="fresh", between="bn")
+    done = octave(rewrite(Net(Body(lambda m, x: m.conv(x))), step).model)
     assert "body.conv" not in {change.name for change in done.changes}
     assert "no rule for ConvChain" in merges(done)["body.conv"]
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from leanconv.deploy.fold import Kept, eval_copy
 from leanconv.deploy.verify import compare
 from leanconv.errors import LeanconvError
-from leanconv.ops.chain import CONVS, ConvChain
+from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.swap import swap
 
 __all__ = ["Densified", "densify"]
@@ -54,7 +53,7 @@ def densify(model: nn.Module, size: Sequence[int] | None = None, *, tolerance: f
             return None
         reason = _obstacle(module)
         if reason is None:
-            return _dense(module)
+            return module.dense_conv()
         kept.append(Kept(name, reason))
         return module
 
@@ -83,27 +82,3 @@ def _obstacle(chain: ConvChain) -> str | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in chain.modules()):
         return "it carries forward hooks"
     return None
-
-
-@torch.no_grad()
-def _dense(chain: ConvChain) -> nn.Module:
-    spec, weight = chain.plan.spec, chain.convs[0].weight
-    exact = chain._compose([conv.weight.double() for conv in chain.convs])
-    conv = CONVS[spec.ndim](
-        spec.in_channels,
-        spec.out_channels,
-        spec.kernel_size,  # type: ignore[arg-type]
-        stride=spec.stride,  # type: ignore[arg-type]
-        padding=spec.padding,  # type: ignore[arg-type]
-        dilation=spec.dilation,  # type: ignore[arg-type]
-        bias=chain.bias is not None,
-        padding_mode=spec.padding_mode,  # type: ignore[arg-type]
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    conv.weight.copy_(exact)
-    bias = chain.dense_bias()
-    if conv.bias is not None and bias is not None:
-        conv.bias.copy_(bias)
-    conv.requires_grad_(weight.requires_grad)
-    return conv.train(chain.training)

@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from leanconv.errors import LeanconvError
 from leanconv.nets._shared import ConvMaker, at_least_one, init_he, positive
 
 __all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2", "conv_unit", "depth_separable_unit"]
@@ -75,10 +76,11 @@ class MobileNetV1(nn.Module):
     ) -> None:
         super().__init__()
         positive("multiplier", multiplier)
-        widths = [max(1, round(width * multiplier)) for width, _ in self.LAYERS]
+        stem, *widths = (round(width * multiplier) for width in (32, *(width for width, _ in self.LAYERS)))
+        if stem < 1:
+            raise LeanconvError(f"multiplier={multiplier} leaves round({32 * multiplier:g}) = 0 channels in the stem")
         if last_width is not None:
             widths[-1] = at_least_one("last_width", last_width)
-        stem = max(1, round(32 * multiplier))
         units: list[nn.Module] = [conv_unit(3, stem, 2, activation=activation)]
         for in_channels, out_channels, (_, stride) in zip([stem, *widths], widths, self.LAYERS, strict=False):
             units.append(block(in_channels, out_channels, stride))

@@ -58,6 +58,7 @@ class ConvChain(nn.Sequential):
         plan: Plan,
         *,
         between: Between = "none",
+        planner: ChainRewrite | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class ConvChain(nn.Sequential):
         spec = plan.spec
         self.plan = plan
         self.between = between
+        self.planner = planner
         self.in_channels, self.out_channels = spec.in_channels, spec.out_channels
         self.kernel_size, self.stride = spec.kernel_size, spec.stride
         self.padding, self.dilation = spec.padding, spec.dilation
@@ -103,8 +105,7 @@ class ConvChain(nn.Sequential):
         Raises:
             PlanError: if something stands between the stages; fold the BatchNorm first, a ReLU cannot be folded.
         """
-        if self.between != "none":
-            raise PlanError(f"a chain with between={self.between!r} is not one linear convolution")
+        self._refuse_between()
         return self._compose([conv.weight for conv in self.convs])
 
     def dense_bias(self) -> Tensor | None:
@@ -112,6 +113,37 @@ class ConvChain(nn.Sequential):
         if self.bias is None:
             return None
         return self.bias[list(self.plan.wiring(len(self.plan.stages) - 1))]
+
+    def _refuse_between(self) -> None:
+        if self.between != "none":
+            raise PlanError(f"a chain with between={self.between!r} is not one linear convolution")
+
+    @torch.no_grad()
+    def dense_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The one convolution that the chain equals, composed in double precision; device, dtype and mode stay.
+
+        Raises `PlanError` as `dense_kernel`.
+        """
+        self._refuse_between()
+        spec, weight = self.plan.spec, self.convs[0].weight
+        conv = CONVS[spec.ndim](
+            spec.in_channels,
+            spec.out_channels,
+            spec.kernel_size,  # type: ignore[arg-type]
+            stride=spec.stride,  # type: ignore[arg-type]
+            padding=spec.padding,  # type: ignore[arg-type]
+            dilation=spec.dilation,  # type: ignore[arg-type]
+            bias=self.bias is not None,
+            padding_mode=spec.padding_mode,  # type: ignore[arg-type]
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        conv.weight.copy_(self._compose([stage.weight.double() for stage in self.convs]))
+        bias = self.dense_bias()
+        if conv.bias is not None and bias is not None:
+            conv.bias.copy_(bias)
+        conv.requires_grad_(weight.requires_grad)
+        return conv.train(self.training)
 
     def _compose(self, weights: list[Tensor]) -> Tensor:
         """`dense_kernel` of given stage weights. Each axis is convolved by one stage, so taps multiply, never add."""
@@ -268,7 +300,7 @@ class ChainRewrite:
 
     def build(self, spec: ConvSpec, *, device: Device = None, dtype: torch.dtype | None = None) -> ConvChain:
         """A freshly drawn chain for `spec`."""
-        return ConvChain(self.plan(spec), between=self.between, device=device, dtype=dtype)
+        return ConvChain(self.plan(spec), between=self.between, planner=self, device=device, dtype=dtype)
 
 
 class DropIn(ConvChain):
@@ -320,7 +352,7 @@ class DropIn(ConvChain):
             bias=bias,
             padding_mode=padding_mode,
         )
-        super().__init__(settings.plan(spec), between=settings.between, device=device, dtype=dtype)
+        super().__init__(settings.plan(spec), between=settings.between, planner=settings, device=device, dtype=dtype)
 
     @classmethod
     def _each(cls, value: int | tuple[int, ...]) -> tuple[int, ...]:

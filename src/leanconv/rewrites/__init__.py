@@ -138,7 +138,7 @@ def _apply(
         case ChainRewrite():
             return apply_chain(model, step, sighting=sighting, keep=keep, project=project)
         case Octave():
-            return apply_octave(model, step, size=size, sighting=sighting, keep=keep)
+            return apply_octave(model, step, size=size, sighting=sighting, keep=keep, project=project)
         case Inflate():
             return apply_inflate(model, step)
     raise _no_step(step)

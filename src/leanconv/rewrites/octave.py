@@ -21,6 +21,7 @@ from leanconv.rewrites.chains import Applied
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import tied_parameters
 from leanconv.rewrites.layout import Layout, Rules
+from leanconv.rewrites.octave_chains import close_chains, open_chains
 from leanconv.rewrites.octave_convs import ConvRule
 from leanconv.rewrites.octave_plan import Decision, decide
 from leanconv.rewrites.octave_rules import rule_tables
@@ -88,6 +89,7 @@ def apply_octave(
     size: tuple[int, ...] | None,
     sighting: Sighting | None,
     keep: Collection[str] = (),
+    project: bool = True,
 ) -> Applied:
     """Carry out `step` on `model`, which is used up: the result is an fx GraphModule with modules of the old one.
 
@@ -105,6 +107,7 @@ def apply_octave(
         skipped = tuple(Skipped(name, "already an octave convolution") for name in already)
         return Applied(model, (), skipped, (), ())
     _refuse_one_axis(model)
+    chains = open_chains(model)
     captured = capture(model, size, leaves=(ConvChain, OctConv))
     decision = decide(captured, step, sighting, tied_parameters(model), keep)
     modules, functions, methods = rule_tables()
@@ -115,7 +118,8 @@ def apply_octave(
     new = layout.run()
     if not conv.changes:
         raise _nothing(step, decision, decision.skipped)
-    return Applied(new, tuple(conv.changes), decision.skipped, decision.kept, tuple(layout.flows))
+    changes = close_chains(new, chains, conv.changes, project=project)
+    return Applied(new, tuple(changes), decision.skipped, decision.kept, tuple(layout.flows))
 
 
 def _refuse_one_axis(model: nn.Module) -> None:

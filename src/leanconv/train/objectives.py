@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanconv.errors import LeanconvError
 
@@ -29,7 +31,12 @@ class Objective(Protocol):
 
 
 class Classify(nn.Module):
-    """Cross-entropy of `net`'s logits, with `label_smoothing` as in torch.
+    """Cross-entropy of `net`'s logits, with `label_smoothing` as in torch and `mixup`.
+
+    `mixup` above 0 trains on x * k + flipped(x) * (1 - k) with the labels' losses shared out alike, where `flipped`
+    turns the order of the batch round and one k per step is drawn from Beta(mixup, mixup) by (seed, step).
+    `frozen_norms` keeps the statistics and the weights of every BatchNorm as they are.
+    Raises `LeanconvError` for a negative `mixup`.
 
     >>> import torch
     >>> objective = Classify(nn.Linear(4, 3))
@@ -37,20 +44,47 @@ class Classify(nn.Module):
     ['loss']
     """
 
-    def __init__(self, net: nn.Module, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        frozen_norms: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        if not mixup >= 0:
+            raise LeanconvError(f"mixup must not be negative, got {mixup}")
         self.net = net
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.mixup, self.seed = label_smoothing, mixup, seed
+        self.norms = [module for module in net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
+        for norm in self.norms:
+            norm.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Classify:
+        """As in torch, but frozen norms stay in evaluation mode."""
+        super().train(mode)
+        for norm in self.norms:
+            norm.eval()
+        return self
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
         """The loss of images (n, 3, h, w) and labels (n,)."""
-        logits = self.net(inputs)
-        return {"loss": functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+        if not self.mixup:
+            return {"loss": self._entropy(self.net(inputs), targets)}
+        share = Random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
+        logits = self.net(inputs.lerp(inputs.flip(0), 1 - share))
+        own, other = self._entropy(logits, targets), self._entropy(logits, targets.flip(0))
+        return {"loss": share * own + (1 - share) * other}
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (n, classes)."""
         logits: Tensor = self.net(inputs)
         return logits
+
+    def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
 
 @runtime_checkable
@@ -63,7 +97,7 @@ class _Towered(Protocol):
     def forward_all(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-class ClassifyWithTower(nn.Module):
+class ClassifyWithTower(Classify):
     """`Classify`, and `auxiliary` times the loss of the network's second classifier, with paths dropped on the way.
 
     The share of dropped paths rises linearly from 0 to `drop_path` over `total_steps`, as DARTS trains.
@@ -79,7 +113,7 @@ class ClassifyWithTower(nn.Module):
         total_steps: int = 1,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(net, label_smoothing=label_smoothing)
         if not isinstance(net, _Towered):
             raise LeanconvError(
                 f"{type(net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and auxiliary"
@@ -89,10 +123,8 @@ class ClassifyWithTower(nn.Module):
             raise LeanconvError(
                 "auxiliary is above 0 but the network has no such classifier: model_args.auxiliary=true"
             )
-        self.net = net
         self.auxiliary, self.drop_path = auxiliary, drop_path
         self.total_steps = max(total_steps, 1)
-        self.label_smoothing = label_smoothing
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
         """The losses of images (n, 3, h, w) and labels (n,)."""
@@ -103,11 +135,3 @@ class ClassifyWithTower(nn.Module):
         scores, early = net.forward_all(inputs)
         main, side = self._entropy(scores, targets), self._entropy(early, targets)
         return {"loss": main + self.auxiliary * side, "main": main, "auxiliary": side}
-
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Logits (n, classes)."""
-        logits: Tensor = self.net(inputs)
-        return logits
-
-    def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
