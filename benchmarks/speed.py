@@ -25,22 +25,30 @@ GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "20 layers, interleaved group paper": [("regconv_w18", {}), ("igc_l4m8", {}), ("igc_l24m2", {})],
     "ResNet-50, octave paper": [("oct_resnet50", {"alpha": alpha}) for alpha in (0, 0.125, 0.25, 0.5, 0.75)],
+    "50 layers on 8 frames of 224, channel-separated paper": [
+        ("resnet3d_50", {}),
+        ("ip_csn_50", {}),
+        ("ir_csn_50", {}),
+    ],
 }
 
+SIZES = {"50 layers on 8 frames of 224, channel-separated paper": (3, 8, 224, 224)}
+"""Where the networks' own input is not what is timed."""
 
-def candidates(group: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The networks with their BatchNorms folded, and the dense forms of those that have chains."""
-    from leanconv.build import create_model, default_size
+
+def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...]) -> dict[str, Any]:
+    """The networks with their BatchNorms folded, and the dense forms of those that have chains of several stages."""
+    from leanconv.build import create_model
     from leanconv.deploy import densify, fold
 
     nets: dict[str, Any] = {}
     for name, knobs in group:
         net = create_model(name, **knobs).eval()
         label = " ".join([name, *(f"{knob}={value}" for knob, value in knobs.items())])
-        nets[label] = fold(net, default_size(name)).model
-        dense = densify(net, default_size(name))
+        nets[label] = fold(net, size).model
+        dense = densify(net, size)
         if dense.densified:
-            nets[f"{label}, densified"] = fold(dense.model, default_size(name)).model
+            nets[f"{label}, densified"] = fold(dense.model, size).model
     return nets
 
 
@@ -65,8 +73,8 @@ def main() -> None:
     for title, group in GROUPS.items():
         if options.only not in title:
             continue
-        nets = candidates(group)
-        size = default_size(group[0][0])
+        size = SIZES.get(title) or default_size(group[0][0])
+        nets = candidates(group, size)
         for batch in options.batches:
             print(f"\n## {title}, batch {batch}\n", flush=True)
             print("| network | MACs | back-end | median ms | 10 % | 90 % | ratio to the first |")

@@ -86,5 +86,7 @@ ROWS = [
     Row("igc-fewer", InterleavedGroup(primary_partitions=4, primary_outputs=0.5), spec(32, 32, 3, padding=1), 1280),
     Row("csn-ip", ChannelSeparated(between="none"), spec(8, 8, 3, 3, padding=1, stride=2), 64 + 8 * 27),
     Row("csn-ir", ChannelSeparated(mode="ir"), spec(8, 8, 3, 3, padding=1), 8 * 27),
+    Row("csn-space-time", ChannelSeparated(between="none", space_time=True), spec(8, 6, 3, 3, padding=1), 48 + 54 + 18),
+    Row("csn-ir-space-time", ChannelSeparated(mode="ir", between="none", space_time=True), spec(4, 8, 3, 3), 72 + 24),
     Row("csn-2d", ChannelSeparated(between="none"), spec(6, 10, 3, padding="same"), 60 + 90),
 ]

@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {"errors", "spec", "story"}
 EVERY_ROOM = {
-    "plan", "ops", "rewrites", "cost", "elastic", "nets", "zoo", "build",
+    "plan", "ops", "rewrites", "cost", "elastic", "nets", "weights", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
@@ -23,11 +23,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"plan"},
     "cost": set(),
     "nets": set(),
+    "weights": set(),
     "data": set(),
     "rewrites": {"ops"},
     "elastic": {"ops", "rewrites", "cost"},
     "zoo": {"nets", "ops", "rewrites", "elastic"},
-    "build": {"zoo", "nets", "ops", "rewrites", "elastic"},
+    "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights"},
     "train": {"elastic"},
     "deploy": {"ops", "rewrites", "elastic", "cost"},
     "report": {"cost", "elastic", "deploy"},

@@ -20,7 +20,8 @@ from leanconv.zoo import ZOO, list_models
 
 PREFIXES = ("", "dw_", "d_", "s_", "o_", "so_")
 OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
-SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE
+CSN = {name for name in ZOO if name.startswith(("resnet3d", "ir_csn", "ip_csn"))}
+SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN
 SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
 
 
@@ -31,7 +32,9 @@ def test_every_name_of_the_paper_is_there() -> None:
     octave |= {f"oct_resnet{d}" for d in (26, 50, 101, 152, 200)} | {"oct_resnext50", "oct_resnext101"}
     octave |= {"oct_resnet152_deep", "oct_se_resnet152_deep", "c2d_resnet50", "i3d_resnet50"}
     octave |= {"oct_c2d_resnet50", "oct_i3d_resnet50"}
-    assert nets | mobile | octave <= set(ZOO)
+    csn = {f"resnet3d_{depth}" for depth in (18, 26, 34, 50, 101, 152)}
+    csn |= {f"{kind}_csn_{depth}" for kind in ("ir", "ip") for depth in (26, 50, 101, 152)}
+    assert nets | mobile | octave | csn <= set(ZOO)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -62,7 +65,9 @@ def test_knobs(name: str) -> None:
     assert ("pre_activation" in knobs) == (
         name in OCTAVE and "resne" in name and "3d" not in name and "2d" not in name and "deep" not in name
     )
-    assert ("nonlocal_blocks" in knobs) == ("2d" in name or "3d_" in name)
+    assert ("nonlocal_blocks" in knobs) == (name in OCTAVE and ("2d" in name or "3d_" in name))
+    assert ("relu_between" in knobs) == name.startswith("ip_csn")
+    assert ("space_time" in knobs) == name.startswith("ir_csn")
     assert ("overlap" in knobs) == name.startswith(("o_", "so_"))
     assert ({"widths", "resolutions"} <= set(knobs)) == name.startswith("elastic_")
 

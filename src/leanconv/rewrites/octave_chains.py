@@ -2,7 +2,7 @@
 
 So `rewrite(model, OptimizedSeparable(), Octave())` and a zoo network made of chains become what `Octave` first and
 the chain rewrite after would give. The four paths are planned by what planned the chain, and fitted to their parts of
-its kernel.
+its kernel. A chain of one convolution (depthwise, ir) is that convolution, groups and all, and needs no planning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_chains(model: nn.Module) -> dict[str, ConvChain]:
         if not _is_linear(module) or any(id(parameter) in tied for parameter in module.parameters()):
             return module
         chains[name] = module
-        return module.dense_conv()
+        return module.convs[0] if len(module) == 1 else module.dense_conv()
 
     swap_(model, rule)
     return chains
@@ -52,6 +52,8 @@ def close_chains(
             return None
         if not isinstance(module, OctConv):
             return chains[name]
+        if len(chains[name]) == 1:
+            return module
         change = _separate(module, chains[name], told[name], project)
         told[name] = change
         return module

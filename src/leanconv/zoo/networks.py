@@ -22,6 +22,7 @@ from leanconv.nets.mobilenet import conv_unit
 from leanconv.ops import ChainRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise, SpatialSeparable
+from leanconv.zoo.csn import CSN
 from leanconv.zoo.darts import DARTS
 from leanconv.zoo.entry import Entry
 from leanconv.zoo.igc import IGC
@@ -165,5 +166,6 @@ ZOO: dict[str, Entry] = {
     **OCTAVE,
     **DARTS,
     **IGC,
+    **CSN,
 }
 """Every name that `create_model` knows by itself; timm, torchvision and dotted paths come on top."""

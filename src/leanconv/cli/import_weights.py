@@ -1,0 +1,43 @@
+"""`leanconv import-weights`: weights that another project has released, as a saved model of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanconv.cli.common import JsonOption, ModelArgument, SetOption, read_settings, say_json
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors, or a .pth that holds tensors only.")],
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Save the filled model here.")],
+    format: Annotated[
+        str | None, typer.Option(help="mmaction2, vmz or pytorchvideo; by default told by the file's names.")
+    ] = None,
+    knobs: SetOption = [],
+    new_classifier: Annotated[
+        bool, typer.Option("--new-classifier", help="Leave the file's classifier out, and keep a fresh one.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Import released weights: every name is accounted for on both sides, then the model is saved."""
+    from leanconv.build import resolve, save
+    from leanconv.weights import fill, find_format, read_tensors
+    from leanconv.weights.naming import OURS
+
+    tensors = read_tensors(file)
+    naming = find_format(tensors, format, source=str(file))
+    settings = read_settings(knobs)
+    if naming.norm_eps != OURS.norm_eps:
+        settings.setdefault("norm_eps", naming.norm_eps)
+    network = resolve(model, settings)
+    done = fill(network, tensors, naming, source=str(file), new_classifier=new_classifier)
+    save(network.eval(), out)
+    if json:
+        say_json({**done.to_json(), "saved": out})
+        return
+    fresh = "" if done.classifier else ", a fresh classifier"
+    typer.echo(f"{file}: {done.tensors} tensors of a {done.format} file, {done.network}{fresh}; saved to {out}")
