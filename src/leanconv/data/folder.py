@@ -1,4 +1,4 @@
-"""`folder:PATH`: images in one folder per class, already split (`train/` and `val/`) or not."""
+"""`folder:PATH`: images in one folder per class, already split (`train/` and `val/`) or not; videos the same way."""
 
 from __future__ import annotations
 
@@ -10,20 +10,36 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import ImageSet, check_labels, split_by_class
+from leanconv.data.splits import ImageSet, check_labels, held_out
 from leanconv.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["class_folders", "files_of", "folder"]
+__all__ = ["Files", "Kind", "class_folders", "files_of", "folder", "split_folders"]
 
-_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+@dataclass(frozen=True)
+class Kind:
+    """What is looked for in the folders: its name in messages, the beginning of the name of the set, the suffixes."""
+
+    what: str
+    prefix: str
+    suffixes: frozenset[str]
+
+
+_IMAGES = Kind(
+    "image",
+    "folder",
+    frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")),
+)
 _TEST_NAMES = ("val", "validation", "test")
 
 
 @dataclass(frozen=True)
-class _Files:
+class Files:
+    """Files below `root` and their labels."""
+
     root: Path
     paths: tuple[str, ...]
     labels: Tensor
@@ -36,6 +52,10 @@ class _Files:
 
         return Image.open(self.root / self.paths[index])
 
+    def some(self, indices: tuple[int, ...]) -> Files:
+        """The files at `indices` only."""
+        return Files(self.root, tuple(self.paths[index] for index in indices), self.labels[list(indices)])
+
 
 def folder(path: str) -> ImageSet:
     """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `validation`, `test`), or split `PATH/<class>/*`.
@@ -44,18 +64,26 @@ def folder(path: str) -> ImageSet:
     `train` folder a fixed fifth of every class is held out, chosen by a hash of the file names.
     Raises `DataError` for a missing folder, an empty class, and a test class that training does not have.
     """
+    train, test, names = split_folders(path, _IMAGES)
+    return ImageSet(train=train, test=test, class_names=names)
+
+
+def split_folders(path: str, kind: Kind) -> tuple[Files, Files, tuple[str, ...]]:
+    """Training files, test files and class names, found and refused as `folder` says."""
     root = Path(path).expanduser()
     if not root.is_dir():
         came = "a file" if root.exists() else "nothing"
-        raise DataError(f"folder:{path}: expected a folder with one folder of images per class, found {came} there")
+        raise DataError(
+            f"{kind.prefix}:{path}: expected a folder with one folder of {kind.what}s per class, found {came} there"
+        )
     if (root / "train").is_dir():
         names = class_folders(root / "train")
-        train = files_of(root / "train", names)
+        train = files_of(root / "train", names, kind=kind)
         test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
         if test_root is None:
             raise DataError(
-                f"folder:{path}: found train/ but none of {', '.join(_TEST_NAMES)} beside it, and"
-                " accuracy must be measured on other images; add one, or name the train folder itself to have it split"
+                f"{kind.prefix}:{path}: found train/ but none of {', '.join(_TEST_NAMES)} beside it, and accuracy must"
+                f" be measured on other {kind.what}s; add one, or name the train folder itself to have it split"
             )
         foreign = sorted(set(class_folders(test_root)) - set(names))
         if foreign:
@@ -63,12 +91,13 @@ def folder(path: str) -> ImageSet:
                 f"{test_root}: class {foreign[0]!r} is not a class of {root / 'train'} (expected among {len(names)}:"
                 f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
             )
-        test = files_of(test_root, [name for name in names if (test_root / name).is_dir()], names)
-        return ImageSet(train=train, test=test, class_names=tuple(names))
+        test = files_of(test_root, [name for name in names if (test_root / name).is_dir()], names, kind=kind)
+        return train, test, tuple(names)
     names = class_folders(root)
-    whole = files_of(root, names)
-    halves = split_by_class(whole, [Path(item).as_posix() for item in whole.paths])
-    return ImageSet(train=halves[0], test=halves[1], class_names=tuple(names))
+    whole = files_of(root, names, kind=kind)
+    keys = [Path(item).as_posix() for item in whole.paths]
+    halves = held_out(whole.labels, keys, whole.name, what=kind.what)
+    return whole.some(halves[0]), whole.some(halves[1]), tuple(names)
 
 
 def class_folders(root: Path) -> list[str]:
@@ -82,8 +111,8 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def files_of(root: Path, present: list[str], names: list[str] | None = None) -> _Files:
-    """The images of the classes `present`, labelled by their place in `names`; none of them may be empty."""
+def files_of(root: Path, present: list[str], names: list[str] | None = None, *, kind: Kind = _IMAGES) -> Files:
+    """The files of the classes `present`, labelled by their place in `names`; none of them may be empty."""
     names = present if names is None else names
     paths: list[str] = []
     labels: list[int] = []
@@ -92,15 +121,19 @@ def files_of(root: Path, present: list[str], names: list[str] | None = None) -> 
             os.path.relpath(os.path.join(folder, file), root)
             for folder, _, files in os.walk(root / name, followlinks=True)
             for file in files
-            if os.path.splitext(file)[1].lower() in _SUFFIXES and not file.startswith(".")
+            if os.path.splitext(file)[1].lower() in kind.suffixes and not file.startswith(".")
         )
         if not found:
             raise DataError(
-                f"{root / name}: empty class, no file with an image's suffix"
-                f" ({', '.join(sorted(_SUFFIXES))}); add images or remove the folder"
+                f"{root / name}: empty class, no file with {_an(kind.what)}'s suffix"
+                f" ({', '.join(sorted(kind.suffixes))}); add {kind.what}s or remove the folder"
             )
         paths += found
         labels += [names.index(name)] * len(found)
-    files = _Files(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
-    check_labels(str(root), files.labels, names, every_class=False)
+    files = Files(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    check_labels(str(root), files.labels, names, every_class=False, what=kind.what)
     return files
+
+
+def _an(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"

@@ -18,7 +18,7 @@ from leanconv.data.cifar import cifar10, cifar100
 from leanconv.data.decode import decode_all
 from leanconv.data.folder import folder
 from leanconv.data.imagenet import imagenet
-from leanconv.data.loaders import Loader, Memory, Source, Stream, epoch_order
+from leanconv.data.loaders import Loader, Memory, Source, Stream, epoch_order, every_nth, share_out
 from leanconv.data.parquet import parquet
 from leanconv.data.seeds import generator
 from leanconv.data.splits import ImageSet, Problem, Split
@@ -105,6 +105,7 @@ class ImageData:
     """
 
     channels = 3
+    unit = "image"
 
     def __init__(
         self,
@@ -171,29 +172,20 @@ class ImageData:
         All batches are full: what is left over at the end of an epoch waits for another one (a set smaller than a
         batch is one batch). Raises `DataError` when a batch cannot be shared out evenly.
         """
-        count = len(self._train)
-        total = min(self.batch_size, count // world * world)
-        if total == 0 or total % world:
-            raise DataError(
-                f"batches of {total or count} images cannot be shared evenly by {world} processes: choose a"
-                f" batch_size that is a multiple of {world}"
-            )
-        share = total // world
-        order = epoch_order(count, self._seed, self.epoch)
-        starts = range(rank * share, count // total * total, total)
+        order = epoch_order(len(self._train), self._seed, self.epoch)
+        total, chunks = share_out(order, self.batch_size, rank, world)
         return Loader(
             source=self._train,
-            chunks=tuple(tuple(order[start : start + share]) for start in starts),
+            chunks=chunks,
             epoch=self.epoch,
-            finish=partial(self._finish_training, self.epoch, rank * share, total),
+            finish=partial(self._finish_training, self.epoch, rank * (total // world), total),
         )
 
     def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
         """The test batches in file order, nothing dropped; process `rank` of `world` gets every `world`-th image."""
-        mine, step = range(rank, len(self._test), world), self.batch_size
         return Loader(
             source=self._test,
-            chunks=tuple(tuple(mine[start : start + step]) for start in range(0, len(mine), step)),
+            chunks=every_nth(len(self._test), self.batch_size, rank, world),
             epoch=None,
             finish=lambda _number, pixels: self._normalised(pixels),
         )

@@ -18,7 +18,7 @@ from leanconv.data.seeds import generator, isolated
 from leanconv.data.splits import Problem, Split
 from leanconv.errors import DataError
 
-__all__ = ["Batch", "Loader", "Memory", "Source", "Stream", "epoch_order"]
+__all__ = ["Batch", "Loader", "Memory", "Source", "Stream", "collated", "epoch_order", "every_nth", "share_out"]
 
 Batch = tuple[Tensor, Tensor]
 """Images (n, 3, size, size) and labels (n,)."""
@@ -53,6 +53,32 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The numbers 0 .. count-1 as the given epoch visits them."""
     order: list[int] = torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
     return order
+
+
+def share_out(
+    order: Sequence[int], batch_size: int, rank: int, world: int, what: str = "images"
+) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """The full batches of `order`, of which process `rank` of `world` gets its share: (size of a batch, the shares).
+
+    What is left over at the end is left out; a set smaller than a batch is one batch. Raises `DataError` when a batch
+    cannot be shared out evenly.
+    """
+    count = len(order)
+    total = min(batch_size, count // world * world)
+    if total == 0 or total % world:
+        raise DataError(
+            f"batches of {total or count} {what} cannot be shared evenly by {world} processes: choose a"
+            f" batch_size that is a multiple of {world}"
+        )
+    share = total // world
+    starts = range(rank * share, count // total * total, total)
+    return total, tuple(tuple(order[start : start + share]) for start in starts)
+
+
+def every_nth(count: int, batch_size: int, rank: int, world: int) -> tuple[tuple[int, ...], ...]:
+    """The numbers below `count` in batches, nothing dropped; process `rank` gets every `world`-th number."""
+    mine = range(rank, count, world)
+    return tuple(tuple(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size))
 
 
 @dataclass(frozen=True)
@@ -92,24 +118,42 @@ class Stream:
         return len(self.split.labels)
 
     def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
-        loader: Any = DataLoader(
-            _Items(self, self.split.labels, epoch),
-            batch_sampler=[list(chunk) for chunk in chunks],
-            num_workers=min(self.workers, os.cpu_count() or 1),
-            collate_fn=_gather,
-            worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # the loader draws a base seed that nothing here uses; not from the global one
-        )
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking a process with threads; the workers decode images and use none of ours.
-            warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks")
-            batches = iter(loader)
-        for pixels, labels, problems in batches:
+        items = _Items(self, self.split.labels, epoch)
+        for pixels, labels, problems in collated(items, chunks, self.workers, _gather):
             self.problems.update((problem.name, problem) for problem in problems)
             if pixels is None:
                 last = problems[-1]
                 raise DataError(f"no image of a whole batch could be read, for example {last.name}: {last.reason}")
             yield pixels, labels
+
+
+def collated(
+    items: Dataset[Any],
+    chunks: Sequence[Sequence[int]],
+    workers: int,
+    gather: Callable[[list[Any]], Any],
+    *,
+    ahead: int = 2,
+) -> Iterator[Any]:
+    """`gather` of the `items` of every chunk, made in `workers` processes, no more than there are cores.
+
+    Every process works `ahead` of what is asked for by so many chunks.
+    """
+    workers = min(workers, os.cpu_count() or 1)
+    loader: Any = DataLoader(
+        items,
+        batch_sampler=[list(chunk) for chunk in chunks],
+        num_workers=workers,
+        prefetch_factor=ahead if workers else None,
+        collate_fn=gather,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # the loader draws a base seed that nothing here uses; not from the global one
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking a process with threads; the workers decode files and use none of ours.
+        warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks")
+        batches = iter(loader)
+    yield from batches
 
 
 _TRIES = 16

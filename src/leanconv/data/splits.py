@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,11 +16,11 @@ from leanconv.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSet", "Problem", "Split", "Subset", "check_labels", "split_by_class"]
+__all__ = ["ImageSet", "Problem", "Split", "Subset", "check_labels", "held_out", "split_by_class"]
 
 
 class Problem(NamedTuple):
-    """One image that could not be read, and why; it takes no part in training or evaluation."""
+    """One image or video that could not be read, and why; it takes no part in training or evaluation."""
 
     name: str
     reason: str
@@ -70,34 +70,44 @@ class ImageSet:
 
 
 def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) -> tuple[Subset, Subset]:
-    """Train and test subsets in which every class keeps its share, chosen by a hash of each image's key.
+    """Train and test subsets of images, chosen as `held_out` says."""
+    train, test = held_out(split.labels, keys, split.name, fraction=fraction)
+    return Subset(split, train), Subset(split, test)
+
+
+def held_out(
+    labels: Tensor, keys: Sequence[str], name: Callable[[int], str], *, fraction: float = 0.2, what: str = "image"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Train and test numbers in which every class keeps its share, chosen by a hash of each file's key.
 
     No generator is involved, so the halves are the same on every machine and under every version of every library.
-    `fraction` is the test share, rounded per class; a class gives at least one image to each half, so it needs two
+    `fraction` is the test share, rounded per class; a class gives at least one `what` to each half, so it needs two
     (`DataError` otherwise).
     """
     by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(split.labels.tolist()):
+    for index, label in enumerate(labels.tolist()):
         by_class.setdefault(label, []).append(index)
     train: list[int] = []
     test: list[int] = []
     for label, members in sorted(by_class.items()):
         if len(members) < 2:
             raise DataError(
-                f"class {label} has one image only ({split.name(members[0])}): a set that is not yet split needs two or"
-                " more per class, one of them for the test half; add images or make train/ and val/ folders"
+                f"class {label} has one {what} only ({name(members[0])}): a set that is not yet split needs two or"
+                " more per class, one of them for the test half; add some or make train/ and val/ folders"
             )
         ranked = sorted(members, key=lambda index: (mix(keys[index]), keys[index]))
-        held_out = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        test += ranked[:held_out]
-        train += ranked[held_out:]
-    return Subset(split, tuple(sorted(train))), Subset(split, tuple(sorted(test)))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        test += ranked[:count]
+        train += ranked[count:]
+    return tuple(sorted(train)), tuple(sorted(test))
 
 
-def check_labels(where: str, labels: Tensor, class_names: Sequence[str], *, every_class: bool) -> None:
-    """Raise `DataError` unless labels are numbers of classes and, with `every_class`, no class is without an image."""
+def check_labels(
+    where: str, labels: Tensor, class_names: Sequence[str], *, every_class: bool, what: str = "image"
+) -> None:
+    """Raise `DataError` unless labels are numbers of classes and, with `every_class`, no class is without a `what`."""
     if len(labels) == 0:
-        raise DataError(f"{where}: no images at all, expected at least one")
+        raise DataError(f"{where}: no {what}s at all, expected at least one")
     count = len(class_names)
     wrong = torch.nonzero((labels < 0) | (labels >= count)).flatten()
     if len(wrong):
@@ -110,6 +120,6 @@ def check_labels(where: str, labels: Tensor, class_names: Sequence[str], *, ever
     empty = [name for label, name in enumerate(class_names) if not present[label]]
     if every_class and empty:
         raise DataError(
-            f"{where}: empty class {empty[0]!r} ({len(empty)} of {count} classes have no image): a network cannot"
-            " learn a class it never sees; add images or remove the class"
+            f"{where}: empty class {empty[0]!r} ({len(empty)} of {count} classes have no {what}): a network cannot"
+            f" learn a class it never sees; add {what}s or remove the class"
         )
