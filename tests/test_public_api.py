@@ -19,7 +19,7 @@ SIGNATURES = {
         "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, divisor=8, example_size=None, keep=(), "
         "ratios=None)"
     ),
-    "calibrate": "(net, loader, configs=None, *, max_images=2048)",
+    "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
     "export": (
         "(model, path, *, size, dynamic_batch=True, tolerance=0.0001, samples=3, seed=0, opset=None, fold=True)"
     ),
@@ -34,7 +34,9 @@ SIGNATURES = {
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', primary_partitions=None, "
         "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0)"
     ),
-    "ChannelSeparated": "(*, where='kernel>1 groups=1 !stem', init='project', between='bn', mode='ip')",
+    "ChannelSeparated": (
+        "(*, where='kernel>1 groups=1 !stem', init='project', between='bn', mode='ip', space_time=False)"
+    ),
     "InterleavedGroupConv2d": (
         "(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, "
         "padding_mode='zeros', device=None, dtype=None, *, between='none', primary_partitions=None, "

@@ -77,6 +77,11 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["train", "--config", "/no/such/config.yaml"], "/no/such/config.yaml"),
         (["train", "--resume", "--out", "/no/such/run"], "/no/such/run"),
         (["eval", "/no/such/folder", "--data", "digits"], "/no/such/folder"),
+        (["eval", "/no/such/folder", "--clips", "0"], "--clips"),
+        (["train", "ip_csn_26_ut_interaction", "--set", "data.spec=video-csv:/no/a.csv,/no/b.csv"], "/no/a.csv"),
+        (["train", "ip_csn_26_ut_interaction", "--set", "data.video.frame=8"], "data.video.frames"),
+        (["train", "digits_resnet20", "--set", "weights=/no/such/run"], "/no/such/run"),
+        (["train", "digits_resnet20", "--set", "data.spec=kinetics:/no/such/folder"], "data.video.frames=8"),
         (["export", "resnet20", "net.txt"], "must end in .onnx"),
         (["export", "resnet20", "net.onnx", "--width", "0.5"], "for elastic networks"),
         (["bench", "resnet20", "--backends", "tensorrt"], "unknown backend"),
@@ -118,6 +123,10 @@ def table() -> str:
         for width, accuracy, macs in ((1.0, 0.9, 4_000_000), (0.5, 0.8, 1_000_000))
     )
     return QueryTable(rows=rows)._json()
+
+
+def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
+    assert "are for videos" in refuse("eval", saved, "--data", "digits", "--sheet", "sheet.png")
 
 
 def test_budget_below_the_smallest_row(refuse: Refuse, tmp_path: Path) -> None:

@@ -147,3 +147,49 @@ def test_demo_end_to_end(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert piece in told
     assert len(list((tmp_path / "demo").glob("*.onnx"))) >= 2
     assert (tmp_path / "demo" / "accuracy_latency.png").exists()
+
+
+@pytest.fixture(scope="module")
+def video_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a network for clips, trained for two steps, on videos in a folder beside it."""
+    pytest.importorskip("av")
+    out = tmp_path_factory.mktemp("videos")
+    spec = f"data.spec=moving-digits:{out / 'data'}"
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "ip_csn_26_moving_digits", "--tiny", "--set", spec, "--out", str(out / "run")])
+    assert caught.value.code == 0
+    return out / "run"
+
+
+def test_eval_of_videos(run: Run, video_run: Path, tmp_path: Path) -> None:
+    trained = json.loads((video_run / "videos.json").read_text())
+    files = ("--predictions", tmp_path / "said.csv", "--sheet", tmp_path / "sheet.png")
+    told = json.loads(run("eval", video_run, "--clips", 1, "--baseline", video_run, *files, "--json"))
+    assert (told["videos"], told["clips"], told["crops"], told["unreadable"]) == (180, 1, 1, 0)
+    assert trained["videos"] == 8  # tiny runs are cut short
+    assert 0 <= told["video1"] <= told["video5"] <= 1
+    assert told["model"] == str(video_run)
+    assert told["baseline"] == {key: value for key, value in told.items() if key != "baseline"}
+    assert len((tmp_path / "said.csv").read_text().splitlines()) == 181
+    assert (tmp_path / "sheet.png").stat().st_size > 2000
+
+
+def test_eval_of_videos_prints_chance_and_baseline(run: Run, video_run: Path, tmp_path: Path) -> None:
+    data = video_run.parent / "data" / "moving-digits-1"
+    lines = (data / "test.csv").read_text().splitlines()
+    few = [lines[0], *lines[1::30]]
+    (data / "few.csv").write_text("\n".join(few) + "\n")
+    spec = f"video-csv:{data / 'train.csv'},{data / 'few.csv'}"
+    told = run("eval", video_run, "--data", spec, "--clips", 2, "--crops", 3, "--baseline", video_run)
+    table = [line.split() for line in told.splitlines()]
+    assert [row[0] for row in table if row and row[0] in (str(video_run), "chance")] == [str(video_run)] * 2 + [
+        "chance"
+    ]
+    assert table[[row[0] for row in table].index("chance")][1:] == ["16.67", "16.67", "83.33"]
+    assert "6 videos, 2 clips of each, 3 crops of each." in told
+
+
+def test_a_saved_network_for_clips_is_tested_on_videos(run: Run, video_run: Path) -> None:
+    data = video_run.parent / "data"
+    told = json.loads(run("eval", video_run / "model", "--data", f"moving-digits:{data}", "--clips", 1, "--json"))
+    assert told["videos"] == 180

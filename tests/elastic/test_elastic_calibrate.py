@@ -91,9 +91,9 @@ def test_dropout_is_off_while_calibrating():
 def test_uneven_batches_count_by_their_size():
     _, net = elastic("residual")
     images = torch.randn(12, 3, 16, 16)
-    calibrate(net, [images[:8], images[8:]], [(0.5, 16)])
+    calibrate(net, [images[:8], images[8:]], [(0.5, 16)], min_images=12)
     uneven = net.model.stem[1].mean_w05000_r16.clone()
-    calibrate(net, [images], [(0.5, 16)])
+    calibrate(net, [images], [(0.5, 16)], min_images=12)
     torch.testing.assert_close(uneven, net.model.stem[1].mean_w05000_r16)
 
 
@@ -112,7 +112,7 @@ def test_only_max_images_are_read():
 
 def test_default_is_the_grid():
     _, net = elastic("residual")
-    assert calibrate(net, batches(1)) == net.configurations()
+    assert calibrate(net, batches(2)) == net.configurations()
     assert set(net.calibrated) == set(net.configurations())
 
 
@@ -190,6 +190,8 @@ def test_nothing_is_stored_when_a_configuration_fails():
         ([torch.zeros(0, 3, 16, 16)], {}, DataError, "loader yields no images"),
         ([{"x": 1}], {}, DataError, "must yield inputs or .* got dict"),
         ([torch.zeros(4, 3, 16, 16)], {"max_images": 0}, LeanconvError, "max_images must be"),
+        ([torch.zeros(4, 3, 16, 16)], {"min_images": 0}, LeanconvError, "min_images must be"),
+        ([torch.zeros(9, 3, 16, 16)], {}, DataError, "needs at least 16 images, the loader has 9: .* min_images="),
         ([torch.zeros(4, 3, 16, 16)], {"configs": [(2.0, 16)]}, LeanconvError, "width must be between"),
     ],
 )
@@ -197,6 +199,13 @@ def test_bad_input(loader, knobs, error, message):
     _, net = elastic("residual")
     with pytest.raises(error, match=message):
         calibrate(net, loader, **knobs)
+    assert not net.calibrated
+
+
+def test_asking_for_few_images_is_meant():
+    _, net = elastic("residual")
+    calibrate(net, [torch.randn(9, 3, 16, 16)], CONFIGS, max_images=8)
+    assert len(net.calibrated) == len(CONFIGS)
 
 
 def test_one_value_per_channel_has_no_variance():
@@ -206,7 +215,7 @@ def test_one_value_per_channel_has_no_variance():
     )
     with pytest.raises(DataError, match="batch of 1 leaves BatchNorm one value per channel"):
         calibrate(net, [torch.randn(1, 3, 16, 16)])
-    calibrate(net, [torch.randn(8, 3, 16, 16), torch.randn(1, 3, 16, 16)], CONFIGS)
+    calibrate(net, [torch.randn(16, 3, 16, 16), torch.randn(1, 3, 16, 16)], CONFIGS)
 
 
 def test_norms_without_memory_need_no_calibration():

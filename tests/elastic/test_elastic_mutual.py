@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -128,7 +130,7 @@ def test_copies_train_alike():
     twin = copy.deepcopy(objective)
     inputs = torch.randn(4, 3, 1, 1).expand(4, 3, 16, 16) * torch.rand(4, 1, 16, 16)
     targets = torch.randint(6, (4, 16, 16))
-    with pytest.raises(RuntimeError):  # maps of other sizes have no distillation
+    with pytest.raises(LeanconvError, match="a network whose outputs follow the size of its input a single resolution"):
         objective(inputs, targets, 1)
     objective.net.resolutions = twin.net.resolutions = (16,)
     assert torch.equal(objective(inputs, targets, 1)["loss"], twin(inputs, targets, 1)["loss"])
@@ -140,8 +142,177 @@ def test_copies_train_alike():
         (lambda net: MutualObjective(nn.Linear(2, 2)), "trains an elastic network, got Linear"),
         (lambda net: MutualObjective(net, num_random=-1), "num_random must be"),
         (lambda net: MutualObjective(net, temperature=0), "temperature must be above 0"),
+        (lambda net: MutualObjective(net, hard_labels=1.5), "hard_labels is a share from 0 to 1, got 1.5"),
+        (lambda net: MutualObjective(net, resolutions=(12,)), r"must include 16, .* got \[12\]"),
+        (lambda net: MutualObjective(net, resolutions=(16, 14)), "resolution must be one of 16, 12"),
     ],
 )
 def test_bad_settings(make, message):
     with pytest.raises(LeanconvError, match=message):
         make(elastic("residual")[1])
+
+
+# ------------------------------------------------------------------------------------------------------------ the knobs
+
+
+def by_the_equations(net, inputs, targets, plan, *, temperature=1.0, hard_labels=0.0, teacher=None):
+    """The loss of a step written out once more, with plain softmax and logarithm."""
+
+    def distance(target, logits):
+        return (target * (target.log() - (logits / temperature).log_softmax(1))).sum(1).mean() * temperature**2
+
+    full, *students = plan
+    with net.at(full.width):
+        logits = net(inputs)
+    target = ((logits if teacher is None else teacher(inputs)).detach() / temperature).softmax(1)
+    loss = F.cross_entropy(logits, targets)
+    if teacher is not None:
+        loss = loss + distance(target, logits)
+    for width, resolution in students:
+        with net.at(width):
+            logits = net(resized(inputs, resolution))
+        loss = loss + (1 - hard_labels) * distance(target, logits) + hard_labels * F.cross_entropy(logits, targets)
+    return loss
+
+
+def gradients(net, loss):
+    net.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def frozen() -> nn.Module:
+    return NETS["concat"]().eval()
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"num_random": 0}, {"hard_labels": 0.3}, {"hard_labels": 1.0}, {"resolutions": (16,)}, {"teacher": True}],
+    ids=str,
+)
+def test_every_knob_in_both_modes_is_its_equation(knobs, low_memory):
+    _, net = elastic("residual")
+    net = net.double().train()
+    knobs = {**knobs, **({"teacher": frozen().double()} if "teacher" in knobs else {})}
+    objective = MutualObjective(net, seed=5, temperature=2.0, low_memory=low_memory, **knobs)
+    inputs, targets = batch()
+    parts = objective(inputs.double(), targets, step=3)
+    mine = gradients(net, parts["loss"])
+    plan = plan_step(5, 3, net.widths, knobs.get("resolutions", net.resolutions), knobs.get("num_random", 2))
+    assert objective.plan(3) == plan
+    told = {name: knobs[name] for name in ("hard_labels", "teacher") if name in knobs}
+    loss = by_the_equations(net, inputs.double(), targets, plan, temperature=2.0, **told)
+    reference = gradients(net, loss)
+    torch.testing.assert_close(parts["loss"].detach(), loss.detach())
+    torch.testing.assert_close(sum(value for name, value in parts.items() if name != "loss"), loss.detach())
+    for name, gradient in reference.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_us_net_trains_at_one_resolution():
+    objective = MutualObjective(elastic("residual")[1], resolutions=(16,))
+    assert {config.resolution for step in range(20) for config in objective.plan(step)} == {16}
+
+
+def test_a_teacher_is_no_part_of_what_is_trained():
+    _, net = elastic("residual")
+    teacher = frozen().train()
+    objective = MutualObjective(net, teacher=teacher)
+    plain = MutualObjective(net)
+    assert not teacher.training
+    assert list(objective.state_dict()) == list(plain.state_dict())
+    assert list(map(id, objective.parameters())) == list(map(id, plain.parameters()))
+    objective.train()(*batch(), step=0)["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not teacher.training
+    objective.double()
+    assert all(p.dtype == torch.float64 for p in teacher.parameters())
+    with pytest.raises(LeanconvError, match=r"the teacher's answer has shape \(8, 7\), a student's \(8, 5\)"):
+        MutualObjective(net, teacher=nn.Sequential(nn.Flatten(), nn.Linear(768, 7)).double())(
+            torch.randn(8, 3, 16, 16).double(), torch.zeros(8, dtype=torch.int64), 0
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- low memory
+
+
+@contextmanager
+def saved_for_backward(net: nn.Module) -> Iterator[list[int]]:
+    """[bytes alive now, their maximum] of what autograd keeps for a backward, weights apart."""
+    count = [0, 0]
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            self.size = 0 if tensor.untyped_storage().data_ptr() in weights else tensor.nbytes
+            count[0] += self.size
+            count[1] = max(count)
+
+        def __del__(self) -> None:
+            count[0] -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        yield count
+
+
+def test_low_memory_holds_one_sub_network_at_a_time():
+    _, net = elastic("concat")
+    net.train()
+    inputs, targets = batch(32)
+    peaks = {}
+    for low_memory in (False, True):
+        objective = MutualObjective(net, resolutions=(16,), low_memory=low_memory)
+        with saved_for_backward(net) as count:
+            loss = objective(inputs, targets, 0)["loss"]
+            loss.backward()
+        del loss
+        peaks[low_memory] = count[1]
+        assert count[0] == 0
+    with saved_for_backward(net) as count:
+        F.cross_entropy(net(inputs), targets).backward()
+    full = count[1]
+    assert peaks[False] > 1.8 * full  # the full network and three narrower ones
+    assert full <= peaks[True] < 1.05 * full
+
+
+def test_low_memory_behaves_like_one_backward():
+    _, net = elastic("concat")
+    net.train()
+    inputs, targets = batch()
+    both = [MutualObjective(net, low_memory=low_memory) for low_memory in (False, True)]
+    once = [gradients(net, objective(inputs, targets, 0)["loss"]) for objective in both]
+    for name, gradient in once[0].items():
+        torch.testing.assert_close(once[1][name], gradient, rtol=1e-5, atol=1e-6)
+    halves = [gradients(net, both[1](inputs, targets, step)["loss"]) for step in (0, 1)]
+    net.zero_grad()
+    for step in (0, 1):  # accumulated over two batches, scaled as an engine does
+        (both[1](inputs, targets, step)["loss"] / 2).backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, (halves[0][name] + halves[1][name]) / 2, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        parts = both[1](inputs, targets, 0)
+    assert not parts["loss"].requires_grad
+    loss = both[1](inputs, targets, 0)["loss"]
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second one"):
+        loss.backward()
+
+
+def test_low_memory_leaves_frozen_and_unused_parameters_alone():
+    _, net = elastic("residual")
+    net.train().model.stem.requires_grad_(False)
+    net.model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    MutualObjective(net, low_memory=True)(*batch(), step=0)["loss"].backward()
+    assert net.model.unused.grad is None
+    assert all(p.grad is None for p in net.model.stem.parameters())
+    assert net.model.head.weight.grad is not None
+
+
+def test_low_memory_refuses_float16():
+    _, net = elastic("residual")
+    with torch.autocast("cpu", torch.float16), pytest.raises(LeanconvError, match="in float16 small ones would vanish"):
+        MutualObjective(net.train(), low_memory=True)(*batch(), step=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        MutualObjective(net.train(), low_memory=True)(*batch(), step=0)["loss"].backward()

@@ -6,13 +6,16 @@ import csv
 
 import pytest
 import torch
-from elastic_nets import elastic
+from elastic_nets import NETS, elastic
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.elastic import QueryTable, Row, calibrate, make_elastic
+from leanconv.deploy import time_table
+from leanconv.elastic import Config, QueryTable, Row, Setting, calibrate, make_elastic
+from leanconv.elastic.measured import machine
 from leanconv.elastic.net import resized
+from leanconv.elastic.rows import Time
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
 from leanconv.story import Story, remember
 
@@ -25,25 +28,50 @@ rows = st.builds(
     accuracy=st.floats(0, 1),
     macs=st.integers(1, 50),
     params=st.integers(1, 50),
+    peak_bytes=st.none() | st.integers(1, 50),
     latency_ms=st.none() | st.floats(0.1, 10),
+    times=st.dictionaries(
+        st.sampled_from(["eager_t4_b1", "onnxruntime_t1_b8"]),
+        st.builds(Time, st.floats(0.1, 9), st.floats(0.1, 9), st.floats(0.1, 9)),
+    ),
 )
 tables = st.lists(rows, min_size=1, max_size=12).map(lambda found: QueryTable(tuple(found)))
 limits = st.none() | st.integers(1, 50)
 
 
-@given(tables, limits, limits, st.none() | st.floats(0.1, 10), st.none() | st.floats(0, 1))
-def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, latency, accuracy):
+@given(tables, limits, limits, limits, st.none() | st.floats(0.1, 10), st.none() | st.floats(0, 1), st.integers(0, 3))
+def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, memory, latency, accuracy, which):
+    setting = None if which == 3 or which >= len(table.settings) else table.settings[which]
+
+    chosen = setting or next(iter(table.settings), None)
+
+    def time(row):
+        if chosen == "eager_t1_b1":
+            return row.latency_ms
+        return row.times[chosen].median_ms if chosen in row.times else None
+
     def fits(row):
         return (
             (macs is None or row.macs <= macs)
             and (params is None or row.params <= params)
-            and (latency is None or (row.latency_ms is not None and row.latency_ms <= latency))
+            and (memory is None or (row.peak_bytes is not None and row.peak_bytes <= memory))
+            and (latency is None or (time(row) is not None and time(row) <= latency))
             and (accuracy is None or row.accuracy >= accuracy)
         )
 
-    asked = {"max_macs": macs, "max_params": params, "max_latency_ms": latency, "min_accuracy": accuracy}
-    if latency is not None and all(row.latency_ms is None for row in table.rows):
+    asked = {
+        "max_macs": macs,
+        "max_params": params,
+        "max_peak_bytes": memory,
+        "max_latency_ms": latency,
+        "min_accuracy": accuracy,
+        "setting": setting,
+    }
+    if latency is not None and all(time(row) is None for row in table.rows):
         with pytest.raises(LeanconvError, match="without latencies"):
+            table.pick(**asked)
+    elif memory is not None and all(row.peak_bytes is None for row in table.rows):
+        with pytest.raises(LeanconvError, match="without memory"):
             table.pick(**asked)
     elif not any(map(fits, table.rows)):
         with pytest.raises(BudgetError, match="no configuration"):
@@ -52,7 +80,7 @@ def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, late
         row = table.pick(**asked)
         assert fits(row)
         others = [other for other in table.rows if fits(other)]
-        if accuracy is not None and macs is params is latency is None:
+        if accuracy is not None and macs is params is memory is latency is None:
             assert row.macs == min(other.macs for other in others)
         else:
             assert row.accuracy == max(other.accuracy for other in others)
@@ -68,6 +96,19 @@ def test_pareto(table):
             if (o.macs < row.macs and o.accuracy >= row.accuracy) or (o.macs <= row.macs and o.accuracy > row.accuracy)
         ]
         assert row.pareto == (not better)
+    assert set(map(id, table.front())) == {id(row) for row in table.rows if row.pareto}
+
+
+@given(tables, st.sampled_from(["macs", "params", "peak_bytes", "latency_ms"]))
+def test_every_row_is_beaten_by_the_front_or_on_it(table, by):
+    front = table.front(by)
+    costs = [getattr(row, by) for row in front]
+    assert costs == sorted(costs)
+    for row in table.rows:
+        if getattr(row, by) is not None:
+            assert any(best.accuracy >= row.accuracy and getattr(best, by) <= getattr(row, by) for best in front)
+        else:
+            assert not any(row is best for best in front)
 
 
 @given(table=tables)
@@ -155,6 +196,9 @@ def test_measured_rows(measured):
             static(torch.zeros(1, 3, row.resolution, row.resolution))
         assert row.macs == flops.get_total_flops() / 2
         assert 0 < row.latency_low_ms <= row.latency_ms <= row.latency_high_ms
+        weights = sum(tensor.nbytes for tensor in static.state_dict().values())
+        largest = 32 * row.resolution**2 * 4  # one map of the stem
+        assert weights + 2 * 0.25 * largest < row.peak_bytes < weights + 6 * largest
 
 
 def test_measured_about(measured, tmp_path):
@@ -195,3 +239,97 @@ def test_networks_without_norms_are_measured_on_the_grid():
     )
     table = QueryTable.measure(net, [(torch.randn(4, 3, 8, 8), torch.zeros(4))], latency=False)
     assert [row.config for row in table.rows] == list(net.configurations())
+
+
+# ----------------------------------------------------------------------------------------- many settings, many machines
+
+
+def test_latencies_of_more_settings_are_columns(measured, tmp_path):
+    net, _, table = measured
+    table = QueryTable(table.rows[:2], table.about)
+    more = time_table(table, net, [Setting("eager", 1, 4), Setting("onnxruntime")], rounds=2)
+    assert more.settings == ("eager_t1_b1", "eager_t1_b4", "onnxruntime_t1_b1")
+    for row, before in zip(more.rows, table.rows, strict=True):
+        assert (row.config, row.latency_ms) == (before.config, before.latency_ms)
+        assert all(0 < time.low_ms <= time.median_ms <= time.high_ms for time in row.times.values())
+    for suffix in (".json", ".csv"):
+        assert QueryTable.load(more.save(tmp_path / f"t{suffix}")) == more
+    header = (tmp_path / "t.csv").read_text().splitlines()[1].split(",")
+    assert header[-3:] == ["onnxruntime_t1_b1_median_ms", "onnxruntime_t1_b1_low_ms", "onnxruntime_t1_b1_high_ms"]
+    slowest = max(row.times["eager_t1_b4"].median_ms for row in more.rows)
+    assert more.pick(max_latency_ms=slowest, setting="eager_t1_b4") in more.rows
+    with pytest.raises(UnknownName, match="setting of a latency 'openvino_t1_b1'"):
+        more.pick(max_latency_ms=1, setting="openvino_t1_b1")
+    with pytest.raises(LeanconvError, match="latencies of eager_t1_b4 already"):
+        time_table(more, net, [Setting("eager", 1, 4)], rounds=2)
+    with pytest.raises(UnknownName, match="unknown backend 'tvm'"):
+        time_table(table, net, [Setting("tvm")])
+
+
+def test_a_table_that_was_first_measured_without_latency_takes_the_first_setting_as_its_own():
+    table = SMALL.with_times(
+        Setting("openvino", 2, 1),
+        {Config(0.5, 32): Time(5.0, 4.0, 6.0), Config(1.0, 32): Time(9.0, 8.0, 9.5)},
+        rounds=7,
+    )
+    assert table.settings == ("openvino_t2_b1",)
+    assert [row.latency_ms for row in table.rows] == [None, 5.0, 9.0]
+    assert table.about["latency"] == {"backend": "openvino", "threads": 2, "batch": 1, "rounds": 7}
+    assert table.pick(max_latency_ms=8).width == 0.5
+
+
+def test_settings_have_names():
+    assert Setting.from_tag(Setting("onnxruntime", 4, 8).tag) == ("onnxruntime", 4, 8)
+    for tag in ("eager", "eager_t0_b1", "_t1_b1", "eager_t1_b1_ms"):
+        with pytest.raises(UnknownName, match="is no setting of a latency"):
+            Setting.from_tag(tag)
+
+
+OLD = """# {"model": "CifarResNet", "latency": {"threads": 2, "rounds": 20, "batch": 1, "backend": "torch eager"}}
+width,resolution,accuracy,macs,params,latency_ms,latency_low_ms,latency_high_ms,pareto
+0.5,16,0.75,100,10,1.5,1.25,2.0,True
+"""
+
+
+def test_files_of_the_first_version_load(tmp_path):
+    (tmp_path / "old.csv").write_text(OLD)
+    table = QueryTable.load(tmp_path / "old.csv")
+    assert table.settings == ("eager_t2_b1",)
+    assert table.rows[0].latency_ms == 1.5
+    assert table.rows[0].peak_bytes is None
+    assert QueryTable.load(table.save(tmp_path / "new.json")) == table
+    with pytest.raises(LeanconvError, match="without memory, by an older leanconv"):
+        table.pick(max_peak_bytes=10)
+
+
+def test_latencies_of_another_machine_are_refused_unless_allowed(measured):
+    _, _, table = measured
+    assert table.pick(max_latency_ms=1e6) in table.rows
+    for part, there in (("cpu", "Other CPU"), ("gpu", "Other GPU")):
+        foreign = QueryTable(table.rows, {**table.about, "machine": {**table.about["machine"], part: there}})
+        with pytest.raises(LeanconvError, match=rf"another machine \({there}, here is .*any_machine"):
+            foreign.pick(max_latency_ms=1e6)
+        assert foreign.pick(max_latency_ms=1e6, any_machine=True).config == table.pick(max_latency_ms=1e6).config
+        assert foreign.pick(max_macs=1e12)
+    assert table.about["machine"]["cpu"] == machine(torch.device("cpu"))["cpu"]
+
+
+def test_a_table_of_another_model_is_refused(measured):
+    net, _, table = measured
+    table.check(net)
+    other = elastic("residual")[1]
+    table.check(other)  # the same weights
+    with torch.no_grad():
+        other.model.head.bias[0] += 1e-6
+    with pytest.raises(LeanconvError, match=r"of another model: its weights are \w{16}, the network's are \w{16}"):
+        table.check(other)
+    with pytest.raises(LeanconvError, match=r"its resolutions are \[16, 12\], the network's are \[16\]"):
+        table.check(make_elastic(NETS["residual"](), (0.25, 1.0), (16,)))
+    SMALL.check(net)  # it does not tell of what it is
+
+
+def test_a_front_is_by_a_cost():
+    with pytest.raises(
+        LeanconvError, match="a front is by one of macs, params, peak_bytes, latency_ms, got 'accuracy'"
+    ):
+        SMALL.front("accuracy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,32 +12,40 @@ from torch import nn
 
 from leanconv.build import load
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.recipes import RECIPES, build_model, get_recipe, run_recipe
+from leanconv.recipes import RECIPES, build_model, change, get_recipe, run_recipe
+from leanconv.recipes.csn import CSN
 from leanconv.recipes.igc import IGC
+from leanconv.recipes.octave import OCTAVE_VIDEO
 from leanconv.recipes.osep import OSEP
 from leanconv.rewrites import parse_step
 
 QUICK = {"resnet20_cifar10", "o_resnet20_cifar100", "so_resnet20_cifar10", "o_resnet20_gamma64_cifar10"}
 QUICK |= {"o_resnet20_imagenet40", "o_darts_cifar10", "darts_imagenet", "regconv_w18_d20_cifar10"}
 QUICK |= {"igc_l24m2_identity_d50_cifar100", "igc_l4m8_d20_cifar10", "sumfusion_d8_cifar100"}
-"""Of the many rows of the two convolution papers these run always; each kind of row is among them."""
+QUICK |= {"ir_csn_26_kinetics_8x2", "csn_figure6_simple_g4_8", "ip_csn_50_kinetics_finetune", "c2d_resnet50_kinetics"}
+QUICK |= {"ip_csn_26_moving_digits_single_frame", "ip_csn_26_ut_interaction"}
+"""Of the papers' many rows these run always; each kind of row is among them."""
 
-SLOW = ({*OSEP, *IGC} - QUICK) | {"elastic_mobilenet_v2_imagenet"}
+SLOW = ({*OSEP, *IGC, *CSN, *OCTAVE_VIDEO} - QUICK) | {"elastic_mobilenet_v2_imagenet"}
 SLOW |= {f"oct_{name}_imagenet" for name in ("resnet152_deep", "se_resnet152_deep")} | {"oct_resnet50_imagenet_smooth"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
 )
-def test_every_recipe_runs_tiny_and_its_model_loads(name: str, tmp_path: Path) -> None:
+def test_every_recipe_runs_tiny_and_its_model_loads(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     recipe = get_recipe(name, tiny=True)
+    if recipe.data.video is not None:
+        recipe = change(recipe, [f"data.spec={request.getfixturevalue('moving_digits')}"])
     result = run_recipe(recipe, tmp_path / "run", progress=False, latency=False)
     assert result.fit.history[-1]["step"] == 2
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, *recipe.data.input_size)
     net, again = result.net.eval(), load(result.model_folder).eval()
+    assert (result.videos is None) == (recipe.data.video is None)
     if recipe.elastic is None:
         assert result.table is None
         assert torch.equal(net(images), again(images))
+        shutil.rmtree(tmp_path / "run")  # gigabytes for the largest, which pytest would keep
         return
     assert [row.resolution for row in result.table.rows] == [32, 32, 20, 20]
     assert {entry.name for entry in (tmp_path / "run").iterdir()} >= {"table.json", "table.csv"}
@@ -70,6 +79,26 @@ def test_the_head_has_the_classes_of_the_data() -> None:
     assert heads[-1].out_features == 7
     with pytest.raises(LeanconvError, match=r"model_args.num_classes is 3, but the data has 10 classes"):
         build_model(get_recipe("digits_resnet20", overrides=["model_args.num_classes=3"]), 10)
+
+
+def test_a_run_starts_from_a_saved_network(tmp_path: Path) -> None:
+    trained = run_recipe(get_recipe("digits_resnet20", tiny=True), tmp_path / "dense", progress=False)
+    settings = [f"model={trained.model_folder}", "rewrites=[octave:alpha=0.25]"]
+    net = build_model(get_recipe("digits_resnet20", overrides=settings), 10)
+    dense = dict(trained.net.named_parameters())
+    assert torch.equal(dict(net.named_parameters())["fc.weight"], dense["fc.weight"])
+    cut = dict(net.named_parameters())["layer1.0.conv1.conv_hh.weight"]
+    assert torch.equal(cut, dense["layer1.0.conv1.weight"][:12])
+    with pytest.raises(LeanconvError, match=r"has 10 outputs, but the data has 11 classes"):
+        build_model(get_recipe("digits_resnet20", overrides=settings), 11)
+    with pytest.raises(LeanconvError, match=r"fixed by its story: multiplier"):
+        build_model(get_recipe("digits_resnet20", overrides=[*settings, "model_args.multiplier=2"]), 10)
+
+
+def test_mixup_is_for_the_plain_objective() -> None:
+    assert get_recipe("oct_resnet152_deep_imagenet").mixup == 0.2
+    with pytest.raises(LeanconvError, match="mixup is only for the plain objective"):
+        get_recipe("demo", overrides=["mixup=0.2"])
 
 
 def test_an_elastic_zoo_model_must_agree_with_the_recipe() -> None:
@@ -115,7 +144,8 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     run_recipe(recipe, tmp_path / "run", progress=False)
     config = tmp_path / "run" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
-    config.write_text("".join(line for line in lines if not line.startswith(("clip:", "accumulate:"))))
+    added = ("clip:", "accumulate:", "weights:", "frozen_norms:", "  video:")
+    config.write_text("".join(line for line in lines if not line.startswith(added)))
     result = run_recipe(recipe, tmp_path / "run", resume=True, progress=False)
     assert result.fit.epochs == 2
     assert config.read_text() == "".join(lines)

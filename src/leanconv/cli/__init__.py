@@ -12,7 +12,22 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli import bench, demo, doctor, evaluate, export, list_, measure, pick, plan, rewrite, table, train
+from leanconv.cli import (
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    import_weights,
+    list_,
+    measure,
+    pick,
+    plan,
+    rewrite,
+    run,
+    table,
+    train,
+)
 from leanconv.errors import LeanconvError
 
 __all__ = ["app", "main"]
@@ -32,8 +47,10 @@ app.command("train")(train.run)
 app.command("eval")(evaluate.run)
 app.command("table")(table.run)
 app.command("pick")(pick.run)
+app.command("run")(run.run)
 app.command("export")(export.run)
 app.command("bench")(bench.run)
+app.command("import-weights")(import_weights.run)
 app.command("demo")(demo.run)
 app.command("doctor")(doctor.run)
 

@@ -15,7 +15,8 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from torch import nn
 
-    from leanconv.data import ImageData
+    from leanconv.data import ImageData, VideoData
+    from leanconv.recipes import Recipe
     from leanconv.rewrites import Rewritten
 
 ModelArgument = Annotated[
@@ -150,12 +151,20 @@ def configuration(
     return model.extract(width=width or model.widths[1], resolution=side), (*size[:-2], side, side)
 
 
-def open_run(
-    folder: str, data: str | None, side: int | None, *, trust_code: bool = False
-) -> tuple[nn.Module, ImageData]:
-    """The network in a run folder or saved model, and the images that the options, or the run's recipe, name."""
+class Opened(NamedTuple):
+    """A network from the command line, the data to test it on, and its recipe where it is a run's."""
+
+    network: nn.Module
+    data: ImageData | VideoData
+    recipe: Recipe | None
+
+
+def open_run(folder: str, data: str | None, side: int | None, *, trust_code: bool = False) -> Opened:
+    """The network in a run folder or saved model, and the images or videos that the options, or the run's recipe, name.
+
+    A run on videos reads other ones as its own; a saved network for clips takes every other frame at 30 per second.
+    """
     from leanconv.build import default_size, load
-    from leanconv.data import open_images
     from leanconv.recipes import change, open_data, read_recipe
 
     path = Path(folder)
@@ -164,8 +173,24 @@ def open_run(
     if config.exists() and not model.exists():
         raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
     network = load(model, trust_code=trust_code)
-    if data is None and config.exists():
-        return network, open_data(change(read_recipe(config), [] if side is None else [f"data.size={side}"]))
+    recipe = read_recipe(config) if config.exists() else None
+    if recipe is not None and (data is None or recipe.data.video is not None):
+        changes = [] if side is None else [f"data.size={side}"]
+        changes += [] if data is None else [f"data.spec={data}"]
+        return Opened(network, open_data(change(recipe, changes)), recipe)
     if data is None:
-        raise LeanconvError(f"{path} is a saved model, not a run folder: say which images with --data")
-    return network, open_images(data, size=side or default_size(str(model))[-1])
+        raise LeanconvError(f"{path} is a saved model, not a run folder: say which images or videos with --data")
+    try:
+        size = default_size(str(model))
+    except LeanconvError:
+        if side is None:
+            raise
+        size = (3, side, side)
+    side = side or size[-1]
+    if len(size) == 4:
+        from leanconv.data import open_videos
+
+        return Opened(network, open_videos(data, frames=size[1], size=side), recipe)
+    from leanconv.data import open_images
+
+    return Opened(network, open_images(data, size=side), recipe)

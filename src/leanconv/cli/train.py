@@ -28,6 +28,7 @@ def run(
     """Train by recipe: writes checkpoints, metrics, the model and, if elastic, its query table."""
     from leanconv.recipes import change, get_recipe, read_recipe, run_recipe, to_yaml
     from leanconv.report import percent, print_table, query_table
+    from leanconv.train import is_main_process
 
     if recipe is None and config is None and resume and out is not None:
         config = out / "config.yaml"
@@ -46,11 +47,20 @@ def run(
         return
     folder = out or Path("runs") / chosen.name
     result = run_recipe(chosen, folder, resume=resume)
+    if not is_main_process():
+        return
     fitted = result.fit
     typer.echo(
         f"test accuracy {percent(fitted.accuracy, 2)} % (best {percent(fitted.best_accuracy, 2)} % in epoch "
         f"{fitted.best_epoch}), {fitted.seconds:.0f} s"
     )
+    if result.videos is not None:
+        videos = result.videos
+        five = "" if videos.video5 is None else f", video@5 {percent(videos.video5, 2)} %"
+        typer.echo(
+            f"clip@1 {percent(videos.clip1, 2)} %, video@1 {percent(videos.video1, 2)} %{five} on {videos.videos}"
+            f" videos (chance {percent(1 / videos.classes, 2)} %); look at {folder / 'sheet.png'}"
+        )
     if result.table is not None:
         print_table(query_table(result.table.rows, title=f"query table, {folder / 'table.json'}"))
     typer.echo(f"saved: {result.model_folder}; next: leanconv eval {folder}")

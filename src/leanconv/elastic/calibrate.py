@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from leanconv.elastic.ranks import rank_and_world, summed
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
 
@@ -31,6 +32,7 @@ def calibrate(
     configs: Iterable[Config | tuple[float, int]] | None = None,
     *,
     max_images: int = 2048,
+    min_images: int = 16,
 ) -> tuple[Config, ...]:
     """Measure the BatchNorm statistics of `configs` and store them in `net`; returns the configurations.
 
@@ -38,20 +40,27 @@ def calibrate(
     configuration. Nothing is stored unless all of them succeed. A training step afterwards drops what was stored. The
     mode of the network is left alone.
 
+    In a distributed run (an initialised `torch.distributed` group) every process must call it, with its share of the
+    images; all end with the statistics of all images together.
+
     Args:
         loader: yields (inputs, ...) or inputs of the native resolution, best as they are in training.
         configs: (width, resolution) pairs; default the paper's grid, `net.configurations()`.
-        max_images: images to use.
+        max_images: images to use, over all processes.
+        min_images: with fewer than these (or `max_images`), nothing is stored.
 
-    Raises `DataError` for a loader without images, and `LeanconvError` for a configuration the network does not have.
+    Raises `DataError` for a loader with too few images, and `LeanconvError` for a configuration the network does not
+    have.
     """
     wanted = as_configs(net, configs)
-    if not isinstance(max_images, int) or max_images < 1:
-        raise LeanconvError(f"max_images must be a whole number from 1, got {max_images!r}")
+    for name, value in (("max_images", max_images), ("min_images", min_images)):
+        if not isinstance(value, int) or value < 1:
+            raise LeanconvError(f"{name} must be a whole number from 1, got {value!r}")
     collected = {config: _Collected() for config in wanted}
+    rank, world = rank_and_world()
     seen = 0
     with torch.no_grad(), evaluating(net):
-        for inputs in _batches(net, loader, max_images):
+        for inputs in _batches(net, loader, max_images // world + (rank < max_images % world)):
             seen += len(inputs)
             for config, statistics in collected.items():
                 statistics.momentum = len(inputs) / seen
@@ -68,13 +77,19 @@ def calibrate(
                     ) from error
                 finally:
                     net.dial.statistics = None
-    if not seen:
+    images = int(summed(torch.tensor(seen, device=next(net.parameters()).device)))
+    if not images:
         raise DataError(
             "the calibration loader yields no images, and BatchNorm statistics are measured on images: check the data "
             "set's path and split, and that drop_last does not drop everything"
         )
+    if images < (needed := min(min_images, max_images)):
+        raise DataError(
+            f"calibration needs at least {needed} images, the loader has {images}: the statistics of so few would "
+            "say more about them than about the data; use more images, or min_images= where this is meant"
+        )
     for config, statistics in collected.items():
-        for norm, mean, var in statistics.measured():
+        for norm, mean, var in _of_all_ranks(net, config, statistics, seen):
             norm.store(config, mean, var)
     net.tell_calibrated()
     return wanted
@@ -121,6 +136,27 @@ def _batches(net: ElasticNet, loader: Iterable[Any], max_images: int) -> Iterato
         yield inputs.to(device)
         if not left:
             return
+
+
+def _of_all_ranks(
+    net: ElasticNet, config: Config, statistics: _Collected, seen: int
+) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
+    """What all processes measured together: each counts by the images it has seen."""
+    if rank_and_world()[1] == 1:
+        yield from statistics.measured()
+        return
+    mine = {id(norm): (mean, var) for norm, mean, var in statistics.measured()}
+    rows = []
+    for norm in net.norms:
+        mean, var = mine.get(id(norm), (norm.filled(config, 0.0), norm.filled(config, 0.0)))
+        ran = mean.new_full((1,), float(id(norm) in mine))
+        rows.append(torch.cat([ran, mean, var]).double() * seen)
+    sums = torch.split(summed(torch.cat(rows)), [len(row) for row in rows])
+    for norm, total in zip(net.norms, sums, strict=True):
+        if total[0] > 0:
+            mean, var = (total[1:] / total[0]).chunk(2)
+            like = norm.filled(config, 0.0)
+            yield norm, mean.to(like), var.to(like)
 
 
 class _Collected:

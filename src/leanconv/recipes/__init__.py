@@ -7,13 +7,21 @@ from functools import partial
 
 from leanconv.errors import unknown
 from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
+from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.mutual import elastic_mobilenet_imagenet, elastic_resnet20_cifar10
-from leanconv.recipes.octave import oct_resnet20_cifar10, oct_resnet50_imagenet, oct_resnet152_imagenet
+from leanconv.recipes.octave import (
+    OCTAVE_VIDEO,
+    oct_resnet20_cifar10,
+    oct_resnet50_imagenet,
+    oct_resnet50_imagenet_finetune,
+    oct_resnet152_imagenet,
+)
 from leanconv.recipes.osep import OSEP
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
-from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe
+from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
+from leanconv.recipes.videos import score_videos, video_figures
 
 __all__ = [
     "RECIPES",
@@ -21,6 +29,7 @@ __all__ = [
     "ElasticSettings",
     "Recipe",
     "RunResult",
+    "VideoSettings",
     "build_model",
     "change",
     "get_recipe",
@@ -28,6 +37,8 @@ __all__ = [
     "open_data",
     "read_recipe",
     "run_recipe",
+    "score_videos",
+    "video_figures",
     "to_data",
     "to_yaml",
 ]
@@ -40,8 +51,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "oct_resnet20_cifar10": oct_resnet20_cifar10,
     "oct_resnet50_imagenet": oct_resnet50_imagenet,
     "oct_resnet50_imagenet_smooth": partial(oct_resnet50_imagenet, label_smoothing=0.1),
+    "oct_resnet50_imagenet_finetune": oct_resnet50_imagenet_finetune,
     "oct_resnet152_deep_imagenet": oct_resnet152_imagenet,
     "oct_se_resnet152_deep_imagenet": partial(oct_resnet152_imagenet, se=True),
+    **OCTAVE_VIDEO,
+    **CSN,
     "elastic_resnet20_cifar10": elastic_resnet20_cifar10,
     "elastic_mobilenet_v1_imagenet": partial(elastic_mobilenet_imagenet, 1),
     "elastic_mobilenet_v2_imagenet": partial(elastic_mobilenet_imagenet, 2),

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from leanconv.elastic.ranks import rank_and_world
 from leanconv.errors import LeanconvError
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
+from leanconv.recipes.finetune import take_weights
 from leanconv.recipes.settings import ElasticSettings, Recipe
-from leanconv.train import Classify, ClassifyWithTower, FitResult, fit, is_main_process
+from leanconv.recipes.videos import score_run
+from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluation, fit, is_main_process
 
 if TYPE_CHECKING:
-    from leanconv.data import ImageData
+    from leanconv.data import ImageData, VideoData
     from leanconv.elastic import ElasticNet, QueryTable
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
@@ -24,7 +27,8 @@ __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 class RunResult:
     """What a run left: the trained network (also in `model_folder`), its figures and, if elastic, its query table.
 
-    In a distributed run only the first process measures and saves; the others have no table.
+    `videos` is the test on whole videos, for a recipe that trains on clips of them. In a distributed run all processes
+    measure the table together, and the first one alone saves and tests videos.
     """
 
     recipe: Recipe
@@ -32,13 +36,38 @@ class RunResult:
     net: nn.Module
     model_folder: Path
     table: QueryTable | None = None
+    videos: VideoEvaluation | None = None
 
 
-def open_data(recipe: Recipe) -> ImageData:
-    """The images of the recipe."""
-    from leanconv.data import open_images
-
+def open_data(recipe: Recipe) -> ImageData | VideoData:
+    """The images or videos of the recipe."""
     settings = recipe.data
+    video = settings.video
+    if video is not None:
+        from leanconv.data import open_videos
+
+        return open_videos(
+            settings.spec,
+            frames=video.frames,
+            rate=video.rate,
+            size=settings.size,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            seed=recipe.seed,
+            augment=settings.augment,
+            short_side=video.short_side,
+            fps=video.fps,
+            clips_per_video=video.clips_per_video,
+            mean=video.mean,
+            std=video.std,
+        )
+    from leanconv.data import VIDEO_KINDS, open_images
+
+    if settings.spec.partition(":")[0] in VIDEO_KINDS:
+        raise LeanconvError(
+            f"data.spec={settings.spec} names videos, and this recipe is for images: say how clips are taken from them,"
+            " for example data.video.frames=8 (with a network for clips), or name images"
+        )
     return open_images(
         settings.spec,
         size=settings.size,
@@ -53,9 +82,33 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     """The network of the recipe, rewritten and made elastic; its weights are drawn from the recipe's seed."""
     import torch
 
-    from leanconv.build import create_model
     from leanconv.rewrites import parse_step, rewrite
 
+    size = recipe.data.input_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = _start(recipe, num_classes, size)
+        if recipe.rewrites:
+            steps = [parse_step(text) for text in recipe.rewrites]
+            model = rewrite(model, *steps, example_size=size).model
+        return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
+
+
+def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module:
+    """The network before rewrites: built by name, or loaded with its weights from a saved folder."""
+    import torch
+
+    from leanconv.build import create_model, is_folder, resolve
+
+    if is_folder(recipe.model):
+        model = resolve(recipe.model, recipe.model_args)
+        model.eval()
+        with torch.no_grad():
+            outputs = model(torch.zeros(1, *size)).shape[1]
+        if outputs < num_classes:
+            raise LeanconvError(f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes")
+        return model.train()
+    _check_axes(recipe, size)
     knobs = {"num_classes": num_classes, **recipe.model_args}
     if knobs["num_classes"] is None:
         del knobs["num_classes"]
@@ -63,14 +116,23 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         raise LeanconvError(
             f"model_args.num_classes is {knobs['num_classes']}, but the data has {num_classes} classes: leave it out"
         )
-    size = (3, recipe.data.size, recipe.data.size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = create_model(recipe.model, **knobs)
-        if recipe.rewrites:
-            steps = [parse_step(text) for text in recipe.rewrites]
-            model = rewrite(model, *steps, example_size=size).model
-        return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
+    return create_model(recipe.model, **knobs)
+
+
+def _check_axes(recipe: Recipe, size: tuple[int, ...]) -> None:
+    """Raise for an image network on clips and the other way round, where nothing is rewritten."""
+    from leanconv.build import default_size
+
+    try:
+        made_for = default_size(recipe.model)
+    except LeanconvError:  # nobody has said it, or there is no such network, which creating it tells better
+        return
+    if len(made_for) != len(size) and not recipe.rewrites:
+        clips = len(size) == 4
+        raise LeanconvError(
+            f"{recipe.model} was made for inputs {list(made_for)}, and the data are {list(size)}: choose a network for"
+            f" {'clips, or set data.video=null' if clips else 'images, or say how clips are taken (data.video.frames)'}"
+        )
 
 
 def run_recipe(
@@ -83,12 +145,17 @@ def run_recipe(
 ) -> RunResult:
     """Carry out `recipe` in the run folder `out`: what `fit` writes, then `model/` and, if elastic, the table.
 
-    The table is `table.json` and `table.csv`; `latency` says whether it has milliseconds as well. Raises as
-    `open_images`, `create_model`, `rewrite` and `fit`.
+    The table is `table.json` and `table.csv`; `latency` says whether it has milliseconds as well. Networks for video
+    are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `sheet.png`. Raises as
+    `open_images`, `open_videos`, `create_model`, `rewrite`, `take_weights` and `fit`.
     """
     out = Path(out)
     data = open_data(recipe)
     net = build_model(recipe, data.num_classes)
+    if recipe.weights is not None:
+        taken = take_weights(net, recipe.weights, num_classes=data.num_classes)
+        if progress and is_main_process():
+            print(f"weights of {recipe.weights}: {taken}", flush=True)
     objective: nn.Module
     if recipe.auxiliary or recipe.drop_path:
         batches = len(data.train_loader())
@@ -100,23 +167,49 @@ def run_recipe(
             label_smoothing=recipe.label_smoothing,
         )
     elif recipe.elastic is None:
-        objective = Classify(net, label_smoothing=recipe.label_smoothing)
-    else:
-        from leanconv.elastic.mutual import MutualObjective
-
-        settings = recipe.elastic
-        objective = MutualObjective(
-            cast("ElasticNet", net), num_random=settings.num_random, seed=recipe.seed, temperature=settings.temperature
+        objective = Classify(
+            net,
+            label_smoothing=recipe.label_smoothing,
+            mixup=recipe.mixup,
+            frozen_norms=recipe.frozen_norms,
+            seed=recipe.seed,
         )
+    else:
+        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed)
     if resume and (out / "config.yaml").exists():
         _complete(out / "config.yaml")
     result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
-    if not is_main_process():
+    alone = rank_and_world()[1] == 1  # also when a finished run is resumed: then nothing started the others
+    if alone and not is_main_process():
         return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model")
-    table = None if recipe.elastic is None else _measure(net, data, recipe, out, latency=latency)
+    table = None if recipe.elastic is None else _measure(net, data, recipe, latency=latency)
+    if not is_main_process():
+        return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model", table=table)
+    for name in ("table.json", "table.csv"):
+        if table is not None:
+            table.save(out / name)
     from leanconv.build import save
 
-    return RunResult(recipe=recipe, fit=result, net=net, model_folder=Path(save(net, out / "model")), table=table)
+    folder = save(net, out / "model", size=recipe.data.input_size)
+    videos = None if recipe.data.video is None else score_run(net, cast("VideoData", data), recipe, out)
+    return RunResult(recipe=recipe, fit=result, net=net, model_folder=folder, table=table, videos=videos)
+
+
+def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
+    from leanconv.build import load
+    from leanconv.elastic.mutual import MutualObjective
+
+    folder = None if settings.teacher is None else Path(settings.teacher)
+    return MutualObjective(
+        net,
+        num_random=settings.num_random,
+        seed=seed,
+        temperature=settings.temperature,
+        hard_labels=settings.hard_labels,
+        resolutions=settings.train_resolutions,
+        teacher=None if folder is None else load(folder / "model" if (folder / "model").is_dir() else folder),
+        low_memory=settings.low_memory,
+    )
 
 
 def _complete(config: Path) -> None:
@@ -151,7 +244,8 @@ def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple
     return model
 
 
-def _measure(net: Any, data: ImageData, recipe: Recipe, out: Path, *, latency: bool) -> QueryTable:
+def _measure(net: Any, data: ImageData | VideoData, recipe: Recipe, *, latency: bool) -> QueryTable:
+    """Calibrate and measure, every process its share; all have the same statistics and table afterwards."""
     import torch
 
     from leanconv.elastic import QueryTable, calibrate
@@ -160,9 +254,10 @@ def _measure(net: Any, data: ImageData, recipe: Recipe, out: Path, *, latency: b
     if recipe.accelerator in ("auto", "cuda") and torch.cuda.is_available():
         net.cuda()  # training hands the network back on the CPU
     data.set_epoch(recipe.epochs)  # images in an order and augmentation that training has not seen
-    calibrate(net, data.train_loader(), settings.configs, max_images=settings.calibration_images)
-    table = QueryTable.measure(net, data.eval_loader(), configs=settings.configs, latency=latency)
-    for name in ("table.json", "table.csv"):
-        table.save(out / name)
+    rank, world = rank_and_world()
+    images = data.train_loader(rank=rank, world=world)
+    calibrate(net, images, settings.configs, max_images=settings.calibration_images)
+    tests = data.eval_loader(rank=rank, world=world)
+    table = QueryTable.measure(net, tests, configs=settings.configs, latency=latency)
     net.cpu()
     return table

@@ -8,18 +8,57 @@ from typing import Any
 from leanconv.errors import LeanconvError
 from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
 
-__all__ = ["DataSettings", "ElasticSettings", "Recipe"]
+__all__ = ["DataSettings", "ElasticSettings", "Recipe", "VideoSettings"]
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How clips are cut out of videos, as `leanconv.data.open_videos` takes it, and how a trained network is tested.
+
+    A clip is `frames` frames, every `rate`-th of a video brought to `fps` frames per second (null: left as it is). The
+    shorter side of a training clip is drawn from `short_side` (null: the paper's 8/7 to 10/7 of the size), then a
+    square is cropped; an epoch takes `clips_per_video` clips of every video. Tests take `test_clips` clips, evenly
+    spread over the video, and of each the centre or `test_crops` = 3 crops along the longer side, as large as the
+    smaller `short_side`. `mean` and `std` are of pixels in 0..1 (null: those of the paper's networks).
+    """
+
+    frames: int = 8
+    rate: int = 2
+    short_side: tuple[int, int] | None = None
+    fps: float | None = 30.0
+    clips_per_video: int = 1
+    test_clips: int = 10
+    test_crops: int = 1
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "rate", "clips_per_video", "test_clips"):
+            if getattr(self, name) < 1:
+                raise LeanconvError(f"data.video.{name} must be at least 1, got {getattr(self, name)}")
+        if self.test_crops not in (1, 3):
+            raise LeanconvError(f"data.video.test_crops is 1 (the centre) or 3, got {self.test_crops}")
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The arguments of `leanconv.data.open_images`: which images, how large, how augmented, in what batches."""
+    """Which images, how large, how augmented, in what batches: the arguments of `leanconv.data.open_images`.
+
+    With `video` the data are videos and `size` is the side of a clip: the arguments of `leanconv.data.open_videos`.
+    """
 
     spec: str = "digits"
     size: int = 32
     augment: str = "none"
     batch_size: int = 128
     workers: int = 0
+    video: VideoSettings | None = None
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """What the network sees, without the batch axis: (3, size, size), or (3, frames, size, size)."""
+        frames = () if self.video is None else (self.video.frames,)
+        return (3, *frames, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -29,6 +68,9 @@ class ElasticSettings:
     Every step trains the full network, the narrowest and `num_random` more. After training the network is calibrated,
     and its query table measured, at every one of `table_widths` and `resolutions`, on `calibration_images` images.
     Channel counts are multiples of `divisor`, as in `make_elastic`; networks with few channels want a smaller one.
+    `temperature`, `hard_labels` and `low_memory` are those of `MutualObjective`; `train_resolutions` (null: all of
+    them) are those that training draws from, the first alone being US-Net; `teacher` is a run folder or a saved model
+    to distill from.
     """
 
     widths: tuple[float, float] = (0.25, 1.0)
@@ -36,6 +78,10 @@ class ElasticSettings:
     num_random: int = 2
     divisor: int = 8
     temperature: float = 1.0
+    hard_labels: float = 0.0
+    train_resolutions: tuple[int, ...] | None = None
+    teacher: str | None = None
+    low_memory: bool = False
     table_widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     calibration_images: int = 2048
 
@@ -61,10 +107,13 @@ class Recipe:
     """A network, how it is rewritten and made elastic, the data, and how it is trained.
 
     `model` and `model_args` are what `create_model` takes (the number of classes is the data's unless given; null
-    leaves it out), `tiny_args` what the tiny mode changes in them; `rewrites` are steps such as "osep:overlap=1";
-    `note` says in a sentence what it is. `auxiliary` weighs the loss of the network's second classifier and
-    `drop_path` is the share of its paths that the last epoch drops, for networks that have them (DARTS). The rest is
-    `FitSettings`, field by field.
+    leaves it out), `tiny_args` what the tiny mode changes in them; a `model` may also be a folder made by `save`, whose
+    weights the run then starts from. `rewrites` are steps such as "osep:overlap=1"; `note` says in a sentence what it
+    is. `weights` is a run folder or a saved model to finetune from: the network takes its weights over, inflated where
+    they are an image network's, and starts with a fresh classifier where the classes differ; `frozen_norms` keeps
+    BatchNorm as it was trained there. `mixup` is the parameter of Beta(mixup, mixup) by which pairs of images are
+    blended; `auxiliary` weighs the loss of the network's second classifier and `drop_path` is the share of its paths
+    that the last epoch drops, for networks that have them (DARTS). The rest is `FitSettings`, field by field.
     """
 
     name: str
@@ -74,8 +123,11 @@ class Recipe:
     tiny_args: dict[str, Any] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     elastic: ElasticSettings | None = None
+    weights: str | None = None
+    frozen_norms: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     auxiliary: float = 0.0
     drop_path: float = 0.0
     epochs: int = 10
@@ -99,6 +151,14 @@ class Recipe:
             raise LeanconvError(
                 f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.size is {self.data.size}:"
                 " images are made at the largest resolution and only ever reduced, so set both to the same"
+            )
+        if not self.mixup >= 0:
+            raise LeanconvError(f"mixup must not be negative, got {self.mixup}")
+        if self.mixup and (self.elastic is not None or self.auxiliary or self.drop_path):
+            raise LeanconvError("mixup is only for the plain objective: without elastic, auxiliary and drop_path")
+        if self.frozen_norms and (self.elastic is not None or self.auxiliary or self.drop_path):
+            raise LeanconvError(
+                "frozen_norms is only for the plain objective: without elastic, auxiliary and drop_path"
             )
         if not 0 <= self.drop_path < 1:
             raise LeanconvError(f"drop_path must be in [0, 1), got {self.drop_path}")
@@ -127,17 +187,32 @@ class Recipe:
         )
 
     def tiny(self) -> Recipe:
-        """The same network (with `tiny_args`), rewrites and rules for two steps on the embedded digits, on the CPU."""
+        """The same network (with `tiny_args`), rewrites and rules for two steps on the embedded digits, on the CPU.
+
+        A recipe for videos runs on the embedded moving digits, from fresh weights, with as many frames up to eight.
+        """
         elastic = self.elastic
         if elastic is not None:
             low, high = elastic.widths
-            elastic = replace(elastic, resolutions=(32, 20), table_widths=(low, high), calibration_images=32)
+            elastic = replace(
+                elastic,
+                resolutions=(32, 20),
+                train_resolutions=None if elastic.train_resolutions is None else (32,),
+                teacher=None,
+                table_widths=(low, high),
+                calibration_images=32,
+            )
         augment = "shift" if self.data.augment != "none" else "none"
+        data = DataSettings(spec="digits", size=32, augment=augment, batch_size=16)
+        if self.data.video is not None:
+            video = VideoSettings(frames=min(self.data.video.frames, 8), short_side=(32, 32), test_clips=2)
+            data = DataSettings(spec="moving-digits", size=32, augment=self.data.augment, batch_size=4, video=video)
         return replace(
             self,
             model_args={**self.model_args, **self.tiny_args},
             elastic=elastic,
-            data=DataSettings(spec="digits", size=32, augment=augment, batch_size=16),
+            weights=None,
+            data=data,
             epochs=1,
             steps_per_epoch=2,
             accumulate=1,

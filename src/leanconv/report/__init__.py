@@ -14,6 +14,7 @@ from leanconv.report.tables import (
     query_table,
     skipped_table,
 )
+from leanconv.report.trace import plot_trace
 from leanconv.report.units import binary, percent, ratio, si
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "percent",
     "plot_accuracy_latency",
     "plot_accuracy_macs",
+    "plot_trace",
     "print_table",
     "query_table",
     "ratio",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from leanconv.elastic.table import QueryTable, Row
 
-__all__ = ["plot_accuracy_latency", "plot_accuracy_macs", "save_curves"]
+__all__ = ["plot_accuracy_latency", "plot_accuracy_macs", "save_curves", "save_figure"]
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _LINE = "#333333"
@@ -170,7 +170,7 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
     # Beside the axes, never on a point.
     figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="input", title_fontsize=9)
     _name_front(figure, axes, front, points)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _name_front(figure: Figure, axes: Axes, front: list[_Point], points: list[_Point]) -> None:
@@ -220,7 +220,7 @@ def _dense(line: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate(pieces)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write the PNG under a temporary name, then rename it; nothing half-written remains."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -213,6 +213,8 @@ def skipped_table(skipped: Iterable[SkippedLayer], *, title: str = "layers left 
 def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
     """The configurations of an elastic network; those that no other beats are marked and stand out."""
     timed = any(row.latency_ms is not None for row in rows)
+    weighed = any(row.peak_bytes is not None for row in rows)
+    tags = list(dict.fromkeys(tag for row in rows for tag in row.times))
     digits = decimals(row.latency_ms for row in rows)
     cells = [
         (
@@ -221,7 +223,9 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
             percent(row.accuracy),
             si(row.macs),
             si(row.params),
+            *((binary(row.peak_bytes),) * weighed),
             *((fixed(row.latency_ms, digits), _spread(row.latency_low_ms, row.latency_high_ms, digits)) * timed),
+            *(fixed(row.times[tag].median_ms if tag in row.times else None, digits) for tag in tags),
             "*" if row.pareto else "",
         )
         for row in rows
@@ -234,12 +238,15 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
             Column("accuracy [%]"),
             Column("MACs"),
             Column("params"),
+            *((Column("memory"),) * weighed),
             *((Column("ms"), Column("low-high")) * timed),
+            *(Column(f"{tag} [ms]") for tag in tags),
             Column("best"),
         ),
         rows=tuple(cells),
         notes=(
             MACS_NOTE,
+            *(("memory: weights and the activations alive at once, for one image.",) * weighed),
             *(("ms: median latency of one run on this machine; low-high: the middle 80 % of the rounds.",) * timed),
             "*: no other configuration is as accurate with fewer MACs.",
         ),

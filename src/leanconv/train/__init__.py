@@ -7,6 +7,7 @@ from leanconv.train.fit import fit, is_main_process
 from leanconv.train.objectives import Classify, ClassifyWithTower, Objective
 from leanconv.train.optim import OptimSettings, ScheduleSettings
 from leanconv.train.settings import FitResult, FitSettings
+from leanconv.train.video import Prediction, VideoEvaluation, VideoSample, evaluate_videos, save_predictions
 
 __all__ = [
     "Classify",
@@ -16,8 +17,13 @@ __all__ = [
     "FitSettings",
     "Objective",
     "OptimSettings",
+    "Prediction",
     "ScheduleSettings",
+    "VideoEvaluation",
+    "VideoSample",
     "evaluate",
+    "evaluate_videos",
     "fit",
     "is_main_process",
+    "save_predictions",
 ]

@@ -39,7 +39,7 @@ class Seeds(pl.Callback):
 
 
 class Record(pl.Callback):
-    """One row per epoch to `metrics.csv` and TensorBoard, unreadable images to `problems.csv`.
+    """One row per epoch to `metrics.csv` and TensorBoard, what could not be read to `problems.csv`.
 
     The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
     uninterrupted one leaves, times apart. A loss that is not a finite number ends the run here, before the checkpoint.
@@ -50,6 +50,7 @@ class Record(pl.Callback):
         self.out = out
         self.data = data
         self.row: dict[str, float] = {}
+        self.samples = {"video": "clips"}.get(data.unit, f"{data.unit}s")
         self._rate = 0.0
         self._start = 0.0
         self._training = 0.0
@@ -79,7 +80,7 @@ class Record(pl.Callback):
             "val_loss": float(metrics["val_loss"]),
             "val_accuracy": float(metrics["val_accuracy"]),
             "seconds": round(time.perf_counter() - self._start, 3),
-            "images_per_second": round(self.task.images / max(self._training, 1e-9), 1),
+            f"{self.samples}_per_second": round(self.task.samples / max(self._training, 1e-9), 1),
         }
         if not trainer.is_global_zero:
             return
@@ -88,7 +89,7 @@ class Record(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
         if self.data.problems:
-            write_problems(self.out, self.data.problems)
+            write_problems(self.out, self.data.problems, self.data.unit)
 
 
 class Progress(pl.Callback):
@@ -127,10 +128,11 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        row = self.record.row
+        row, samples = self.record.row, self.record.samples
+        speed = row[f"{samples}_per_second"]
         line = (
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  test accuracy"
-            f" {100 * row['val_accuracy']:.2f} %  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+            f" {100 * row['val_accuracy']:.2f} %  {speed:,.0f} {samples}/s  {row['seconds']:.1f} s"
         )
         if self._bar is None:
             print(line, flush=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from leanconv.errors import DataError
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "check_labels", "evaluate", "evaluating"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,31 +31,42 @@ def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluat
     Every module is left in the mode it was in. Raises `DataError` for a loader without images and for labels that the
     network has no output for.
     """
-    device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in net.modules()]
     images = first = five = 0
     loss, classes = 0.0, 0
-    net.eval()
-    try:
-        with torch.no_grad():
-            for inputs, targets in loader:
-                logits = net(inputs.to(device)).float()
-                targets = targets.to(device)
-                classes = logits.shape[1]
-                if int(targets.max()) >= classes:
-                    raise DataError(
-                        f"a label is {int(targets.max())}, but the network has {classes} outputs: it was made for other"
-                        " classes than these images have"
-                    )
-                right = logits.topk(min(5, classes), dim=1).indices == targets[:, None]
-                first += int(right[:, 0].sum())
-                five += int(right.sum())
-                loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
-                images += len(targets)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(net) as device:
+        for inputs, targets in loader:
+            logits = net(inputs.to(device)).float()
+            targets = targets.to(device)
+            classes = logits.shape[1]
+            check_labels(targets, classes)
+            right = logits.topk(min(5, classes), dim=1).indices == targets[:, None]
+            first += int(right[:, 0].sum())
+            five += int(right.sum())
+            loss += float(functional.cross_entropy(logits, targets, reduction="sum"))
+            images += len(targets)
     if not images:
         raise DataError("there are no images to evaluate on: the loader is empty")
     top5 = five / images if classes > 5 else None
     return Evaluation(images=images, top1=first / images, top5=top5, loss=loss / images)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, and the device of `net`; every module is left in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_labels(targets: Tensor, classes: int) -> None:
+    """Raise `DataError` for labels that a network with `classes` outputs cannot give."""
+    if int(targets.max()) >= classes:
+        raise DataError(
+            f"a label is {int(targets.max())}, but the network has {classes} outputs: it was made for other classes"
+            " than this data has"
+        )

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "is_main_process"]
 
-_ONE = "1 image could not be read and was"
-
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files, in a distributed run or alone."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """Whether this process is the one that writes files, in a distributed run (torchrun, SLURM, our own) or alone."""
+    if "RANK" in os.environ:  # torchrun, whose ranks need not follow those of a SLURM job around it
+        return int(os.environ["RANK"]) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def fit(
@@ -109,12 +109,15 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:
     callbacks = [Seeds(settings.seed), record, *([bar] if bar is not None else []), best, last]
     if settings.ema is not None:
         callbacks.insert(0, EMAWeightAveraging(decay=settings.ema))
-    local = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun, which then has started that many of us
+    devices, nodes = settings.devices, settings.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun, which then has started that many of us on each node
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
         trainer = pl.Trainer(
             accelerator=settings.accelerator,
-            devices=int(local) if local else settings.devices,
-            num_nodes=settings.nodes,
+            devices=devices,
+            num_nodes=nodes,
             precision=cast(Any, settings.precision),
             max_epochs=settings.epochs,
             accumulate_grad_batches=settings.accumulate,
@@ -173,11 +176,11 @@ def _result(out: Path, data: Data, start: float, progress: bool) -> FitResult:
     best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
     problems = tuple((name, reason) for name, reason in data.problems)
     if problems:
-        path = write_problems(out, problems)
+        path = write_problems(out, problems, data.unit)
         if progress:
             name, reason = problems[0]
-            count = f"{len(problems)} images could not be read and were" if len(problems) > 1 else _ONE
-            print(f"{count} skipped, see {path}; the first: {name}: {reason}")
+            count, verb = (f"1 {data.unit}", "was") if len(problems) == 1 else (f"{len(problems)} {data.unit}s", "were")
+            print(f"{count} could not be read and {verb} skipped, see {path}; the first: {name}: {reason}")
     return FitResult(
         out=out,
         epochs=len(history),
@@ -204,6 +207,7 @@ def _quiet() -> Iterator[None]:
                 r"GPU available but not used",
                 r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",
                 r"The '\w+_dataloader' does not have many workers",
+                r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen norms
                 r"`isinstance\(treespec, LeafSpec\)` is deprecated",
             ):
                 warnings.filterwarnings("ignore", message=message)

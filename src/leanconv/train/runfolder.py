@@ -6,7 +6,7 @@ metrics.csv        one row per epoch
 tensorboard/       the same for TensorBoard
 last.ckpt          the state after the last finished epoch; `resume` continues from here
 best.ckpt          the state of the epoch with the best test accuracy
-problems.csv       images that could not be read, when there are any
+problems.csv       images or videos that could not be read, when there are any
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         ]
 
 
-def write_problems(out: Path, problems: Iterable[tuple[str, str]]) -> Path:
-    """Write the (name, reason) of every unreadable image to `problems.csv` and return its path."""
+def write_problems(out: Path, problems: Iterable[tuple[str, str]], unit: str = "image") -> Path:
+    """Write the (name, reason) of every unreadable image (or other `unit`) to `problems.csv` and return its path."""
     path = out / "problems.csv"
-    write_rows(path, [{"image": name, "reason": reason} for name, reason in problems])
+    write_rows(path, [{unit: name, "reason": reason} for name, reason in problems])
     return path
 
 

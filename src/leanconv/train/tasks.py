@@ -22,7 +22,7 @@ __all__ = ["Data", "Feed", "Task"]
 
 
 class Batches(Protocol):
-    """A sized iterable of (images, labels)."""
+    """A sized iterable of (images or clips, labels)."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,13 @@ class Batches(Protocol):
 
 
 class Data(Protocol):
-    """What training needs of a data set; `leanconv.data.ImageData` has it."""
+    """What training needs of a data set; `ImageData` and `VideoData` of `leanconv.data` have it.
+
+    `unit` is what one of its files is called in tables and messages: image, video.
+    """
+
+    @property
+    def unit(self) -> str: ...
 
     @property
     def problems(self) -> tuple[tuple[str, str], ...]: ...
@@ -67,18 +73,18 @@ class Task(pl.LightningModule):
         self.objective = objective
         self.settings = settings
         self.batches = min(batches, settings.steps_per_epoch or batches)
-        self.images = 0
+        self.samples = 0
         self._losses: dict[str, Tensor] = {}
         self._tested = torch.zeros(3, dtype=torch.float64)
 
     def on_train_epoch_start(self) -> None:
-        self.images = 0
+        self.samples = 0
         self._losses = {}
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         inputs, targets = batch
         losses: dict[str, Tensor] = self.objective(inputs, targets, self.current_epoch * self.batches + number)
-        self.images += len(inputs) * self.trainer.world_size
+        self.samples += len(inputs) * self.trainer.world_size
         for name, value in losses.items():
             self._losses[name] = self._losses.get(name, 0) + value.detach().double()
         return losses["loss"]

@@ -1,0 +1,144 @@
+"""The rows of a query table: what one configuration scores and costs, in plain numbers, and how they are written down.
+
+A time belongs to a setting: the back-end that ran the network, its threads and the batch. In a file a setting is a
+name, `onnxruntime_t4_b8`: three columns of a CSV (`_median_ms`, `_low_ms`, `_high_ms`), or a list of three in JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from leanconv.elastic.width import Config
+from leanconv.errors import LeanconvError, UnknownName
+
+__all__ = ["Row", "Setting", "Time", "cells", "columns", "front", "read_row"]
+
+COSTS = ("macs", "params", "peak_bytes", "latency_ms")
+"""What a configuration costs, least is best."""
+
+
+class Setting(NamedTuple):
+    """How latency was measured: the back-end, its threads, and the images per call.
+
+    >>> Setting("openvino", 4, 1).tag, Setting.from_tag("eager_t1_b8")
+    ('openvino_t4_b1', Setting(backend='eager', threads=1, batch=8))
+    """
+
+    backend: str
+    threads: int = 1
+    batch: int = 1
+
+    @property
+    def tag(self) -> str:
+        """The name of the setting in files and messages."""
+        return f"{self.backend}_t{self.threads}_b{self.batch}"
+
+    @classmethod
+    def from_tag(cls, tag: str) -> Setting:
+        """The inverse of `tag`; `UnknownName` for what is none."""
+        found = re.fullmatch(r"(\w+)_t([1-9]\d*)_b([1-9]\d*)", tag)
+        if found is None:
+            raise UnknownName(f"{tag!r} is no setting of a latency: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
+        return cls(found[1], int(found[2]), int(found[3]))
+
+
+class Time(NamedTuple):
+    """Milliseconds of one call: the median over the rounds, and their 10 and 90 % quantiles."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One configuration: `accuracy` from 0 to 1, `macs` per image, milliseconds with their 10 and 90 % quantiles.
+
+    `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum of activations
+    alive at once. `latency_ms` is of the table's first setting, `times` has those of all others by their tags.
+    `pareto` tells that no other row has at least its accuracy for at most its MACs.
+    """
+
+    width: float
+    resolution: int
+    accuracy: float
+    macs: int
+    params: int
+    peak_bytes: int | None = None
+    latency_ms: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+    pareto: bool = False
+    times: Mapping[str, Time] = field(default_factory=dict, hash=False)
+
+    @property
+    def config(self) -> Config:
+        """Width and resolution."""
+        return Config(self.width, self.resolution)
+
+
+def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
+    """The rows that no other beats, that is, has at least their accuracy for at most their cost; the cheapest first.
+
+    `by` is the cost: macs, params, peak_bytes or latency_ms; rows that were not measured so have no place.
+    Raises `LeanconvError` for any other.
+    """
+    if by not in COSTS:
+        raise LeanconvError(f"a front is by one of {', '.join(COSTS)}, got {by!r}")
+    known = sorted((row for row in rows if getattr(row, by) is not None), key=lambda row: getattr(row, by))
+
+    def beaten(row: Row) -> bool:
+        cost = getattr(row, by)
+        return any(
+            getattr(other, by) <= cost
+            and other.accuracy >= row.accuracy
+            and (getattr(other, by) < cost or other.accuracy > row.accuracy)
+            for other in known
+        )
+
+    return tuple(row for row in known if not beaten(row))
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The header of a CSV of these rows."""
+    tags = dict.fromkeys(tag for row in rows for tag in row.times)
+    plain = [one.name for one in fields(Row) if one.name != "times"]
+    return plain + [f"{tag}_{column}" for tag in tags for column in Time._fields]
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """The row as the cells of a CSV."""
+    plain = {one.name: getattr(row, one.name) for one in fields(Row) if one.name != "times"}
+    return plain | {f"{tag}_{name}": value for tag, time in row.times.items() for name, value in time._asdict().items()}
+
+
+def read_row(data: Mapping[str, Any]) -> Row:
+    """A row from JSON values or from the strings of a CSV; columns that an older leanconv did not write may be missing.
+
+    Raises `KeyError`, `TypeError` or `ValueError` for what is no row.
+    """
+
+    def maybe(name: str) -> float | None:
+        return None if data.get(name) in (None, "") else float(data[name])
+
+    peak = maybe("peak_bytes")
+    times = {tag: Time(*map(float, time)) for tag, time in (data.get("times") or {}).items()}
+    for name in data:
+        tag = name.removesuffix("_median_ms")
+        if tag != name and data[name] not in (None, ""):
+            times[tag] = Time(*(float(data[f"{tag}_{column}"]) for column in Time._fields))
+    return Row(
+        width=float(data["width"]),
+        resolution=int(data["resolution"]),
+        accuracy=float(data["accuracy"]),
+        macs=int(data["macs"]),
+        params=int(data["params"]),
+        peak_bytes=None if peak is None else int(peak),
+        latency_ms=maybe("latency_ms"),
+        latency_low_ms=maybe("latency_low_ms"),
+        latency_high_ms=maybe("latency_high_ms"),
+        times={Setting.from_tag(tag).tag: time for tag, time in times.items()},
+    )

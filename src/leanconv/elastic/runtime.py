@@ -1,0 +1,117 @@
+"""The runtime: one elastic network, ready to run in any of several configurations, changed between two calls.
+
+Every configuration is extracted beforehand, so a change is the change of one reference. The extracted networks do not
+own their weights: wherever an extracted tensor is the corner W[:a, :b, ...] of the full one, bit for bit, it becomes a
+view of it, and all configurations together need little more memory than the largest. What is not such a corner (a
+gather behind a concatenation, BatchNorm statistics) each keeps for itself. With `share=False` each owns everything:
+contiguous weights, for more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.elastic.calibrate import as_configs
+from leanconv.elastic.measured import input_size
+from leanconv.elastic.net import resized
+from leanconv.elastic.width import Config
+from leanconv.errors import LeanconvError
+
+if TYPE_CHECKING:
+    from leanconv.elastic.net import ElasticNet
+
+__all__ = ["Runtime"]
+
+
+class Runtime:
+    """An elastic network prepared for `configs`; `runtime(x)` answers in the one that `use` chose last.
+
+    Inference only: networks in evaluation mode, no gradients. The weights are those of `net` at the time; training it
+    further changes what is shared and not the rest, so make a new runtime then.
+
+    Args:
+        net: calibrated in all of `configs`.
+        configs: (width, resolution) pairs, for example of a table's front; the first is in force at the beginning.
+        share: keep weights once, as views; otherwise every configuration owns a copy.
+
+    Raises `NotCalibrated` where statistics are missing, `LeanconvError` for a configuration the network does not have.
+
+    >>> from leanconv.elastic import make_elastic
+    >>> net = make_elastic(nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 8, 1)), resolutions=(32, 24))
+    >>> runtime = Runtime(net, [(1.0, 32), (0.5, 24)])
+    >>> runtime.use(0.5, 24)
+    >>> runtime(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 8, 22, 22])
+    """
+
+    def __init__(self, net: ElasticNet, configs: Iterable[Config | tuple[float, int]], *, share: bool = True) -> None:
+        chosen = as_configs(net, configs)
+        if not chosen:
+            raise LeanconvError("a runtime needs at least one configuration to run in")
+        self._sizes = {config: input_size(net, config) for config in chosen}
+        self._like = next(net.parameters())
+        self._nets: dict[Config, nn.Module] = {}
+        for config in chosen:
+            static = net.extract(*config).eval().requires_grad_(False)
+            self._nets[config] = _sharing(static, net) if share else static
+        self.config = chosen[0]
+        self._net = self._nets[self.config]
+
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        """The configurations it can run in."""
+        return tuple(self._nets)
+
+    def use(self, width: float, resolution: int) -> None:
+        """Run in that configuration from the next call on. Raises `LeanconvError` for one that was not prepared."""
+        config = Config(width, resolution)
+        net = self._nets.get(config)
+        if net is None:
+            known = ", ".join(map(str, self._nets))
+            raise LeanconvError(f"the runtime was not prepared for {config}: it has {known}; name it when making one")
+        self.config, self._net = config, net
+
+    def __call__(self, x: Tensor) -> Any:
+        """(b, channels, *size) of any size, resized to the resolution in force, to whatever the network returns."""
+        with torch.inference_mode():
+            return self._net(resized(x, self.config.resolution))
+
+    def warm_up(self, calls: int = 3) -> None:
+        """Run every configuration on zeros, so that no later call is anybody's first."""
+        before = self.config
+        for config in self._nets:
+            self.use(*config)
+            x = torch.zeros((1, *self._sizes[config]), device=self._like.device, dtype=self._like.dtype)
+            for _ in range(calls):
+                self(x)
+        self.use(*before)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights and statistics of all configurations together, shared ones counted once."""
+        storages = {
+            (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
+            for net in self._nets.values()
+            for tensor in (*net.parameters(), *net.buffers())
+        }
+        return sum(storages.values())
+
+
+def _sharing(static: nn.Module, net: ElasticNet) -> nn.Module:
+    """`static` with every parameter that is a corner of the full network's replaced by a view of it."""
+    full = dict(net.model.named_parameters(remove_duplicate=False))
+    for name, module in static.named_modules():
+        for key, parameter in module._parameters.items():
+            whole = full.get(f"{name}.{key}" if name else key)
+            if parameter is None or whole is None or whole.ndim != parameter.ndim:
+                continue
+            if any(kept > there for kept, there in zip(parameter.shape, whole.shape, strict=True)):
+                continue
+            corner = whole.detach()[tuple(slice(kept) for kept in parameter.shape)]
+            if torch.equal(corner, parameter):
+                module._parameters[key] = nn.Parameter(corner, requires_grad=False)
+    return static

@@ -1,0 +1,125 @@
+"""The test of a network on whole videos, and what it leaves: predictions as a CSV file, a contact sheet to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from leanconv.recipes.settings import Recipe
+from leanconv.train import Prediction, VideoEvaluation, VideoSample, evaluate_videos, save_predictions
+
+if TYPE_CHECKING:
+    from leanconv.data import VideoData
+
+__all__ = ["score_run", "score_videos", "video_figures"]
+
+_ROWS = 12
+_COLUMNS = 8
+
+
+def score_videos(
+    net: nn.Module,
+    data: VideoData,
+    *,
+    clips: int = 10,
+    crops: int = 1,
+    limit: int | None = None,
+    predictions: Path | None = None,
+    sheet: Path | None = None,
+) -> VideoEvaluation:
+    """Test `net` on `clips` clips and `crops` crops of every test video (or the first `limit`).
+
+    Writes a row per video to the CSV file `predictions`, and the middle clip of twelve videos, evenly spread over the
+    set, to the PNG `sheet`. Raises as `evaluate_videos`.
+    """
+    from leanconv.report.contact import ContactRow, evenly_spaced, save_contact_sheet
+
+    total = data.test_size if limit is None else min(limit, data.test_size)
+    shown = set() if sheet is None else set(evenly_spaced(total, _ROWS))
+    rows: list[ContactRow] = []
+    seen = 0
+
+    def watch(sample: VideoSample, said: Prediction) -> None:
+        nonlocal seen
+        if seen in shown:
+            middle = sample.clips[clips // 2 * crops + crops // 2]
+            frames = middle[:, evenly_spaced(middle.shape[1], _COLUMNS)]
+            rows.append(
+                ContactRow(
+                    frames=_pixels(frames, data.mean, data.std),
+                    name=said.name,
+                    label=_called(data, said.label),
+                    prediction=_called(data, said.classes[0]),
+                    probability=said.probabilities[0],
+                )
+            )
+        seen += 1
+
+    samples: Iterable[VideoSample] = islice(data.test_loader(clips=clips, crops=crops), limit)
+    evaluation = evaluate_videos(net, samples, crop=data.size, watch=watch)
+    if predictions is not None:
+        save_predictions(predictions, evaluation, data.class_names)
+    if sheet is not None:
+        save_contact_sheet(rows, sheet, columns=_COLUMNS)
+    return evaluation
+
+
+def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> VideoEvaluation:
+    """Test the network of a finished run as its recipe says: `videos.json`, `predictions.csv`, `sheet.png` in `out`.
+
+    `steps_per_epoch` cuts this test short as it does every other.
+    """
+    import torch
+
+    from leanconv.elastic import ElasticNet
+    from leanconv.train.runfolder import write_problems, write_text
+
+    video = recipe.data.video
+    assert video is not None
+    if recipe.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        net.cuda()  # training hands the network back on the CPU
+    with net.at(net.widths[1], net.resolutions[0]) if isinstance(net, ElasticNet) else nullcontext():
+        evaluation = score_videos(
+            net,
+            data,
+            clips=video.test_clips,
+            crops=video.test_crops,
+            limit=None if recipe.steps_per_epoch is None else recipe.steps_per_epoch * recipe.data.batch_size,
+            predictions=out / "predictions.csv",
+            sheet=out / "sheet.png",
+        )
+    net.cpu()
+    figures = video_figures(evaluation, clips=video.test_clips, crops=video.test_crops)
+    write_text(out / "videos.json", json.dumps(figures, indent=2) + "\n")
+    if data.problems:
+        write_problems(out, data.problems, data.unit)
+    return evaluation
+
+
+def video_figures(evaluation: VideoEvaluation, *, clips: int, crops: int) -> dict[str, Any]:
+    """The test in plain data: clip1, video1, video5 (shares), what chance gives, and how it was tested."""
+    return {
+        "clip1": evaluation.clip1,
+        "video1": evaluation.video1,
+        "video5": evaluation.video5,
+        "chance": 1 / evaluation.classes,
+        "videos": evaluation.videos,
+        "clips": clips,
+        "crops": crops,
+    }
+
+
+def _called(data: VideoData, number: int) -> str:
+    return data.class_names[number] if number < data.num_classes else str(number)
+
+
+def _pixels(clip: Tensor, mean: Iterable[float], std: Iterable[float]) -> Any:
+    """A normalised clip (3, frames, h, w) back as uint8 pixels (frames, h, w, 3)."""
+    shift, scale = (clip.new_tensor(list(values))[:, None, None, None] for values in (mean, std))
+    return (clip * scale + shift).mul(255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
