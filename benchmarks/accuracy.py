@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py table --out runs/accuracy > benchmarks/accuracy.md
 
 `run` trains what is not yet trained and continues what was interrupted, one recipe and seed after the other; with
-fewer epochs the milestones of the schedule move with them, as they are fractions of the run. The papers' rate of .1 has no
-warm-up; a network of 3.6 times the width starts with a loss of 10 under it and needs most of an epoch to recover, which
+fewer epochs the milestones of the schedule move with them, as they are fractions of the run. The papers' rate of .1 has
+no warm-up. A network 3.6 times as wide starts with losses of 10 under it and needs most of an epoch to recover, which
 200 epochs hide and one does not: short runs want `--warmup .25`. `table` reads whatever is finished. Each row says its
 epochs: compare rows of equal epochs only.
 """

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "data": set(),
     "rewrites": {"ops"},
-    "elastic": {"ops", "rewrites", "cost"},
+    "elastic": {"plan", "ops", "rewrites", "cost"},  # a chain at a width is a part of its plan
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights"},
     "train": {"elastic"},

@@ -16,8 +16,8 @@ SIGNATURES = {
     "rewrite": "(model, *steps, example_size=None, optimizer=None)",
     "measure": "(model, size, *, batch=1)",
     "make_elastic": (
-        "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, divisor=8, example_size=None, keep=(), "
-        "ratios=None)"
+        "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, example_size=None, "
+        "keep=(), ratios=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
     "export": (

@@ -23,11 +23,13 @@ OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
 CSN = {name for name in ZOO if name.startswith(("resnet3d", "ir_csn", "ip_csn"))}
 SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN
 SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
+SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10"}
 
 
 def test_every_name_of_the_paper_is_there() -> None:
     nets = {f"{p}resnet{d}{s}" for p in PREFIXES for d in (20, 32, 56, 110) for s in ("", "_imagenet40")}
-    mobile = {"mobilenet_v1", "o_mobilenet_v1", "elastic_mobilenet_v1", "elastic_mobilenet_v2"}
+    mobile = {"mobilenet_v1", "o_mobilenet_v1"}
+    mobile |= {f"elastic_{n}" for n in ("mobilenet_v1", "mobilenet_v2", "resnet50", "vgg16", "wideresnet28_10")}
     octave = {f"oct_{n}" for n in ("se_resnet50", "densenet121", "mobilenet_v1", "mobilenet_v2")}
     octave |= {f"oct_resnet{d}" for d in (26, 50, 101, 152, 200)} | {"oct_resnext50", "oct_resnext101"}
     octave |= {"oct_resnet152_deep", "oct_se_resnet152_deep", "c2d_resnet50", "i3d_resnet50"}

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from leanconv.elastic import ElasticNet, make_elastic
 from leanconv.elastic.layers import Elastic
+from leanconv.ops.igc import InterleavedGroupConv2d
+from leanconv.ops.osep import OptimizedSeparableConv2d
+from leanconv.rewrites import Octave, rewrite
 
 SIDES = (16, 12)
 
@@ -118,6 +121,106 @@ class SpatialAttention(nn.Module):
         return self.head(x * gate.view(x.shape[0], -1, 1, 1))
 
 
+class Parted(nn.Module):
+    """Parts at places that the code holds as constants: split, chunk, slices; and a shuffle of their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.sizes = unit(3, 64), unit(24, 24), (24, 40)
+        self.gate, self.head = unit(64, 64, 1), nn.Conv2d(32, 4, 1)
+        self.middle, self.groups = 16, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(self.stem(x), self.sizes, dim=1)
+        x = torch.cat([self.part(a), b], 1)
+        batch, _, height, width = x.shape
+        x = x.view(batch, self.groups, 64 // self.groups, height, width).transpose(1, 2)
+        x = x.reshape(batch, 64, height, width)
+        a, b = self.gate(x).chunk(2, dim=1)
+        x = a * b.sigmoid()
+        return self.head(torch.cat([x[:, self.middle :], x[:, : self.middle].relu()], 1))
+
+
+class Attentive(nn.Module):
+    """Attention with three heads, whose queries, keys and values come from one layer, and a weight per position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.heads, self.length = unit(3, 48), 3, 16
+        self.place = nn.Parameter(torch.zeros(1, 48, 4, 4))
+        self.qkv, self.proj, self.head = nn.Linear(48, 144), nn.Linear(48, 48), nn.Linear(48, 5)
+        self.bias = nn.Parameter(torch.zeros(3, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.stem(x), 4) * self.place
+        x = x.flatten(2).transpose(1, 2)
+        qkv = self.qkv(x).reshape(len(x), 16, 3, self.heads, self.length).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        scores = (q @ k.transpose(-2, -1)) * 0.25 + self.bias
+        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(len(x), 16, 48)
+        return self.head((x + self.proj(y)).mean(1))
+
+
+class Scaled(nn.Module):
+    """Parameters beside the layers: a layer scale, a blur with a kernel per channel; and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gamma = unit(3, 32), nn.Parameter(torch.ones(32))
+        self.register_buffer("blur", torch.ones(32, 1, 3, 3) / 9)
+        self.up, self.head = nn.ConvTranspose2d(32, 24, 2, stride=2), nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + F.conv2d(x, self.blur, padding=1, groups=32) * self.gamma.view(1, -1, 1, 1)
+        return self.head(self.up(x))
+
+
+class FewGroups(nn.Module):
+    """Two groups, too few to drop one: they stay and shrink inside; their outputs are then two branches, added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped, self.head = unit(3, 48), unit(48, 64, groups=2), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.stem(x))
+        return self.head(x.view(len(x), 2, -1, *x.shape[2:]).sum(1))
+
+
+class Chained(nn.Module):
+    """Chains with shuffles in a residual block: interleaved groups, and an optimized separable one on spare slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.igc = unit(3, 32), InterleavedGroupConv2d(32, 32, 3, padding=1, primary_partitions=4)
+        self.norm, self.osep = nn.BatchNorm2d(32), OptimizedSeparableConv2d(32, 62, 3, padding=1, between="bn")
+        self.narrow, self.head = OptimizedSeparableConv2d(62, 32, 3, padding=1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.igc(x)).relu()
+        return self.head(x + self.narrow(self.osep(y).relu()))
+
+
+def octave_net() -> nn.Module:
+    """A residual block at two resolutions, whose gate is dealt to both."""
+    return rewrite(_Squeezed(), Octave(alpha=0.5, where=""), example_size=(3, 16, 16)).model
+
+
+class _Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = unit(3, 32), unit(32, 48), nn.Conv2d(48, 32, 3, padding=1)
+        self.squeeze, self.expand, self.head = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.b(self.a(x))
+        gate = torch.sigmoid(self.expand(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return self.head(torch.relu(x + y * gate))
+
+
 def clip_net() -> nn.Module:
     return nn.Sequential(
         nn.Conv3d(3, 32, 3, padding=1),
@@ -147,6 +250,12 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "multiplied": Multiplied,
     "shortcut A": ShortcutA,
     "shared": Shared,
+    "parted": Parted,
+    "attentive": Attentive,
+    "scaled": Scaled,
+    "few groups": FewGroups,
+    "chained": Chained,
+    "octave": octave_net,
 }
 """Those whose dropped channels may as well be zero, so that the oracle below holds for them."""
 
@@ -166,7 +275,7 @@ def elastic(name: str, **knobs: Any) -> tuple[nn.Module, ElasticNet]:
 def masked(original: nn.Module, net: ElasticNet, width: float, x: Tensor) -> Any:
     """What the *original* network answers when every dropped channel is zeroed behind the layer that makes it."""
     handles = []
-    leaves = {name: module for name, module in net.model.named_modules() if isinstance(module, Elastic)}
+    leaves = elastic_leaves(net)
     for name, module in original.named_modules():
         if name not in leaves:
             continue
@@ -183,6 +292,11 @@ def masked(original: nn.Module, net: ElasticNet, width: float, x: Tensor) -> Any
     finally:
         for handle in handles:
             handle.remove()
+
+
+def elastic_leaves(net: ElasticNet) -> dict[str, Elastic]:
+    """The layers whose channels follow the width, by name."""
+    return {name: m for name, m in net.model.named_modules() if isinstance(m, Elastic) and hasattr(m, "outputs")}
 
 
 def tensors(output: Any) -> list[Tensor]:

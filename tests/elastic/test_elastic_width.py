@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.elastic.channels import Axis, Channels, Misfit, Segment, Span, align, fixed_row, pin, resolve, unify
+from leanconv.elastic.channels import Axis, Misfit, Segment, align, fixed_row, pin, resolve, unify
 from leanconv.elastic.ratios import Edge, assign_ratios
+from leanconv.elastic.spans import Channels, Span
 from leanconv.elastic.width import Config, channels_at, make_divisible
 
 
@@ -106,7 +107,7 @@ def test_runs_join_neighbours_and_are_forgotten_in_time():
     assert channels.runs(1.0) == ((0, 104),)
     for i in range(1, 2 * Channels.REMEMBERED):
         channels.runs(i / 1000)
-    assert len(channels._runs) <= Channels.REMEMBERED
+    assert len(channels._known) <= Channels.REMEMBERED
 
 
 def test_flattened_channels_keep_their_neighbours():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from leanconv.build import create_model
 from leanconv.cost import measure
 from leanconv.elastic import ElasticNet, make_elastic
 from leanconv.nets import MobileNetV1, MobileNetV2
@@ -36,6 +37,11 @@ def published(net: ElasticNet, width: float, resolution: int) -> int:
         static.to("meta")(torch.zeros(1, 3, resolution, resolution, device="meta"))
     pools = sum(pooled)
     return measure(static, (3, resolution, resolution)).macs + pools
+
+
+def macs(net: ElasticNet, width: float, side: int) -> int:
+    static = net.extract(width, calibrated=False).eval()
+    return measure(static, (3, side, side)).macs
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,43 @@ def test_resnet50():
     }
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv3", "downsample.0"))} == {"1"}
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv1", "conv2"))} == {"1/4"}
+
+
+def test_the_zoos_resnet50_is_that_network() -> None:
+    net = create_model("elastic_resnet50")
+    assert published(net, 1.0, 224) == 4_089_284_608
+    assert published(net, 0.9, 224) == 3_338_064_192
+
+
+def test_the_wide_mobilenet() -> None:
+    """Table 1: executable from 0.57 to 4.5 billion, and 2.3 billion at width 1.6 and 1.3 times the resolution."""
+    net = create_model("elastic_mobilenet_v1_wide")
+    assert net.resolutions == (320, 288, 256, 224)
+    assert round(macs(net, 1.0, 224) / 1e9, 2) == 0.57
+    assert round(macs(net, 2.0, 320) / 1e9, 1) == 4.5
+    assert 2.3 <= macs(net, 1.6, 288) / 1e9 < 2.4
+    narrow, wide = make_elastic(MobileNetV1(), (0.25, 1.0)), make_elastic(MobileNetV1(multiplier=2), (0.25, 1.0))
+    assert macs(net, 1.0, 224) == macs(narrow, 1.0, 224)
+    assert macs(net, 2.0, 224) == macs(wide, 1.0, 224)
+
+
+def test_wideresnet28_10() -> None:
+    net = create_model("elastic_wideresnet28_10")
+    assert sum(p.numel() for p in net.parameters()) == 36_479_194  # its authors: 36.5 M
+    assert macs(net, 1.0, 32) == 5_243_328_768
+    assert macs(net, 0.9, 32) / macs(net, 1.0, 32) == pytest.approx(0.81, abs=0.005)
+    channels = {m.out_channels for m in net.extract(0.9, calibrated=False).modules() if isinstance(m, nn.Conv2d)}
+    assert channels == {16, 144, 288, 576}
+
+
+@pytest.mark.slow
+def test_vgg16() -> None:
+    net = create_model("elastic_vgg16")
+    assert macs(net, 1.0, 224) == 15_470_264_320
+    assert sum(p.numel() for p in net.parameters()) == 138_357_544
+    static = net.extract(0.25, calibrated=False)
+    assert [m.out_channels for m in static.features if isinstance(m, nn.Conv2d)] == [
+        *(16, 16, 32, 32, 64, 64, 64),
+        *(128, 128, 128) * 2,
+    ]
+    assert [m.in_features for m in static.classifier if isinstance(m, nn.Linear)] == [128 * 49, 1024, 1024]

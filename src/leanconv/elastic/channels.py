@@ -1,26 +1,45 @@
-"""Which channels of a tensor are kept at a width: plain integers, found once by the trace and read by every layer.
+"""Which channels of a tensor are kept at a width: rows of segments, found once by the trace.
 
 A tensor's channel axis is a row of *segments*: one after a convolution, several after a concatenation. Each segment
 counts the *units* of an *axis*, and every tensor that must agree with another shares its axis: both sides of a residual
 add, the input and output of a depthwise or grouped convolution (whole groups are dropped, so a unit is a group), a
 squeeze-and-excitation gate and what it gates. The kept part of a segment is its first units; so the kept part of a
-concatenation is a gather, never a prefix.
+concatenation is a gather, never a prefix. An axis may appear in a row several times: the heads of an attention, or the
+groups behind a channel shuffle, all keep the same first channels of their own.
 
-    Axis, Segment, unify, align     while tracing: axes merge and split as layers turn out to be coupled
-    Span, Channels                  afterwards: frozen, answers count(width) and runs(width)
+    Axis, Segment           while tracing: axes merge and split as layers turn out to be coupled
+    unify, align, cut       make rows agree, make units whole groups, part a row
+    divide, join            what a reshape does to a row
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import lcm
+from math import lcm, prod
 from typing import NamedTuple
 
-from leanconv.elastic.width import channels_at
+__all__ = [
+    "Axis",
+    "Misfit",
+    "Row",
+    "Segment",
+    "align",
+    "cut",
+    "divide",
+    "fixed_row",
+    "is_fixed",
+    "join",
+    "makers",
+    "pin",
+    "resolve",
+    "scaled",
+    "unify",
+]
 
-__all__ = ["Axis", "Channels", "Misfit", "Row", "Segment", "Span", "align", "fixed_row", "pin", "resolve", "unify"]
+MANY = 4096
+"""Segments that a row may have; a row of more is a sign that every channel has become a case of its own."""
 
 
 class Misfit(Exception):
@@ -31,40 +50,42 @@ class Misfit(Exception):
 class Axis:
     """One coupled channel count: `units` of `size` channels each in the layer that made it.
 
-    `fixed` says why it is never sliced; `stream` that it is a residual stream, `depthwise` that a depthwise convolution
-    runs on it; `ratio` is that of the rounding law; `became` what it was merged with or cut into.
+    `fixed` says why it is never sliced; `passive` that no layer makes it: the axis of a parameter beside the layers,
+    sliced only where it meets one that is. `stream` marks a residual stream, `depthwise` that a depthwise convolution
+    runs on it; `ratio` is that of the rounding law, `share` the part that it is of the axis it was cut from, so that
+    the parts shrink in step; `became` what it was merged with or cut into.
     """
 
     units: int
     size: int = 1
     makers: tuple[str, ...] = ()
     fixed: str | None = None
+    passive: bool = False
     stream: bool = False
     depthwise: bool = False
     ratio: Fraction | None = None
+    share: Fraction = Fraction(1)
     became: tuple[tuple[Axis, int], ...] = field(default=(), repr=False)
 
-    def regrouped(self, factor: int) -> Axis:
-        """This axis with `factor` units in each unit."""
-        if factor == 1:
-            return self
-        new = Axis(
-            self.units // factor, self.size * factor, self.makers, self.fixed, self.stream, self.depthwise, self.ratio
-        )
-        self.became = ((new, factor),)
-        return new
+    def regroup(self, factor: int) -> None:
+        """Put `factor` units into each unit."""
+        if factor > 1:
+            new = replace(self, units=self.units // factor, size=self.size * factor)
+            self.became = ((new, factor),)
 
     def cut(self, at: int) -> None:
         """Split into the first `at` units and the rest."""
-        parts = (
-            Axis(units, self.size, self.makers, self.fixed, self.stream, self.depthwise, self.ratio)
+        self.became = tuple(
+            (replace(self, units=units, share=self.share * Fraction(units, self.units)), 1)
             for units in (at, self.units - at)
         )
-        self.became = tuple((part, 1) for part in parts)
 
     def merge(self, other: Axis) -> None:
         """Take over `other`, which has as many units."""
-        self.size = min(self.size, other.size)
+        made = [axis for axis in (self, other) if not axis.passive] or [self, other]
+        self.size = min(axis.size for axis in made)
+        self.share = max(axis.share for axis in made)
+        self.passive &= other.passive
         self.makers += other.makers
         self.fixed = self.fixed or other.fixed
         self.stream |= other.stream
@@ -81,7 +102,7 @@ class Segment(NamedTuple):
 
     @property
     def full(self) -> int:
-        """Channels at width 1."""
+        """Channels of the network as it was."""
         return self.axis.units * self.unit
 
 
@@ -103,7 +124,19 @@ def resolve(row: Row) -> Row:
             out += resolve(tuple(Segment(new, unit * factor) for new, factor in axis.became))
         else:
             out.append(Segment(axis, unit))
+    if len(out) > MANY:
+        raise Misfit(f"the channels fall into more than {MANY} parts")
     return tuple(out)
+
+
+def is_fixed(row: Row) -> bool:
+    """Whether no channel of the row is ever sliced, as far as is known today."""
+    return all(segment.axis.fixed is not None for segment in resolve(row))
+
+
+def makers(row: Row) -> tuple[str, ...]:
+    """The layers whose channels these are, each once."""
+    return tuple(dict.fromkeys(name for segment in resolve(row) for name in segment.axis.makers))
 
 
 def pin(row: Row, why: str) -> None:
@@ -114,12 +147,15 @@ def pin(row: Row, why: str) -> None:
 
 def align(row: Row, quantum: int) -> Row:
     """The row with every segment's unit a multiple of `quantum`, the channels per group of a grouped convolution."""
-    for segment in resolve(row):
-        unit = lcm(segment.unit, quantum)
-        if segment.full % unit:
-            raise Misfit(f"groups of {quantum} channels do not fit into a part of {segment.full} channels")
-        segment.axis.regrouped(unit // segment.unit)
-    return resolve(row)
+    while True:
+        row = resolve(row)
+        loose = next((segment for segment in row if segment.unit % quantum), None)
+        if loose is None:
+            return row
+        unit = lcm(loose.unit, quantum)
+        if loose.full % unit:
+            raise Misfit(f"groups of {quantum} channels do not fit into a part of {loose.full} channels")
+        loose.axis.regroup(unit // loose.unit)
 
 
 def unify(one: Row, other: Row) -> Row:
@@ -132,13 +168,33 @@ def unify(one: Row, other: Row) -> Row:
                 break
             if left.axis is not right.axis:
                 unit = lcm(left.unit, right.unit)
-                a, b = left.axis.regrouped(unit // left.unit), right.axis.regrouped(unit // right.unit)
-                a.merge(b)
+                if left.full % unit:
+                    raise Misfit(f"{left.full} channels are in units of {left.unit} and of {right.unit} at once")
+                left.axis.regroup(unit // left.unit)
+                right.axis.regroup(unit // right.unit)
+                if unit == left.unit == right.unit:
+                    left.axis.merge(right.axis)
                 break
             if left.unit != right.unit:
                 raise Misfit(f"{left.full} channels are tied to themselves in another order")
         else:
             return one
+
+
+def cut(row: Row, at: int) -> tuple[Row, Row]:
+    """The first `at` channels of the row, and the others."""
+    while True:
+        row = resolve(row)
+        start = 0
+        for index, segment in enumerate(row):
+            if start == at:
+                return row[:index], row[index:]
+            if start + segment.full > at:
+                _cut(segment, at - start)
+                break
+            start += segment.full
+        else:
+            return row, ()
 
 
 def _cut(segment: Segment, channels: int) -> None:
@@ -147,68 +203,57 @@ def _cut(segment: Segment, channels: int) -> None:
     segment.axis.cut(channels // segment.unit)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A finished segment: `units` of `unit` channels; None for `law` means never sliced.
+def scaled(row: Row, times: int) -> Row:
+    """The row where each channel has become `times` neighbours."""
+    return tuple(Segment(axis, unit * times) for axis, unit in row)
 
-    `law` is (size, divisor, ratio): channels per unit in the layer that made the axis, and the rounding law's d and r.
+
+def divide(row: Row, sizes: Sequence[int], computed: int | None = None) -> list[Row | None]:
+    """The rows of the axes of `sizes` that this one is divided into; exactly one of them can follow the width.
+
+    Which one is told by the structure that the row has already (whole groups, equal parts), else by `computed`, the
+    axis whose size the code leaves to be computed, else it is the longest: heads, branches and shuffle groups stay and
+    shrink inside.
     """
+    row = resolve(row)
+    if is_fixed(row):
+        why = row[0].axis.fixed or ""
+        return [fixed_row(size, why) if size > 1 else None for size in sizes]
 
-    units: int
-    unit: int
-    law: tuple[int, int, Fraction] | None = None
+    def strange(index: int) -> int:
+        outer, inner = prod(sizes[:index]), prod(sizes[index + 1 :])
+        return (row != row[: len(row) // outer] * outer) + any(segment.unit % inner for segment in row)
 
-    @property
-    def full(self) -> int:
-        """Channels at width 1."""
-        return self.units * self.unit
-
-    def kept(self, width: float) -> int:
-        """Channels at `width`, the first ones."""
-        if self.law is None:
-            return self.full
-        size, divisor, ratio = self.law
-        channels = channels_at(self.units * size, width, divisor=divisor, ratio=ratio, quantum=size)
-        return channels // size * self.unit
+    places = [index for index, size in enumerate(sizes) if size > 1]
+    chosen = min(places, key=lambda index: (strange(index), index != computed, -sizes[index]))
+    length, inner = prod(sizes[chosen:]), prod(sizes[chosen + 1 :])
+    part, rest = cut(row, length)
+    while rest:
+        other, rest = cut(rest, length)
+        part = unify(part, other)
+    kept: Row = tuple(Segment(axis, unit // inner) for axis, unit in align(part, inner))
+    why = "it counts groups of channels, each of which shrinks inside"
+    return [kept if index == chosen else fixed_row(size, why) if size > 1 else None for index, size in enumerate(sizes)]
 
 
-class Channels:
-    """The channel axis of a layer's input or output, for any width.
-
-    >>> concat = Channels((Span(64, 1, (1, 8, Fraction(1))), Span(32, 1, (1, 8, Fraction(1)))))
-    >>> concat.full, concat.count(0.5), concat.runs(0.5)
-    (96, 48, ((0, 32), (64, 16)))
-    """
-
-    REMEMBERED = 128
-    """Widths whose runs are remembered: training draws new ones for ever."""
-
-    def __init__(self, spans: Iterable[Span]) -> None:
-        self.spans = tuple(spans)
-        self.full = sum(span.full for span in self.spans)
-        self._runs: dict[float, tuple[tuple[int, int], ...]] = {}
-
-    def runs(self, width: float) -> tuple[tuple[int, int], ...]:
-        """The kept channels as (start, length), in order, neighbours joined."""
-        found = self._runs.get(width)
-        if found is None:
-            joined: list[tuple[int, int]] = []
-            start = 0
-            for span in self.spans:
-                kept = span.kept(width)
-                if joined and sum(joined[-1]) == start:
-                    joined[-1] = (joined[-1][0], joined[-1][1] + kept)
-                else:
-                    joined.append((start, kept))
-                start += span.full
-            if len(self._runs) >= self.REMEMBERED:
-                self._runs.clear()
-            found = self._runs[width] = tuple(joined)
-        return found
-
-    def count(self, width: float) -> int:
-        """How many channels are kept."""
-        return sum(length for _, length in self.runs(width))
-
-    def __repr__(self) -> str:
-        return f"Channels({self.full}, {len(self.spans)} spans)"
+def join(rows: Sequence[Row | None], sizes: Sequence[int]) -> Row | None:
+    """The row of the axis that these axes are flattened into, the last one running fastest."""
+    places = [index for index, row in enumerate(rows) if row is not None and sizes[index] > 1]
+    if len(places) == 1 and len(rows) == 1:
+        return rows[0]
+    moving = [index for index in places if not is_fixed(rows[index] or ())]
+    if len(moving) > 1:
+        for index in list(moving):
+            row = resolve(rows[index] or ())
+            if all(segment.axis.passive for segment in row):
+                pin(row, "it is flattened together with other axes")
+                moving.remove(index)
+    if not places:
+        return None
+    if not moving:
+        return fixed_row(prod(sizes), resolve(rows[places[0]] or ())[0].axis.fixed or "")
+    if len(moving) > 1:
+        raise Misfit("two axes that both hold channels are flattened into one")
+    index = moving[0]
+    outer, inner = prod(sizes[:index]), prod(sizes[index + 1 :])
+    return resolve(scaled(rows[index] or (), inner) * outer)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from leanconv.elastic.layers import Elastic
-from leanconv.rewrites.swap import duplicate, swap_
+from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 if TYPE_CHECKING:
@@ -17,13 +17,19 @@ __all__ = ["extract"]
 
 
 def extract(
-    net: ElasticNet, width: float | None = None, resolution: int | None = None, *, calibrated: bool = True
+    net: ElasticNet,
+    width: float | None = None,
+    resolution: int | None = None,
+    frames: int | None = None,
+    *,
+    calibrated: bool = True,
 ) -> nn.Module:
     """The network at `width` (None: the largest) built of plain modules that own their tensors.
 
-    `resolution` (None: the native one) picks the BatchNorm statistics; the result does not resize, so give it inputs
-    of that size. With `calibrated=False` a configuration that was never measured gets statistics of mean 0 and
-    variance 1: good for counting and timing, not for answers. The training mode is kept.
+    `resolution` and `frames` (None: the native ones) pick the BatchNorm statistics; the result resizes nothing, so give
+    it inputs of that size. With `calibrated=False` a configuration that was never measured gets statistics of mean 0
+    and variance 1: good for counting and timing, not for answers. The training mode is kept. A module whose own code
+    holds channel counts of the full network keeps its class under a parent that replaces them.
 
     Raises `NotCalibrated` where statistics are missing, `LeanconvError` for a configuration the network does not have.
 
@@ -35,20 +41,23 @@ def extract(
       (1): Conv2d(16, 8, kernel_size=(1, 1), stride=(1, 1))
     )
     """
-    config = net.checked(net.widths[1] if width is None else width, resolution)
-    copied = duplicate(net.model, share_tensors=True)
-    elastic = {id(module) for module in copied.modules() if isinstance(module, Elastic)}
-    for module in copied.modules():
-        if id(module) not in elastic:
+    config = net.checked(net.widths[1] if width is None else width, resolution, frames)
+    static = duplicate(net.model, share_tensors=True)
+    for module in reversed(list(static.modules())):  # children before their parents
+        if isinstance(module, Elastic):
+            plain = module.plain(config, calibrated=calibrated)
+            vars(module).clear()
+            vars(module).update(vars(plain))
+            module.__class__ = type(plain)  # type: ignore[assignment]
+            if "forward" in vars(module):  # chosen when the module was made
+                vars(module)["forward"] = getattr(module, vars(module)["forward"].__name__)
+        else:
             _own_tensors(module)
-
-    def rule(name: str, module: nn.Module) -> nn.Module | None:
-        return cast(Elastic, module).plain(config, calibrated=calibrated) if id(module) in elastic else None
-
-    static = swap_(copied, rule).model
     story = story_of(net)
     if story is not None:
-        remember(static, story.then("elastic", {"extract": config._asdict()}))
+        settings = {"width": config.width, "resolution": config.resolution}
+        settings |= {} if config.frames is None else {"frames": config.frames}
+        remember(static, story.then("elastic", {"extract": settings}))
     return static
 
 

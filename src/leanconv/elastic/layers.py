@@ -12,64 +12,94 @@ what they do (same-padding convolutions, standardised weights, BatchNorms with a
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from leanconv.elastic.channels import Channels
+from leanconv.elastic.kinds import CONVOLUTIONS, TRANSPOSED
+from leanconv.elastic.spans import Channels, Runs
 from leanconv.elastic.trace import Layer
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import NotCalibrated, RewriteError
 
-__all__ = ["Elastic", "ElasticBatchNorm", "ElasticConv", "ElasticLinear", "ElasticPReLU", "make_leaf"]
+__all__ = [
+    "Axes",
+    "Elastic",
+    "ElasticBatchNorm",
+    "ElasticConv",
+    "ElasticConvTranspose",
+    "ElasticInstanceNorm",
+    "ElasticLinear",
+    "ElasticPReLU",
+    "become",
+    "index_tensor",
+    "make_leaf",
+    "pick",
+    "pick_all",
+]
 
 BANK = ("mean_", "var_")
 
+Axes = tuple[Channels | None, ...]
+"""The channels on each axis of a tensor; None is never sliced."""
+
 
 class Elastic(nn.Module):
-    """The parent of all elastic leaves; `kind` is the class that the leaf had and that its views have."""
+    """The parent of all elastic leaves; `kind` is the class that the leaf had and that its views have.
+
+    `slices` names the parameters and buffers that follow the width, with the channels on their axes.
+    """
 
     kind: ClassVar[type[nn.Module]]
     counts: ClassVar[tuple[str, str]]
     """The attributes that hold the numbers of input and output channels."""
     dial: Dial
+    slices: dict[str, Axes]
     inputs: Channels
     outputs: Channels
 
+    def adopt(self, layer: Layer) -> None:
+        """Take over what the trace has found."""
+        self.inputs, self.outputs = layer.inputs, layer.outputs
+        self.slices = {name: self._axes(name, p) for name, p in self._parameters.items() if p is not None}
+
+    def _axes(self, name: str, parameter: Tensor) -> Axes:
+        """The channels on each axis of a parameter: by default one number per output channel."""
+        return (self.outputs if parameter.numel() > 1 else None, *(None,) * (parameter.ndim - 1))
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, on the channels that the dial asks for."""
-        width = self.dial.width
-        if width == 1.0:
+        if self.dial.whole:
             return super().forward(*args, **kwargs)
-        return self.kind.forward(self.view(width), *args, **kwargs)
+        return self.kind.forward(self.view(self.dial.width), *args, **kwargs)
 
     def view(self, width: float) -> nn.Module:
         """The leaf at `width`, sharing what is not sliced."""
-        return self._like(self._parameters_at(width), self._attributes_at(width))
+        view: nn.Module = object.__new__(self.kind)
+        vars(view).update(vars(self))
+        vars(view).update(self._attributes_at(width))
+        slices = self.slices
+        vars(view)["_parameters"] = {
+            name: pick_all(p, slices[name], width) if name in slices else p for name, p in self._parameters.items()
+        }
+        return view
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary layer with tensors of its own that computes what this one does in `config`."""
         return self._own(self.view(config.width))
 
-    def _parameters_at(self, width: float) -> dict[str, Tensor | None]:
-        raise NotImplementedError
-
     def _attributes_at(self, width: float) -> dict[str, Any]:
         into, out = self.counts
         return {into: self.inputs.count(width), out: self.outputs.count(width)}
 
-    def _like(self, parameters: dict[str, Tensor | None], attributes: dict[str, Any]) -> nn.Module:
-        view: nn.Module = object.__new__(self.kind)
-        vars(view).update(vars(self))
-        vars(view).update(attributes, _parameters=parameters)
-        return view
-
     def _own(self, view: nn.Module) -> nn.Module:
-        """Cut a view loose: its parameters become copies, and nothing elastic is left."""
-        for name in ("dial", "inputs", "outputs"):
-            del vars(view)[name]
+        """Cut a view loose: its tensors become copies, and nothing elastic is left."""
+        for name in ("dial", "slices", "inputs", "outputs", "columns", "per_group"):
+            vars(view).pop(name, None)
         for name, sliced in view._parameters.items():
             original = self._parameters[name]
             if sliced is not None and original is not None:
@@ -80,9 +110,16 @@ class Elastic(nn.Module):
         vars(view)["_modules"] = dict(view._modules)
         return view
 
+    # The class is made at run time, so copies are told how to make it again.
+
     def __reduce__(self) -> Any:
-        # The class is made at run time, so pickle and deepcopy are told how to make it again.
         return _blank, (type(self).__mro__[1], self.kind), vars(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Elastic:
+        made = _blank(type(self).__mro__[1], self.kind)
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
 
 class ElasticConv(Elastic):
@@ -91,18 +128,34 @@ class ElasticConv(Elastic):
     counts = ("in_channels", "out_channels")
     in_channels: int
     groups: int
+    columns: Channels | None
+    """What a group reads, where groups stay and shrink inside; None where whole groups are dropped."""
+    per_group: int
 
-    def _parameters_at(self, width: float) -> dict[str, Tensor | None]:
-        weight = _pick(self._parameters["weight"], 0, self.outputs, width)
-        if self.groups == 1:
-            weight = _pick(weight, 1, self.inputs, width)
-        return {"weight": weight, "bias": _pick(self._parameters.get("bias"), 0, self.outputs, width)}
+    def adopt(self, layer: Layer) -> None:
+        """Take over what the trace has found."""
+        self.per_group = self.in_channels // self.groups
+        self.columns = layer.inputs if self.groups == 1 else layer.columns
+        super().adopt(layer)
+
+    def _axes(self, name: str, parameter: Tensor) -> Axes:
+        axes = super()._axes(name, parameter)
+        return (self.outputs, self.columns, *axes[2:]) if name == "weight" else axes
 
     def _attributes_at(self, width: float) -> dict[str, Any]:
         attributes = super()._attributes_at(width)
-        if self.groups > 1:
-            attributes["groups"] = attributes["in_channels"] * self.groups // self.in_channels
+        if self.columns is None:
+            attributes["groups"] = attributes["in_channels"] // self.per_group
         return attributes
+
+
+class ElasticConvTranspose(ElasticConv):
+    """A transposed convolution, whose weight has its input channels first."""
+
+    def _axes(self, name: str, parameter: Tensor) -> Axes:
+        if name != "weight":
+            return super()._axes(name, parameter)
+        return (self.inputs, self.outputs if self.groups == 1 else None, *(None,) * (parameter.ndim - 2))
 
 
 class ElasticLinear(Elastic):
@@ -110,9 +163,8 @@ class ElasticLinear(Elastic):
 
     counts = ("in_features", "out_features")
 
-    def _parameters_at(self, width: float) -> dict[str, Tensor | None]:
-        weight = _pick(_pick(self._parameters["weight"], 0, self.outputs, width), 1, self.inputs, width)
-        return {"weight": weight, "bias": _pick(self._parameters.get("bias"), 0, self.outputs, width)}
+    def _axes(self, name: str, parameter: Tensor) -> Axes:
+        return (self.outputs, self.inputs) if name == "weight" else super()._axes(name, parameter)
 
 
 class ElasticPReLU(Elastic):
@@ -120,8 +172,11 @@ class ElasticPReLU(Elastic):
 
     counts = ("num_parameters", "num_parameters")
 
-    def _parameters_at(self, width: float) -> dict[str, Tensor | None]:
-        return {"weight": _pick(self._parameters["weight"], 0, self.outputs, width)}
+
+class ElasticInstanceNorm(Elastic):
+    """An InstanceNorm, which has no statistics but those of its input."""
+
+    counts = ("num_features", "num_features")
 
 
 class ElasticBatchNorm(Elastic):
@@ -141,7 +196,10 @@ class ElasticBatchNorm(Elastic):
         if dial.probing:
             return self._probed(*args, **kwargs)
         if dial.statistics is None and dial.full and (self.training or not self.has(dial.config)):
-            return super(Elastic, self).forward(*args, **kwargs)
+            if self.training:
+                dial.blank = False
+            if self.knows(dial.config):
+                return super(Elastic, self).forward(*args, **kwargs)
         return self.kind.forward(self.view(dial.width), *args, **kwargs)
 
     def _probed(self, x: Tensor) -> Tensor:
@@ -158,7 +216,7 @@ class ElasticBatchNorm(Elastic):
     def banked(self) -> tuple[Config, ...]:
         """The calibrated configurations, from large to small."""
         found = (Config.from_tag(name[5:]) for name in self._buffers if name.startswith("mean_w"))
-        return tuple(sorted(found, key=lambda config: (config.resolution, config.width), reverse=True))
+        return tuple(sorted(found, key=lambda c: (c.frames or 0, c.resolution, c.width), reverse=True))
 
     def has(self, config: Config) -> bool:
         """Whether `config` was calibrated."""
@@ -176,7 +234,7 @@ class ElasticBatchNorm(Elastic):
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
-        view = self._like(self._parameters_at(config.width), self._attributes_at(config.width))
+        view = super().view(config.width)
         buffers = {name: b for name, b in self._buffers.items() if not name.startswith(BANK)}
         if self.remembers:
             if calibrated or self.knows(config):
@@ -206,7 +264,7 @@ class ElasticBatchNorm(Elastic):
 
     def knows(self, config: Config) -> bool:
         """Whether `config` can be evaluated: it was calibrated, or it is the network as it was."""
-        return self.has(config) or config == (1.0, self.dial.native) or not self.remembers
+        return not self.remembers or self.has(config) or (config == self.dial.largest and not self.dial.blank)
 
     def _statistics(self, config: Config) -> tuple[Tensor | None, Tensor | None]:
         if self.has(config):
@@ -217,16 +275,13 @@ class ElasticBatchNorm(Elastic):
         raise NotCalibrated(
             f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: {known or 'none'}), "
             "and those of another configuration would give wrong answers: call "
-            f"calibrate(net, loader, [({config.width:g}, {config.resolution})]) first"
+            f"calibrate(net, loader, [({', '.join(f'{part:g}' for part in config)})]) first"
         )
 
     def filled(self, config: Config, value: float) -> Tensor:
         """A tensor with one `value` per channel that is kept in `config`."""
         assert self.running_mean is not None
         return torch.full_like(self.running_mean[: self.outputs.count(config.width)], value)
-
-    def _parameters_at(self, width: float) -> dict[str, Tensor | None]:
-        return {name: _pick(self._parameters.get(name), 0, self.outputs, width) for name in ("weight", "bias")}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The bank is a part of the state: what was calibrated before goes, what comes gets its place. Statistics of
@@ -239,17 +294,27 @@ class ElasticBatchNorm(Elastic):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def pick_all(tensor: Tensor | None, axes: Axes, width: float) -> Any:
+    for dim, channels in enumerate(axes):
+        if channels is not None:
+            tensor = _pick(tensor, dim, channels, width)
+    return tensor
+
+
 def _pick(tensor: Tensor | None, dim: int, channels: Channels, width: float) -> Any:
-    """The kept channels along `dim`: the tensor itself, a view of its first ones, or a gather."""
-    if tensor is None:
-        return None
-    runs = channels.runs(width)
+    return None if tensor is None else pick(tensor, dim, channels.runs(width))
+
+
+def pick(tensor: Tensor, dim: int, runs: Runs) -> Tensor:
+    """The runs along `dim`: the tensor itself, a view of neighbours, or a gather."""
     if len(runs) > 1:
-        return tensor.index_select(dim, _index(runs, tensor.device))
-    return tensor if runs[0][1] == tensor.shape[dim] else tensor.narrow(dim, 0, runs[0][1])
+        return tensor.index_select(dim, index_tensor(runs, tensor.device))
+    start, length = runs[0]
+    return tensor if length == tensor.shape[dim] else tensor.narrow(dim, start, length)
 
 
-def _index(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+def index_tensor(runs: Runs, device: torch.device) -> Tensor:
+    """The numbers of the runs as a tensor; remembered, because every layer behind the same concatenation asks."""
     found = _INDICES.get((runs, device))
     if found is None:
         found = torch.tensor([i for start, length in runs for i in range(start, start + length)], device=device)
@@ -260,8 +325,7 @@ def _index(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     return found
 
 
-_INDICES: dict[tuple[tuple[tuple[int, int], ...], torch.device], Tensor] = {}
-"""Gather indices, the same for every layer behind the same concatenation."""
+_INDICES: dict[tuple[Runs, torch.device], Tensor] = {}
 
 
 _CLASSES: dict[tuple[Any, Any], type[Elastic]] = {}
@@ -274,20 +338,30 @@ def _leaf_class(base: type[Elastic], kind: type[nn.Module]) -> type[Elastic]:
 
 
 def _blank(base: type[Elastic], kind: type[nn.Module]) -> Elastic:
-    made = _leaf_class(base, kind)
-    return made.__new__(made)
+    blank: Elastic = object.__new__(_leaf_class(base, kind))
+    return blank
+
+
+def become(module: nn.Module, base: type[Elastic], dial: Dial) -> Elastic:
+    """Turn an ordinary module into an elastic one, in place: its identity, parameters, hooks and names stay."""
+    kind = type(module)
+    module.__class__ = _leaf_class(base, kind)
+    assert isinstance(module, Elastic)
+    module.dial = dial
+    return module
 
 
 def make_leaf(module: nn.Module, layer: Layer, dial: Dial) -> None:
-    """Turn an ordinary layer into an elastic one, in place: its identity, parameters, hooks and names stay."""
+    """Turn an ordinary layer into an elastic one, in place."""
     bases: tuple[tuple[Any, type[Elastic]], ...] = (
-        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ElasticConv),
+        (CONVOLUTIONS, ElasticConv),
+        (TRANSPOSED, ElasticConvTranspose),
         (nn.Linear, ElasticLinear),
         (_BatchNorm, ElasticBatchNorm),
+        (_InstanceNorm, ElasticInstanceNorm),
         (nn.PReLU, ElasticPReLU),
     )
     base = next((base for kinds, base in bases if isinstance(module, kinds)), None)
     if base is None:
         raise RewriteError(f"{type(module).__name__} is no layer that can be made elastic")
-    vars(module).update(dial=dial, inputs=layer.inputs, outputs=layer.outputs)
-    module.__class__ = _leaf_class(base, type(module))
+    become(module, base, dial).adopt(layer)

@@ -38,10 +38,11 @@ class Costs(NamedTuple):
 
 
 def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
-    """The input of one image in that configuration: the last one or two axes are the resolution."""
+    """The input of one image or clip in that configuration: the last one or two axes are the resolution."""
     example: Sequence[int] = net.settings["example_size"]
     spatial = min(len(example) - 1, 2)
-    return (*example[: len(example) - spatial], *(config.resolution,) * spatial)
+    frames = () if len(example) < 4 else (config.frames or example[1],)
+    return (example[0], *frames, *(config.resolution,) * spatial)
 
 
 def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]) -> tuple[dict[Config, float], int]:

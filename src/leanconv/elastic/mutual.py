@@ -31,7 +31,12 @@ __all__ = ["MutualObjective", "plan_step"]
 
 
 def plan_step(
-    seed: int, step: int, widths: Sequence[float], resolutions: Sequence[int], num_random: int = 2
+    seed: int,
+    step: int,
+    widths: Sequence[float],
+    resolutions: Sequence[int],
+    num_random: int = 2,
+    frames: Sequence[int] = (),
 ) -> tuple[Config, ...]:
     """The configurations of one step: the teacher, then the students from wide to narrow, the narrowest last.
 
@@ -43,8 +48,15 @@ def plan_step(
     draw = random.Random(f"{seed}/{step}")
     low, high = widths
     students = sorted((draw.uniform(low, high) for _ in range(num_random)), reverse=True)
-    teacher = Config(float(high), max(resolutions))
-    return (teacher, *(Config(width, draw.choice(list(resolutions))) for width in (*students, float(low))))
+    clips: list[int | None] = list(frames) or [None]
+    teacher = Config(float(high), max(resolutions), max(frames, default=None))
+    return (
+        teacher,
+        *(
+            Config(width, draw.choice(list(resolutions)), draw.choice(clips) if frames else None)
+            for width in (*students, float(low))
+        ),
+    )
 
 
 class MutualObjective(nn.Module):
@@ -114,7 +126,10 @@ class MutualObjective(nn.Module):
 
     def plan(self, step: int) -> tuple[Config, ...]:
         """The configurations that `step` trains, the full network first."""
-        return plan_step(self.seed, step, self.net.widths, self.resolutions or self.net.resolutions, self.num_random)
+        net = self.net
+        return plan_step(
+            self.seed, step, net.widths, self.resolutions or net.resolutions, self.num_random, frames=net.frames
+        )
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (b, classes) of the full network at the highest resolution.

@@ -5,7 +5,8 @@
         y = net(x)                                             N(W_{0:w}, I_{R=r}) of the paper
 
 The width is a value that all layers read (`width.Dial`), set in a scope; the resolution is a bilinear resize of the
-input (align_corners=True, as in the reference implementation). Nothing is copied to change the configuration.
+input (align_corners=True, as in the reference implementation); frames, for clips, are taken evenly from those of the
+input, as the journal version of the paper does. Nothing is copied to change the configuration.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from leanconv.elastic.beside import make_beside
+from leanconv.elastic.chains import make_chain, make_gather
 from leanconv.elastic.extract import extract
+from leanconv.elastic.graphs import slices_as_layers
+from leanconv.elastic.kinds import CONVOLUTIONS
 from leanconv.elastic.layers import Elastic, ElasticBatchNorm, make_leaf
-from leanconv.elastic.trace import CONVOLUTIONS, fake_input, trace
+from leanconv.elastic.probe import probe
+from leanconv.elastic.trace import trace
+from leanconv.elastic.widen import widen
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import LeanconvError, RewriteError
+from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
 from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
-__all__ = ["ElasticNet", "from_settings", "make_elastic", "resized"]
+__all__ = ["ElasticNet", "from_settings", "make_elastic", "resized", "sampled"]
 
 PAPER_RESOLUTIONS = (224, 192, 160, 128)
 
@@ -46,16 +53,22 @@ class ElasticNet(nn.Module):
         model: the network, whose leaves are elastic; its parameters have their original names.
         widths: the smallest and the largest width.
         resolutions: sides of the square input in pixels, descending; the first is the native one.
+        frames: of the clip, descending, the first native; empty for images and where the frames are as they come.
+        kept: layers that have all their channels at every width, with the reason.
         channels: channels of the input.
     """
 
-    def __init__(self, model: nn.Module, dial: Dial, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, dial: Dial, settings: Mapping[str, Any], kept: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.dial = dial
         self.settings = dict(settings)
         self.widths: tuple[float, float] = tuple(settings["widths"])
         self.resolutions: tuple[int, ...] = tuple(settings["resolutions"])
+        self.frames: tuple[int, ...] = tuple(settings.get("frames", ()))
+        self.kept = dict(kept or {})
         self.channels: int = settings["example_size"][0]
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
@@ -63,27 +76,32 @@ class ElasticNet(nn.Module):
         """(b, channels, *size) to whatever the model returns, in the configuration in force."""
         if self.training and self.dial.statistics is None:
             self.forget()  # the weights are about to change, and what was measured goes with them
+        if self.dial.frames is not None:
+            x = sampled(x, self.dial.frames)
         if self.dial.resolution is not None:
             x = resized(x, self.dial.resolution)
         return self.model(x, *args, **kwargs)
 
     @contextmanager
-    def at(self, width: float | None = None, resolution: int | None = None) -> Iterator[ElasticNet]:
-        """Run in another configuration within the scope; None for `width` is the largest, for `resolution` as it comes.
+    def at(
+        self, width: float | None = None, resolution: int | None = None, frames: int | None = None
+    ) -> Iterator[ElasticNet]:
+        """Run in another configuration within the scope; None for `width` is the largest, for the others as it comes.
 
-        An input left as it comes uses the BatchNorm statistics of the native resolution.
-        Raises `LeanconvError` for a width outside `widths` and a resolution that is none of `resolutions`.
+        An input left as it comes uses the BatchNorm statistics of the native resolution and frames.
+        Raises `LeanconvError` for a width outside `widths` and a resolution or frames that are none of this network's.
         """
-        config = self.checked(self.widths[1] if width is None else width, resolution)
-        before = self.dial.width, self.dial.resolution
-        self.dial.width, self.dial.resolution = config.width, resolution
+        config = self.checked(self.widths[1] if width is None else width, resolution, frames)
+        dial = self.dial
+        before = dial.width, dial.resolution, dial.frames
+        dial.width, dial.resolution, dial.frames = config.width, resolution, frames
         try:
             yield self
         finally:
-            self.dial.width, self.dial.resolution = before
+            dial.width, dial.resolution, dial.frames = before
 
-    def checked(self, width: float, resolution: int | None = None) -> Config:
-        """The configuration of that width and resolution, or `LeanconvError` where the network has no such."""
+    def checked(self, width: float, resolution: int | None = None, frames: int | None = None) -> Config:
+        """That configuration, native where it is None, or `LeanconvError` where the network has no such."""
         low, high = self.widths
         if not isinstance(width, (int, float)) or not low <= width <= high:
             raise LeanconvError(
@@ -95,10 +113,22 @@ class ElasticNet(nn.Module):
                 f"resolution must be one of {', '.join(map(str, self.resolutions))}, those this network was made for, "
                 f"got {resolution!r}; make it elastic with other resolutions="
             )
-        return Config(float(width), self.dial.native if resolution is None else int(resolution))
+        if frames is not None and frames not in self.frames:
+            known = ", ".join(map(str, self.frames))
+            raise LeanconvError(
+                f"frames must be one of {known}, those this network was made for, got {frames!r}"
+                if known
+                else f"this network's frames are not elastic, got frames={frames!r}: make it elastic with frames="
+            )
+        dial = self.dial
+        return Config(
+            float(width),
+            dial.native if resolution is None else int(resolution),
+            dial.native_frames if frames is None else int(frames),
+        )
 
     def configurations(self, step: float = 0.05) -> tuple[Config, ...]:
-        """The paper's grid: widths from the largest down by `step`, each at every resolution.
+        """The paper's grid: widths from the largest down by `step`, each at every resolution and number of frames.
 
         Raises `LeanconvError` for a step that is not positive.
         """
@@ -109,7 +139,12 @@ class ElasticNet(nn.Module):
         widths = [round(high - i * step, 4) for i in range(count + 1)]
         if widths[-1] > low + 1e-6:
             widths.append(low)
-        return tuple(Config(width, resolution) for resolution in self.resolutions for width in widths)
+        return tuple(
+            Config(width, resolution, frames)
+            for frames in self.frames or (None,)
+            for resolution in self.resolutions
+            for width in widths
+        )
 
     @property
     def norms(self) -> tuple[ElasticBatchNorm, ...]:
@@ -122,9 +157,9 @@ class ElasticNet(nn.Module):
         norms = self.norms
         return tuple(config for config in norms[0].banked if all(n.has(config) for n in norms)) if norms else ()
 
-    def can_evaluate(self, width: float, resolution: int | None = None) -> bool:
+    def can_evaluate(self, width: float, resolution: int | None = None, frames: int | None = None) -> bool:
         """Whether evaluation in that configuration has the statistics it needs."""
-        config = self.checked(width, resolution)
+        config = self.checked(width, resolution, frames)
         return all(norm.knows(config) for norm in self.norms)
 
     def forget(self) -> None:
@@ -135,10 +170,10 @@ class ElasticNet(nn.Module):
                 norm.forget()
             self.tell_calibrated()
 
-    def reserve(self, configs: Iterable[Sequence[float]]) -> None:
+    def reserve(self, configs: Iterable[Sequence[Any]]) -> None:
         """Make room for the statistics of `configs`, which a checkpoint is about to fill."""
-        for width, resolution in configs:
-            config = self.checked(width, int(resolution))
+        for given in configs:
+            config = self.checked(*given)
             for norm in self.norms:
                 norm.store(config, norm.filled(config, 0.0), norm.filled(config, 1.0))
 
@@ -154,17 +189,23 @@ class ElasticNet(nn.Module):
         remember(self, story)
 
     def extract(
-        self, width: float | None = None, resolution: int | None = None, *, calibrated: bool = True
+        self,
+        width: float | None = None,
+        resolution: int | None = None,
+        frames: int | None = None,
+        *,
+        calibrated: bool = True,
     ) -> nn.Module:
-        """A network of plain modules with tensors of its own, equal to this one at `width` on inputs of `resolution`.
+        """A network of plain modules with tensors of its own, equal to this one in that configuration.
 
         See `leanconv.elastic.extract.extract`.
         """
-        return extract(self, width, resolution, calibrated=calibrated)
+        return extract(self, width, resolution, frames, calibrated=calibrated)
 
     def extra_repr(self) -> str:
-        """Widths and resolutions."""
-        return f"widths={self.widths}, resolutions={self.resolutions}"
+        """Widths, resolutions and frames."""
+        frames = f", frames={self.frames}" if self.frames else ""
+        return f"widths={self.widths}, resolutions={self.resolutions}{frames}"
 
 
 def resized(x: Tensor, resolution: int) -> Tensor:
@@ -182,33 +223,56 @@ def resized(x: Tensor, resolution: int) -> Tensor:
     return F.interpolate(x, size, mode=mode, align_corners=True)
 
 
+def sampled(x: Tensor, frames: int) -> Tensor:
+    """`frames` of the T frames of (b, c, T, h, w): frame floor(i T / frames) for i = 0, 1, ...
+
+    Raises `LeanconvError` for an input without frames, or with fewer.
+    """
+    if x.ndim != 5 or x.shape[2] < frames:
+        raise LeanconvError(
+            f"{frames} frames are to be taken from an input of shape {tuple(x.shape)}: expected (batch, channels, T, "
+            f"height, width) with T of at least {frames}"
+        )
+    total = x.shape[2]
+    if total % frames == 0:
+        return x if total == frames else x[:, :, :: total // frames]
+    places = torch.arange(frames, device=x.device) * total // frames
+    return x.index_select(2, places)
+
+
 def make_elastic(
     model: nn.Module,
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = PAPER_RESOLUTIONS,
     *,
+    frames: Sequence[int] = (),
     divisor: int | None = 8,
     example_size: Sequence[int] | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
 ) -> ElasticNet:
-    """A copy of `model` that runs at any width between `widths` and at any of `resolutions`.
+    """A copy of `model` that runs at any width between `widths` and at any of `resolutions` (and `frames`).
 
     Every layer keeps the first channels of its weights, as many as the rounding law of `elastic.width` says; channels
     that meet in an add, a gate, a concatenation or a grouped convolution are sliced together, found by running the
     network once without computing. The network's input and outputs are never sliced. At width 1 it is the original.
 
+    Above width 1 the layers are allocated at the largest width and the original weights are their first part; the
+    others are drawn at the same scale.
+
     Args:
-        model: a network of convolutions, BatchNorm, linear layers and what has no weights; left as it is.
-        widths: smallest and largest share of every layer's channels; the largest must be 1.
+        model: a network of convolutions, norms, linear layers, chains, and parameters beside them; left as it is.
+        widths: smallest and largest width, as shares of every layer's channels, 1 between or at an end of them.
         resolutions: sides of the square input in pixels.
+        frames: for clips, how many frames a configuration may take evenly from those of the input.
         divisor: channel counts are multiples of it, of the layer's ratio times it, or full; None rounds to whole ones.
-        example_size: input without the batch axis; default (input channels of the first convolution, native, native).
+        example_size: input without the batch axis; default (input channels of the first convolution, native, native),
+            for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`elastic.ratios`) is not wanted.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
-    for widths and resolutions that make no sense.
+    for widths, resolutions and frames that make no sense.
 
     >>> net = make_elastic(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1)), resolutions=(32, 24))
     >>> with net.at(width=0.5, resolution=24):
@@ -219,18 +283,33 @@ def make_elastic(
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")
     low, high = _checked_widths(widths)
-    sides = _checked_resolutions(resolutions)
+    sides = _checked_counts("resolutions", resolutions, "in pixels")
+    lengths = _checked_counts("frames", frames, "of the clip") if frames != () else ()
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise LeanconvError(f"divisor must be a whole number from 1, or None, got {divisor!r}")
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    size = _example_size(model, sides[0]) if example_size is None else tuple(int(side) for side in example_size)
+    given = example_size is not None
+    size = tuple(int(side) for side in example_size or ()) if given else _example_size(model, sides[0], lengths)
+    if lengths and (len(size) != 4 or size[1] != lengths[0]):
+        raise LeanconvError(
+            f"frames are for clips of {lengths[0]} frames, the most of them: example_size must be (channels, "
+            f"{lengths[0]}, height, width), got {size}"
+        )
     copied = duplicate(model)
-    dial = Dial(native=sides[0])
-    layers = trace(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios)
+    slices_as_layers(copied)
+    dial = Dial(native=sides[0], native_frames=lengths[0] if lengths else None, widest=high, width=high)
+    found = trace(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios, widest=high)
     modules = dict(copied.named_modules())
-    for name, layer in layers.items():
-        make_leaf(modules[name], layer, dial)
-    settings = {
+    for name, layer in found.layers.items():
+        if isinstance(modules[name], ConvChain):
+            make_chain(modules[name], layer, dial)
+        elif layer.pieces:
+            make_gather(modules[name], layer, dial)
+        else:
+            make_leaf(modules[name], layer, dial)
+    for name, beside in found.beside.items():
+        make_beside(name, modules[name], beside, dial)
+    settings: dict[str, Any] = {
         "widths": [low, high],
         "resolutions": list(sides),
         "divisor": divisor,
@@ -238,12 +317,17 @@ def make_elastic(
         "keep": list(keep),
         "ratios": dict(ratios or {}),
     }
-    net = ElasticNet(copied, dial, settings)
+    if lengths:
+        settings["frames"] = list(lengths)
+    net = ElasticNet(copied, dial, settings, found.kept)
     net.training = copied.training
-    _probe(net, size)
+    if high > 1:
+        widen(net)
+    probe(net, size)
     story = story_of(model)
     if story is not None:
         remember(net, story.then("elastic", settings))
+        net.tell_calibrated()
     return net
 
 
@@ -255,7 +339,9 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     """
     if "calibrated" not in settings and "extract" not in settings:
         try:
-            return make_elastic(model, **copy.deepcopy(dict(settings)))
+            net = make_elastic(model, **copy.deepcopy(dict(settings)))
+            net.forget()
+            return net
         except TypeError as error:
             raise LeanconvError(f"the settings of an elastic network do not fit this version ({error})") from error
     if not isinstance(model, ElasticNet):
@@ -264,7 +350,7 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
         )
     if "extract" in settings:
         wanted = settings["extract"]
-        return model.extract(wanted["width"], int(wanted["resolution"]), calibrated=False)
+        return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
     model.reserve(settings["calibrated"])
     return model
 
@@ -272,82 +358,43 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
 def _loaded(net: nn.Module, _: Any) -> None:
     """After loading a state dict, which brings calibrations or takes them away."""
     assert isinstance(net, ElasticNet)
+    seen = [norm._buffers.get("num_batches_tracked") for norm in net.norms]
+    net.dial.blank = net.dial.widest > 1 and any(count is not None and not int(count) for count in seen)
     net.tell_calibrated()
-
-
-def _probe(net: ElasticNet, size: Sequence[int]) -> None:
-    """Run small and middling configurations without computing: code with channel counts of its own shows up here."""
-    low, high = net.widths
-    training = [(module, module.training) for module in net.modules()]
-    net.eval()
-    net.dial.probing = True
-    try:
-        for width, resolution in ((low, None), (round(0.4 * low + 0.6 * high, 2), None), (high, net.resolutions[-1])):
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _naming(net) as stack:
-                try:
-                    with net.at(width, resolution):
-                        net(fake_input(net, size))
-                except Exception as error:
-                    where = next((name for name in reversed(stack) if name), type(net.model).__name__)
-                    raise RewriteError(
-                        f"{where}: the network does not run at width {width:g} and resolution "
-                        f"{resolution or net.resolutions[0]} ({type(error).__name__}: {str(error).splitlines()[0]}): a "
-                        "forward holds channel counts or map sizes as constants; read them from the tensors, or pass "
-                        "keep= with the layers that feed it, or other resolutions="
-                    ) from error
-    finally:
-        net.dial.probing = False
-        for module, mode in training:
-            module.training = mode
-
-
-@contextmanager
-def _naming(net: ElasticNet) -> Iterator[list[str]]:
-    """The names of the modules at work, innermost last; on an exception they stay as they were."""
-    stack: list[str] = []
-    handles = []
-    for name, module in net.model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _checked_widths(widths: Sequence[float]) -> tuple[float, float]:
     values = tuple(widths) if isinstance(widths, Sequence) else ()
     if len(values) != 2 or not all(isinstance(v, (int, float)) for v in values) or not 0 < values[0] <= values[1]:
         raise LeanconvError(f"widths must be (smallest, largest) with 0 < smallest <= largest, got {widths!r}")
-    if values[1] > 1:
-        raise LeanconvError(
-            f"widths must not exceed 1 in this version, got {widths!r}: the weights of a wider network do not exist; "
-            "build the model that wide and take widths relative to it, here "
-            f"({values[0] / values[1]:.4g}, 1.0)"
-        )
     if values[1] < 1:
         raise LeanconvError(
-            f"the largest width must be 1, got {widths!r}: the channels above it would never be used; build a narrower "
-            "model instead"
+            f"the largest width must be at least 1, got {widths!r}: the channels above it would never be used; build a "
+            "narrower model instead"
+        )
+    if values[0] > 1:
+        raise LeanconvError(
+            f"the smallest width must be at most 1, the network as it is, got {widths!r}: build a wider model instead"
         )
     return float(values[0]), float(values[1])
 
 
-def _checked_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:
-    values = tuple(resolutions) if isinstance(resolutions, Sequence) else ()
+def _checked_counts(name: str, given: Sequence[int], what: str) -> tuple[int, ...]:
+    values = tuple(given) if isinstance(given, Sequence) else ()
     if not values or not all(isinstance(v, int) and v > 0 for v in values):
-        raise LeanconvError(f"resolutions must be one or more whole numbers above 0, in pixels, got {resolutions!r}")
+        raise LeanconvError(f"{name} must be one or more whole numbers above 0, {what}, got {given!r}")
     return tuple(sorted(set(values), reverse=True))
 
 
-def _example_size(model: nn.Module, side: int) -> tuple[int, ...]:
+def _example_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[int, ...]:
     first = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
     if first is None:
         raise RewriteError(f"{type(model).__name__} has no convolution: there is nothing to make elastic")
-    if isinstance(first, nn.Conv3d):
+    if not isinstance(first, nn.Conv3d):
+        return (first.in_channels, *(side,) * len(first.kernel_size))
+    if not frames:
         raise RewriteError(
-            "a network of 3D convolutions needs example_size=(channels, frames, height, width): the number of frames "
-            "cannot be guessed"
+            "a network of 3D convolutions needs frames=, or example_size=(channels, frames, height, width): the number "
+            "of frames cannot be guessed"
         )
-    return (first.in_channels, *(side,) * len(first.kernel_size))
+    return (first.in_channels, frames[0], side, side)

@@ -64,6 +64,7 @@ class Row:
 
     width: float
     resolution: int
+    frames: int | None = None
     accuracy: float
     macs: int
     params: int
@@ -76,8 +77,8 @@ class Row:
 
     @property
     def config(self) -> Config:
-        """Width and resolution."""
-        return Config(self.width, self.resolution)
+        """Width and resolution, and frames where they are elastic."""
+        return Config(self.width, self.resolution, self.frames)
 
 
 def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
@@ -105,13 +106,16 @@ def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
 def columns(rows: Sequence[Row]) -> list[str]:
     """The header of a CSV of these rows."""
     tags = dict.fromkeys(tag for row in rows for tag in row.times)
-    plain = [one.name for one in fields(Row) if one.name != "times"]
+    clips = any(row.frames is not None for row in rows)
+    plain = [one.name for one in fields(Row) if one.name != "times" and (clips or one.name != "frames")]
     return plain + [f"{tag}_{column}" for tag in tags for column in Time._fields]
 
 
 def cells(row: Row) -> dict[str, Any]:
     """The row as the cells of a CSV."""
     plain = {one.name: getattr(row, one.name) for one in fields(Row) if one.name != "times"}
+    if row.frames is None:
+        del plain["frames"]
     return plain | {f"{tag}_{name}": value for tag, time in row.times.items() for name, value in time._asdict().items()}
 
 
@@ -124,7 +128,7 @@ def read_row(data: Mapping[str, Any]) -> Row:
     def maybe(name: str) -> float | None:
         return None if data.get(name) in (None, "") else float(data[name])
 
-    peak = maybe("peak_bytes")
+    peak, frames = maybe("peak_bytes"), maybe("frames")
     times = {tag: Time(*map(float, time)) for tag, time in (data.get("times") or {}).items()}
     for name in data:
         tag = name.removesuffix("_median_ms")
@@ -133,6 +137,7 @@ def read_row(data: Mapping[str, Any]) -> Row:
     return Row(
         width=float(data["width"]),
         resolution=int(data["resolution"]),
+        frames=None if frames is None else int(frames),
         accuracy=float(data["accuracy"]),
         macs=int(data["macs"]),
         params=int(data["params"]),

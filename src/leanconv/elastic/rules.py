@@ -2,27 +2,36 @@
 
 A tensor's `dims` hold, for each of its axes, the row of channel segments that lies there, or None. A rule gets the
 inputs' dims and answers the output's; an operation without a rule is an obstacle, unless all its channels are fixed.
-Rules are about single aten operations, so they know nothing of the many ways to write `relu` or `+` in Python.
+Rules here are about single aten operations, so they know nothing of the many ways to write `relu` or `+` in Python;
+`calls` has those of the few that are given channel counts as numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from leanconv.elastic.channels import Axis, Row, Segment, resolve, unify
+from leanconv.elastic.channels import (
+    Axis,
+    Row,
+    Segment,
+    align,
+    fixed_row,
+    is_fixed,
+    makers,
+    pin,
+    resolve,
+    scaled,
+    unify,
+)
+from leanconv.elastic.shapes import Dims, Unknown, reshaped
 
-__all__ = ["Call", "Dims", "Unknown", "dims_after", "scaled"]
-
-Dims = tuple[Row | None, ...]
-
-
-class Unknown(Exception):
-    """No rule says what this operation does to channels; the message is the reason."""
+__all__ = ["Call", "Dims", "Unknown", "broadcast", "contract", "dims_after", "hold", "loose", "refixed"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Call:
     @property
     def name(self) -> str:
         """The bare name, without namespace, overload and the mark of in-place forms."""
-        return str(self.func.overloadpacket.__name__).rstrip("_") or "_"
+        packet = getattr(self.func, "overloadpacket", self.func)
+        return str(packet.__name__).rstrip("_") or "_"
 
     @property
     def x(self) -> Tensor:
@@ -51,7 +61,11 @@ class Call:
     @property
     def dims(self) -> Dims:
         """The dims of the first argument."""
-        return self.lookup(self.x) or (None,) * self.x.ndim
+        return self.of(self.x)
+
+    def of(self, tensor: Tensor) -> Dims:
+        """The dims of a tensor."""
+        return self.lookup(tensor) or (None,) * tensor.ndim
 
     def arg(self, position: int, name: str, default: Any) -> Any:
         """An argument given by position or by name."""
@@ -62,9 +76,18 @@ class Call:
         return int(self.arg(position, name, default)) % (self.x.ndim + extra)
 
 
-def scaled(row: Row | None, times: int) -> Row | None:
-    """The row where each channel has become `times` neighbours."""
-    return None if row is None else tuple(Segment(axis, unit * times) for axis, unit in row)
+def loose(row: Row | None) -> bool:
+    """Whether some channels of the row may be sliced."""
+    return row is not None and not is_fixed(row)
+
+
+def hold(row: Row | None, reason: str) -> None:
+    """Raise `Unknown` where an operation needs these channels to stay and a layer makes them; parameters' own stay."""
+    if row is None or is_fixed(row):
+        return
+    if any(not segment.axis.passive and segment.axis.fixed is None for segment in resolve(row)):
+        raise Unknown(reason)
+    pin(row, reason)
 
 
 def dims_after(call: Call) -> Dims:
@@ -81,35 +104,40 @@ def _pointwise(call: Call) -> Dims:
     """Broadcast: rows that meet become one, and an add makes them a residual stream."""
     tensors = [arg for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, Tensor) and arg.ndim]
     shape: tuple[int, ...] = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
-    out: list[Row | None] = []
-    for back in range(len(shape), 0, -1):
-        rows: list[Row] = []
-        constant = False
-        for tensor in tensors:
-            if tensor.ndim < back or tensor.shape[-back] != shape[-back]:
-                continue
-            dims = call.lookup(tensor)
-            row = None if dims is None else dims[-back]
-            if row is not None:
-                rows.append(row)
-            elif shape[-back] > 1:
-                constant = True
-        if not rows:
-            out.append(None)
-            continue
-        if constant and any(segment.axis.fixed is None for row in rows for segment in resolve(row)):
-            raise Unknown(f"{call.name} meets a tensor of {shape[-back]} channels that no layer makes")
-        merged = rows[0]
-        for row in rows[1:]:
-            mark = call.name in ("add", "sub") and _makers(merged).isdisjoint(_makers(row))
-            merged = unify(merged, row)
-            for segment in merged if mark else ():
-                segment.axis.stream = True
-        out.append(merged)
-    return tuple(out)
+    streams = call.name in ("add", "sub")
+    return tuple(
+        broadcast(
+            call.name,
+            [
+                (call.of(tensor)[-back], int(tensor.shape[-back]))
+                for tensor in tensors
+                if tensor.ndim >= back and tensor.shape[-back] == shape[-back]
+            ],
+            streams=streams,
+        )
+        for back in range(len(shape), 0, -1)
+    )
 
 
-def _makers(row: Row) -> set[int]:
+def broadcast(name: str, meeting: Sequence[tuple[Row | None, int]], *, streams: bool = False) -> Row | None:
+    """The row of an axis on which these rows (and sizes) lie over each other."""
+    rows = [row for row, _ in meeting if row is not None]
+    if not rows:
+        return None
+    if any(row is None and size > 1 for row, size in meeting):
+        for row in rows:
+            hold(row, f"{name} meets a tensor of {meeting[0][1]} channels that no layer makes")
+        return None
+    merged = rows[0]
+    for row in rows[1:]:
+        mark = streams and _axes(merged).isdisjoint(_axes(row)) and makers(merged) and makers(row)
+        merged = unify(merged, row)
+        for segment in resolve(merged) if mark else ():
+            segment.axis.stream = True
+    return merged
+
+
+def _axes(row: Row) -> set[int]:
     return {id(segment.axis) for segment in resolve(row)}
 
 
@@ -122,9 +150,21 @@ def _map_size(axes: int) -> Callable[[Call], Dims]:
 
     def rule(call: Call) -> Dims:
         dims = call.dims
-        if any(row is not None for row in dims[-axes:]):
-            raise Unknown(f"{call.name} runs along the channels")
-        return dims
+        for row in dims[-axes:]:
+            hold(row, f"{call.name} runs along the channels")
+        return (*dims[:-axes], *(None,) * axes)
+
+    return rule
+
+
+def _along(position: int, name: str, default: Any) -> Callable[[Call], Dims]:
+    """Operations along some axes that keep their lengths, and may not run along channels."""
+
+    def rule(call: Call) -> Dims:
+        axes = call.arg(position, name, default)
+        for axis in axes if isinstance(axes, (list, tuple)) else (axes,):
+            hold(call.dims[axis], f"{call.name} runs along the channels")
+        return call.dims
 
     return rule
 
@@ -138,9 +178,12 @@ def _pad(call: Call) -> Dims:
         row = dims[-back]
         if row is None or (before == 0 and after == 0):
             continue
-        if before or after < 0 or len(resolve(row)) > 1:
+        if not loose(row):
+            dims[-back] = fixed_row(int(call.result.shape[-back]), "it is padded")
+        elif before or after < 0 or len(resolve(row)) > 1:
             raise Unknown(f"{call.name} shifts or crops channels")
-        dims[-back] = (Segment(Axis(int(call.result.shape[-back])), 1),)
+        else:
+            dims[-back] = (Segment(Axis(int(call.result.shape[-back])), 1),)
     return tuple(dims)
 
 
@@ -155,30 +198,34 @@ def _reduce(call: Call) -> Dims:
     return tuple(None if i in gone else dims[i] for i in range(len(dims)) if keep or i not in gone)
 
 
+def _topk(call: Call) -> Dims:
+    axis = call.axis(2, default=-1) if call.name == "topk" else call.axis(1, default=-1)
+    hold(call.dims[axis], f"{call.name} runs along the channels")
+    return (*call.dims[:axis], None, *call.dims[axis + 1 :])
+
+
 def _cat(call: Call) -> Dims:
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
     along = int(call.arg(1, "dim", 0)) % tensors[0].ndim
-    out: list[Row | None] = []
-    for i in range(tensors[0].ndim):
-        known = [(tensor, (call.lookup(tensor) or (None,) * tensor.ndim)[i]) for tensor in tensors]
-        rows = [row for _, row in known if row is not None]
-        if not rows:
-            out.append(None)
-        elif i == along:
-            out.append(
-                sum(
-                    (row or (Segment(Axis(t.shape[i], fixed="it is a constant"), 1),) for t, row in known),
-                    start=(),
-                )
-            )
-        elif len(rows) < len(known):
-            raise Unknown("cat meets a tensor whose channels no layer makes")
-        else:
-            merged = rows[0]
-            for row in rows[1:]:
-                merged = unify(merged, row)
-            out.append(merged)
-    return tuple(out)
+    return tuple(
+        _beside(tensors, i, call) if i == along else broadcast("cat", [(call.of(t)[i], t.shape[i]) for t in tensors])
+        for i in range(tensors[0].ndim)
+    )
+
+
+def _beside(tensors: Sequence[Tensor], axis: int, call: Call) -> Row | None:
+    """The rows of an axis one behind the other."""
+    known = [(tensor, call.of(tensor)[axis]) for tensor in tensors]
+    if all(row is None for _, row in known):
+        return None
+    return sum((row or fixed_row(int(t.shape[axis]), "it is a constant") for t, row in known), start=())
+
+
+def _stack(call: Call) -> Dims:
+    tensors = call.args[0]
+    along = int(call.arg(1, "dim", 0)) % (tensors[0].ndim + 1)
+    dims = [broadcast("stack", [(call.of(t)[i], t.shape[i]) for t in tensors]) for i in range(tensors[0].ndim)]
+    return (*dims[:along], None, *dims[along:])
 
 
 def _permute(call: Call) -> Dims:
@@ -196,23 +243,29 @@ def _permute(call: Call) -> Dims:
 
 def _slice(call: Call) -> Dims:
     axis = call.axis(1)
-    if call.dims[axis] is not None and call.result.shape != call.x.shape:
-        raise Unknown(f"{call.name} cuts out a fixed range of channels")
-    return call.dims
+    if call.result.shape == call.x.shape:
+        return call.dims
+    hold(call.dims[axis], f"{call.name} cuts out a fixed range of channels")
+    return (*call.dims[:axis], refixed(call.dims[axis], int(call.result.shape[axis])), *call.dims[axis + 1 :])
+
+
+def refixed(row: Row | None, length: int) -> Row | None:
+    """A fixed row at another length; others as they are."""
+    if loose(row):
+        return row
+    return None if row is None else fixed_row(length, resolve(row)[0].axis.fixed or "")
 
 
 def _select(call: Call) -> Dims:
     axis = call.axis(1)
-    if call.dims[axis] is not None:
-        raise Unknown(f"{call.name} picks a fixed channel")
+    hold(call.dims[axis], f"{call.name} picks a fixed channel")
     return call.dims[:axis] + call.dims[axis + 1 :]
 
 
 def _split(call: Call) -> Dims:
     axis = call.axis(2) if call.name != "unbind" else call.axis(1)
-    if call.dims[axis] is not None:
-        raise Unknown(f"{call.name} divides the channels at fixed places")
-    return call.dims if call.name != "unbind" else call.dims[:axis] + call.dims[axis + 1 :]
+    hold(call.dims[axis], f"{call.name} divides the channels at fixed places")
+    return call.dims[:axis] + ((None,) if call.name != "unbind" else ()) + call.dims[axis + 1 :]
 
 
 def _expand(call: Call) -> Dims:
@@ -220,37 +273,66 @@ def _expand(call: Call) -> Dims:
     return (None,) * added + call.dims
 
 
+def _repeat(call: Call) -> Dims:
+    """Copies one behind the other, of axes without channels."""
+    times: Sequence[int] = call.args[1]
+    dims = (*(None,) * (len(times) - call.x.ndim), *call.dims)
+    for row, count in zip(dims, times, strict=True):
+        if count > 1:
+            hold(row, f"{call.name} repeats the channels")
+    return tuple(refixed(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
+
+
+def _unfold(call: Call) -> Dims:
+    """Windows along one axis."""
+    axis = call.axis(1, "dimension")
+    hold(call.dims[axis], f"{call.name} runs along the channels")
+    return (*call.dims[:axis], None, *call.dims[axis + 1 :], None)
+
+
+def _windows(call: Call) -> Dims:
+    """Windows of maps as columns, each channel's values beside each other, and back."""
+    batch, row, *_ = call.dims
+    taps = prod(call.args[1 if call.name == "im2col" else 2])
+    if call.name == "im2col":
+        return (batch, None if row is None else scaled(row, taps), None)
+    row = None if row is None else tuple(Segment(axis, unit // taps) for axis, unit in align(row, taps))
+    return (batch, row, None, None)
+
+
+def _shuffled_pixels(call: Call) -> Dims:
+    """Channels to pixels, whole groups of them, and back."""
+    *batch, row, _, _ = call.dims
+    factor = int(call.args[1]) ** 2
+    if row is not None and call.name == "pixel_unshuffle":
+        row = scaled(row, factor)
+    elif row is not None:
+        row = tuple(Segment(axis, unit // factor) for axis, unit in align(row, factor))
+    return (*batch, row, None, None)
+
+
 def _reshape(call: Call) -> Dims:
-    """Match the old axes to the new ones in groups of equal size; a row survives merging with the axes behind it."""
-    old, new = tuple(call.x.shape), tuple(call.result.shape)
-    dims = call.dims
-    out: list[Row | None] = [None] * len(new)
-    i = j = 0
-    while i < len(old) or j < len(new):
-        i_from, j_from = i, j
-        left = old[i] if i < len(old) else 1
-        right = new[j] if j < len(new) else 1
-        i, j = i + 1, j + 1
-        while left != right:
-            if left < right:
-                left *= old[i]
-                i += 1
-            else:
-                right *= new[j]
-                j += 1
-        group = range(i_from, min(i, len(old)))
-        carriers = [k for k in group if dims[k] is not None]
-        if not carriers:
-            continue
-        places = [k for k in range(j_from, min(j, len(new))) if new[k] > 1]
-        before = [k for k in group if k < carriers[0] and old[k] > 1]
-        if len(carriers) > 1 or before or len(places) != 1:
-            raise Unknown(f"{call.name} from {list(old)} to {list(new)} divides or mixes the channels")
-        behind = 1
-        for k in group:
-            behind *= old[k] if k > carriers[0] else 1
-        out[places[0]] = scaled(dims[carriers[0]], behind)
-    return tuple(out)
+    return reshaped(call.name, call.dims, call.x.shape, call.result.shape)
+
+
+def _product(call: Call) -> Dims:
+    """Products of matrices, with a term added."""
+    *term, a, b = call.args[:3] if call.name in ("addmm", "baddbmm") else call.args[:2]
+    operands = [(a, "zij"[-a.ndim :]), (b, "zjk"[-b.ndim :]), *((tensor, "zik"[3 - tensor.ndim :]) for tensor in term)]
+    return contract(call, operands, "zik"[-a.ndim :])
+
+
+def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
+    """The dims of a product of tensors, each with a letter for every axis: what is summed over must agree."""
+    met: dict[str, list[tuple[Row | None, int]]] = {}
+    for tensor, letters in operands:
+        for letter, row, size in zip(letters, call.of(tensor), tensor.shape, strict=True):
+            met.setdefault(letter, []).append((row, int(size)))
+    rows = {}
+    for letter, meeting in met.items():
+        full = max(size for _, size in meeting)
+        rows[letter] = broadcast(call.name, [(row, size) for row, size in meeting if size == full])
+    return tuple(rows[letter] for letter in out)
 
 
 POINTWISE = {
@@ -281,12 +363,29 @@ RULES: dict[str, Callable[[Call], Dims]] = {
     **dict.fromkeys(("_upsample_bicubic2d_aa",), _map_size(2)),
     **dict.fromkeys(("upsample_trilinear3d",), _map_size(3)),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"), _reduce),
+    **dict.fromkeys(("linalg_vector_norm",), lambda call: _reduce(_shifted(call))),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     **dict.fromkeys(("split", "split_with_sizes", "unbind"), _split),
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
+    **dict.fromkeys(("flip",), _along(1, "dims", ())),
+    **dict.fromkeys(("roll",), _along(2, "dims", ())),
+    **dict.fromkeys(("cumsum", "cumprod"), _along(1, "dim", 0)),
+    **dict.fromkeys(("topk", "sort"), _topk),
+    **dict.fromkeys(("im2col", "col2im"), _windows),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
     "constant_pad_nd": _pad,
+    "repeat": _repeat,
+    "unfold": _unfold,
+    "stack": _stack,
     "cat": _cat,
     "slice": _slice,
     "select": _select,
     "expand": _expand,
 }
+"""Which channels of a tensor an aten operation leaves where."""
+
+
+def _shifted(call: Call) -> Call:
+    """The call of a reduction whose axes come one place later."""
+    return Call(call.func, (call.x, *call.args[2:]), call.kwargs, call.result, call.lookup)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from leanconv.elastic.calibrate import as_configs
 from leanconv.elastic.measured import input_size
-from leanconv.elastic.net import resized
+from leanconv.elastic.net import resized, sampled
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
 
@@ -66,9 +66,9 @@ class Runtime:
         """The configurations it can run in."""
         return tuple(self._nets)
 
-    def use(self, width: float, resolution: int) -> None:
+    def use(self, width: float, resolution: int, frames: int | None = None) -> None:
         """Run in that configuration from the next call on. Raises `LeanconvError` for one that was not prepared."""
-        config = Config(width, resolution)
+        config = Config(width, resolution, frames)
         net = self._nets.get(config)
         if net is None:
             known = ", ".join(map(str, self._nets))
@@ -76,8 +76,10 @@ class Runtime:
         self.config, self._net = config, net
 
     def __call__(self, x: Tensor) -> Any:
-        """(b, channels, *size) of any size, resized to the resolution in force, to whatever the network returns."""
+        """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns."""
         with torch.inference_mode():
+            if self.config.frames is not None:
+                x = sampled(x, self.config.frames)
             return self._net(resized(x, self.config.resolution))
 
     def warm_up(self, calls: int = 3) -> None:

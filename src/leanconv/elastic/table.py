@@ -91,6 +91,7 @@ class QueryTable:
             Row(
                 width=config.width,
                 resolution=config.resolution,
+                frames=config.frames,
                 accuracy=accuracy[config],
                 **costs(net, config)._asdict(),
             )

@@ -1,47 +1,80 @@
-"""Mutual learning's two knobs, width and resolution, in plain integers: how many channels a layer keeps, and the dial.
+"""Mutual learning's knobs, width, resolution and frames, in plain integers: how many channels a layer keeps; the dial.
 
-    c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C full, w width)
+    c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C at width 1, w width)
 
 d  the rounding divisor, one for the whole network (8)
 r  the ratio of a layer inside a block to the channels around it, so that both shrink in step: 6 for the middle of an
    inverted residual that expands six times, 1/4 for the middle of a bottleneck, 1 everywhere else
 
 Deviation: where d * r is no multiple of the layer's quantum (channels per group of a grouped convolution), d grows to
-the first multiple that is; and no count exceeds the full one, so that a layer of C < d channels keeps them all.
+the first multiple that is; no width below 1 keeps more than C, no width above it fewer, and width 1 keeps exactly C,
+so that it is always the network as it was.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 __all__ = ["Config", "Dial", "Statistics", "channels_at", "make_divisible"]
 
 
-class Config(NamedTuple):
-    """One configuration of an elastic network: a width in (0, 1] and the side of its square input in pixels."""
+class Config(tuple[Any, ...]):
+    """One configuration of an elastic network: a width, the side of its square input in pixels, for clips the frames.
 
-    width: float
-    resolution: int
+    A tuple of two numbers for images, of three where frames are elastic too, so that `net.at(*config)` and comparisons
+    with plain tuples read as they look.
+
+    >>> Config(0.5, 160) == (0.5, 160), Config(0.5, 160, 8).frames
+    (True, 8)
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, width: float, resolution: int, frames: int | None = None) -> Config:
+        return super().__new__(cls, (width, resolution) if frames is None else (width, resolution, frames))
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    @property
+    def width(self) -> float:
+        """Share of the channels."""
+        return float(self[0])
+
+    @property
+    def resolution(self) -> int:
+        """Pixels."""
+        return int(self[1])
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of the clip; None for images and where they are not elastic."""
+        return int(self[2]) if len(self) > 2 else None
 
     @property
     def tag(self) -> str:
         """The name of the configuration in state dicts; widths are told apart to four decimals.
 
-        >>> Config(0.25, 160).tag
-        'w02500_r160'
+        >>> Config(0.25, 160).tag, Config(1.0, 112, 8).tag
+        ('w02500_r160', 'w10000_r112_f8')
         """
-        return f"w{round(self.width * 10_000):05d}_r{self.resolution}"
+        frames = "" if self.frames is None else f"_f{self.frames}"
+        return f"w{round(self.width * 10_000):05d}_r{self.resolution}{frames}"
 
     @classmethod
     def from_tag(cls, tag: str) -> Config:
         """The inverse of `tag`."""
-        width, resolution = tag.split("_")
-        return cls(int(width[1:]) / 10_000, int(resolution[1:]))
+        width, resolution, *frames = (int(part[1:]) for part in tag.split("_"))
+        return cls(width / 10_000, resolution, *frames)
 
     def __str__(self) -> str:
-        return f"{self.width:g}-{self.resolution}"
+        return "-".join(f"{part:g}" for part in self)
+
+    def __repr__(self) -> str:
+        frames = "" if self.frames is None else f", frames={self.frames}"
+        return f"Config(width={self.width!r}, resolution={self.resolution!r}{frames})"
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -56,17 +89,19 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def channels_at(full: int, width: float, *, divisor: int = 8, ratio: Fraction = Fraction(1), quantum: int = 1) -> int:
-    """Channels that a layer of `full` channels keeps at `width`, a multiple of `quantum`; all of them at width 1.
+    """Channels that a layer of `full` channels has at `width`, a multiple of `quantum`; just those at width 1.
 
     >>> channels_at(64, 0.9), channels_at(64, 0.9, ratio=Fraction(1, 4)), channels_at(96, 0.9, ratio=Fraction(6))
     (56, 58, 96)
+    >>> channels_at(32, 1.6), channels_at(32, 2.0)
+    (48, 64)
     """
-    if width >= 1:
+    if width == 1:
         return full
     # The least multiple of the divisor whose image under the ratio is whole and a multiple of the quantum.
     divisor *= (divisor * ratio / quantum).denominator
     kept = make_divisible(full * width / float(ratio), divisor) * ratio
-    return min(full, int(kept))
+    return min(full, int(kept)) if width < 1 else max(full, int(kept))
 
 
 class Statistics(Protocol):
@@ -80,21 +115,47 @@ class Statistics(Protocol):
 
 @dataclass
 class Dial:
-    """The one object that tells every elastic layer of a network which configuration is in force."""
+    """The one object that tells every elastic layer of a network which configuration is in force.
+
+    `widest` is the width that the weights are allocated for, at which nothing is sliced; `native` the largest
+    resolution, `native_frames` the most frames where those are elastic.
+    """
 
     native: int
+    widest: float = 1.0
+    native_frames: int | None = None
     width: float = 1.0
     resolution: int | None = None
+    frames: int | None = None
     statistics: Statistics | None = field(default=None, repr=False)
+    blank: bool = False
+    """Whether the largest network has never run: its weights were allocated, its statistics are not those of images."""
     probing: bool = False
     """Only shapes matter: BatchNorms check them and pass on what they get."""
+    counted: set[tuple[str, Any]] = field(default_factory=set, repr=False)
+    """While probing: the calls, by module and place, that were given another channel count than the width wants."""
 
     @property
     def config(self) -> Config:
-        """The configuration in force; an input left as it is counts as the native resolution."""
-        return Config(self.width, self.resolution or self.native)
+        """The configuration in force; an input left as it is counts as native."""
+        return Config(self.width, self.resolution or self.native, self.frames or self.native_frames)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is sliced."""
+        return self.width == self.widest
+
+    @property
+    def original(self) -> bool:
+        """Whether this is the network as it was, nothing sliced and nothing added."""
+        return self.width == self.widest == 1
+
+    @property
+    def largest(self) -> Config:
+        """All channels, the native resolution, all frames."""
+        return Config(self.widest, self.native, self.native_frames)
 
     @property
     def full(self) -> bool:
-        """Whether this is the network as it was before it became elastic: all channels, the native resolution."""
-        return self.width == 1.0 and self.config.resolution == self.native
+        """Whether the largest configuration is in force."""
+        return self.config == self.largest

@@ -9,5 +9,6 @@ from leanconv.nets.mobilenet import MobileNetV1, MobileNetV2
 from leanconv.nets.nonlocal_block import NonLocal3d, add_nonlocal
 from leanconv.nets.resnet import LAYERS, ResNet
 from leanconv.nets.resnet_cifar import CifarResNet
+from leanconv.nets.wideresnet import WideResNet
 
-__all__ = ["LAYERS", "CifarResNet", "MobileNetV1", "MobileNetV2", "NonLocal3d", "ResNet", "add_nonlocal"]
+__all__ = ["LAYERS", "CifarResNet", "MobileNetV1", "MobileNetV2", "NonLocal3d", "ResNet", "WideResNet", "add_nonlocal"]

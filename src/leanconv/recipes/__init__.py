@@ -10,7 +10,7 @@ from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.igc import IGC
-from leanconv.recipes.mutual import elastic_mobilenet_imagenet, elastic_resnet20_cifar10
+from leanconv.recipes.mutual import MUTUAL
 from leanconv.recipes.octave import (
     OCTAVE_VIDEO,
     oct_resnet20_cifar10,
@@ -56,9 +56,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "oct_se_resnet152_deep_imagenet": partial(oct_resnet152_imagenet, se=True),
     **OCTAVE_VIDEO,
     **CSN,
-    "elastic_resnet20_cifar10": elastic_resnet20_cifar10,
-    "elastic_mobilenet_v1_imagenet": partial(elastic_mobilenet_imagenet, 1),
-    "elastic_mobilenet_v2_imagenet": partial(elastic_mobilenet_imagenet, 2),
+    **MUTUAL,
 }
 """Name -> the function that makes the recipe."""
 

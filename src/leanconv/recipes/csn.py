@@ -164,7 +164,7 @@ def ut_interaction(model: str = "ip_csn_26", frames: int = 8, size: int = 64) ->
             workers=1,
             video=VideoSettings(frames=frames, rate=48 // frames, short_side=(size, size * 5 // 4), clips_per_video=2),
         ),
-        epochs=80,
+        epochs=60,
         optim=OptimSettings(name="adamw", lr=1e-3, weight_decay=0.05, decay="weights"),
         schedule=ScheduleSettings("cosine", warmup_epochs=5),
     )

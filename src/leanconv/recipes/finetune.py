@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError
 
 __all__ = ["Taken", "take_weights"]
@@ -40,7 +41,10 @@ def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Tak
     from leanconv.rewrites.inflate import inflated_kernel
 
     path = Path(folder)
-    source: dict[str, Tensor] = load(path / "model" if (path / "model").is_dir() else path).state_dict()
+    given_net = load(path / "model" if (path / "model").is_dir() else path)
+    if isinstance(given_net, ElasticNet):
+        given_net.forget()  # what was calibrated there is of those weights and images
+    source: dict[str, Tensor] = given_net.state_dict()
     target: dict[str, Tensor] = net.state_dict()
     copied, inflated, wrong = [], [], [name for name in source if name not in target]
     with torch.no_grad():

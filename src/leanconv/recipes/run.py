@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -116,7 +117,17 @@ def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module
         raise LeanconvError(
             f"model_args.num_classes is {knobs['num_classes']}, but the data has {num_classes} classes: leave it out"
         )
-    return create_model(recipe.model, **knobs)
+    return create_model(recipe.model, **{**_elastic_knobs(recipe), **knobs})
+
+
+def _elastic_knobs(recipe: Recipe) -> dict[str, Any]:
+    """An elastic network of the zoo is made for the widths and resolutions of its recipe."""
+    from leanconv.zoo import ZOO
+
+    entry = ZOO.get(recipe.model)
+    if recipe.elastic is None or entry is None or "widths" not in inspect.signature(entry.builder).parameters:
+        return {}
+    return {"widths": list(recipe.elastic.widths), "resolutions": list(recipe.elastic.resolutions)}
 
 
 def _check_axes(recipe: Recipe, size: tuple[int, ...]) -> None:

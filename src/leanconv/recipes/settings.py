@@ -189,30 +189,34 @@ class Recipe:
     def tiny(self) -> Recipe:
         """The same network (with `tiny_args`), rewrites and rules for two steps on the embedded digits, on the CPU.
 
-        A recipe for videos runs on the embedded moving digits, from fresh weights, with as many frames up to eight.
+        Elastic networks run at 32 and 20 pixels, or at the `resolutions` of `tiny_args`.
+        A recipe for videos runs on the embedded moving digits, from fresh weights, with as many frames up to eight and
+        a rate as much smaller as the batch.
         """
         elastic = self.elastic
         if elastic is not None:
             low, high = elastic.widths
             elastic = replace(
                 elastic,
-                resolutions=(32, 20),
+                resolutions=tuple(self.tiny_args.get("resolutions", (32, 20))),
                 train_resolutions=None if elastic.train_resolutions is None else (32,),
                 teacher=None,
                 table_widths=(low, high),
                 calibration_images=32,
             )
         augment = "shift" if self.data.augment != "none" else "none"
-        data = DataSettings(spec="digits", size=32, augment=augment, batch_size=16)
+        data, optim = DataSettings(spec="digits", size=32, augment=augment, batch_size=16), self.optim
         if self.data.video is not None:
             video = VideoSettings(frames=min(self.data.video.frames, 8), short_side=(32, 32), test_clips=2)
             data = DataSettings(spec="moving-digits", size=32, augment=self.data.augment, batch_size=4, video=video)
+            optim = replace(optim, lr=optim.lr * data.batch_size / self.data.batch_size)
         return replace(
             self,
             model_args={**self.model_args, **self.tiny_args},
             elastic=elastic,
             weights=None,
             data=data,
+            optim=optim,
             epochs=1,
             steps_per_epoch=2,
             accumulate=1,

@@ -23,7 +23,7 @@ from leanconv.ops.channels import ChannelGather
 from leanconv.rewrites.capture import Captured
 from leanconv.rewrites.changes import Flow
 
-__all__ = ["Layout", "Leave", "Pair", "Rule", "Rules", "Value", "on_parts", "pair_of"]
+__all__ = ["Layout", "Leave", "Pair", "Rule", "Rules", "Value", "on_parts", "pair_of", "take_slice"]
 
 
 class Pair(NamedTuple):
@@ -192,7 +192,9 @@ class Layout:
         if channels == tuple(range(of)):
             return node
         if channels == tuple(range(channels[0], channels[0] + len(channels))):
-            return self.call(_slice, node, (*(slice(None),) * axis, slice(channels[0], channels[0] + len(channels))))
+            return self.call(
+                take_slice, node, (*(slice(None),) * axis, slice(channels[0], channels[0] + len(channels)))
+            )
         if axis != 1:
             raise Leave("its channels are out of order along an unusual axis")
         if channels not in self._gathers:
@@ -255,7 +257,7 @@ def on_parts(layout: Layout, node: fx.Node, pair: Pair) -> Pair:
     return pair._replace(high=high, low=low)
 
 
-def _slice(x: Tensor, index: tuple[slice, ...]) -> Tensor:
+def take_slice(x: Tensor, index: tuple[slice, ...]) -> Tensor:
     """x[index]; a function of its own name, so that it reads as what it is in the generated code."""
     return x[index]
 

@@ -1,7 +1,8 @@
 """Every network that the papers name, as one visible table: name -> how to build it and the input it was made for.
 
-A network is a backbone of `nets` plus the operator injected into it, or a backbone made elastic. Prefixes as in the
-optimized-separable paper, each replacing the 3x3 convolutions inside the residual blocks (stem and classifier stay):
+A network is a backbone of `nets` plus the operator injected into it; most papers have a file of their own. Prefixes as
+in the optimized-separable paper, each replacing the 3x3 convolutions inside the residual blocks (stem and classifier
+stay):
     dw_  depthwise alone            s_   spatial separable               o_   optimized separable, N = 2
     d_   depth separable, with BatchNorm between (its baselines)         so_  optimized separable, spatial variant
 Shortcuts, which decide the counts of its tables 6 and 7: plain, dw_, d_ and s_ on CIFAR take option A, everything else
@@ -10,14 +11,12 @@ option B. The paper prints no counts for dw_, s_ and so_; they follow their near
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 from torch import nn
 
-from leanconv.elastic import make_elastic
-from leanconv.nets import CifarResNet, MobileNetV1, MobileNetV2
+from leanconv.nets import CifarResNet, MobileNetV1
 from leanconv.nets.mobilenet import conv_unit
 from leanconv.ops import ChainRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
@@ -26,6 +25,7 @@ from leanconv.zoo.csn import CSN
 from leanconv.zoo.darts import DARTS
 from leanconv.zoo.entry import Entry
 from leanconv.zoo.igc import IGC
+from leanconv.zoo.mutual import MUTUAL
 from leanconv.zoo.octave import OCTAVE
 
 __all__ = ["ZOO", "Entry"]
@@ -103,48 +103,6 @@ def _o_mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 2.125, overl
     )
 
 
-MOBILE_RESOLUTIONS = (224, 192, 160, 128)
-
-
-def _elastic_mobilenet_v1(
-    *,
-    num_classes: int = 1000,
-    multiplier: float = 1.0,
-    widths: Sequence[float] = (0.25, 1.0),
-    resolutions: Sequence[int] = MOBILE_RESOLUTIONS,
-) -> nn.Module:
-    """MutualNet, figure 4: from 13 to 569 M MACs."""
-    net = MobileNetV1(num_classes=num_classes, multiplier=multiplier)
-    return make_elastic(net, widths=widths, resolutions=resolutions)
-
-
-def _elastic_mobilenet_v2(
-    *,
-    num_classes: int = 1000,
-    multiplier: float = 1.0,
-    widths: Sequence[float] = (0.7, 1.0),
-    resolutions: Sequence[int] = MOBILE_RESOLUTIONS,
-) -> nn.Module:
-    """MutualNet, figure 4; trained from 0.7, as its published settings have it (the text says 0.25).
-
-    The last 1x1 convolution keeps all its channels at every width, as the published counts show.
-    """
-    net = MobileNetV2(num_classes=num_classes, multiplier=multiplier)
-    return make_elastic(net, widths=widths, resolutions=resolutions, keep=("features.18.*",))
-
-
-def _elastic_resnet20(
-    *,
-    num_classes: int = 10,
-    multiplier: float = 1.0,
-    widths: Sequence[float] = (0.25, 1.0),
-    resolutions: Sequence[int] = (32, 28, 24, 20),
-) -> nn.Module:
-    """The smallest network to try elasticity on, with MutualNet's resolutions for CIFAR."""
-    net = CifarResNet(20, num_classes=num_classes, multiplier=multiplier)
-    return make_elastic(net, widths=widths, resolutions=resolutions)
-
-
 ZOO: dict[str, Entry] = {
     **{f"{p}resnet{d}": Entry(partial(_cifar, d, op, "A"), CIFAR) for p, op in BASELINES.items() for d in DEPTHS},
     **{f"{p}resnet{d}": Entry(partial(_o_cifar, d, s), CIFAR) for p, s in OPTIMIZED.items() for d in DEPTHS},
@@ -160,12 +118,10 @@ ZOO: dict[str, Entry] = {
     },
     "mobilenet_v1": Entry(_mobilenet_v1, IMAGENET),
     "o_mobilenet_v1": Entry(_o_mobilenet_v1, IMAGENET),
-    "elastic_mobilenet_v1": Entry(_elastic_mobilenet_v1, IMAGENET),
-    "elastic_mobilenet_v2": Entry(_elastic_mobilenet_v2, IMAGENET),
-    "elastic_resnet20": Entry(_elastic_resnet20, CIFAR),
     **OCTAVE,
     **DARTS,
     **IGC,
+    **MUTUAL,
     **CSN,
 }
 """Every name that `create_model` knows by itself; timm, torchvision and dotted paths come on top."""
