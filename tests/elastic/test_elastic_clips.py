@@ -14,6 +14,7 @@ from leanconv.cost import measure
 from leanconv.elastic import Config, MutualObjective, QueryTable, Row, Runtime, calibrate, from_settings, make_elastic
 from leanconv.elastic.net import resized, sampled
 from leanconv.errors import LeanconvError, NotCalibrated
+from leanconv.rewrites import Inflate, rewrite
 from leanconv.story import Story, remember, story_of
 
 FRAMES = (8, 4, 2)
@@ -108,7 +109,8 @@ def test_story_and_files(tmp_path):
     assert settings == {"extract": {"width": 0.5, "resolution": 16, "frames": 4}}
     assert [p.shape for p in from_settings(net, settings).parameters()] == [p.shape for p in static.parameters()]
 
-    net = make_elastic(create_model("c2d_resnet50", num_classes=3), (0.25, 1.0), (32,), frames=(4, 2))
+    video = rewrite(create_model("regconv_w16", depth=8), Inflate()).model
+    net = make_elastic(video, (0.25, 1.0), (32,), frames=(4, 2))
     calibrate(net, [torch.randn(2, 3, 4, 32, 32)], [(0.25, 32, 2)], min_images=1)
     again = load(save(net, tmp_path / "model"))
     assert again.calibrated == net.calibrated == ((0.25, 32, 2),)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import SIDES, randomized, unit
+from elastic_nets import NETS, SIDES, randomized, unit
 from torch import nn
 
 from leanconv.elastic import make_elastic
@@ -145,3 +148,29 @@ def test_map_sizes_in_a_forward_show_up_in_the_probe():
     net = make_elastic(model, resolutions=(16,)).train()
     with net.at(0.5):
         assert net(torch.randn(2, 3, 16, 16)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["parted", "attentive", "octave", "chained"])
+def test_extracted_networks_are_exported(name):
+    net = make_elastic(randomized(NETS[name]()), (0.25, 1.0), SIDES).train()
+    static = net.extract(0.5, calibrated=False).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(static, (x,)).module()(x), static(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parted", "attentive", "octave", "chained"])
+def test_extracted_networks_are_compiled_whole(name):
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from elastic_nets import NETS, SIDES, randomized
+from leanconv.elastic import make_elastic
+static = make_elastic(randomized(NETS[{name!r}]()), (0.25, 1.0), SIDES).extract(0.5, calibrated=False).eval()
+x = torch.randn(2, 3, 16, 16)
+with torch.no_grad():
+    torch.testing.assert_close(torch.compile(static, backend="eager", fullgraph=True)(x), static(x))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

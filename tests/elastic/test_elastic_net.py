@@ -158,8 +158,9 @@ def test_scopes_nest_and_close_after_errors():
     assert net.dial.config == (1.0, 16)
 
 
-def test_copies_have_a_dial_of_their_own():
-    _, net = elastic("concat")
+@pytest.mark.parametrize("name", ["concat", "parted", "scaled", "chained"])
+def test_copies_have_a_dial_of_their_own(name):
+    _, net = elastic(name)
     x = torch.randn(4, 3, 16, 16)
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         with net.at(0.25):

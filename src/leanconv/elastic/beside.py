@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -21,30 +21,39 @@ from leanconv.errors import RewriteError
 __all__ = ["ElasticBeside", "Recounted", "make_beside", "settle"]
 
 
+class Code(NamedTuple):
+    """What is known of a module's own code: its name, the method that is its forward, the counts in its calls.
+
+    A forward may be chosen when the module is made. `held` are the calls whose numbers an attribute holds.
+    """
+
+    name: str
+    method: str
+    sites: Sites
+    held: tuple[Site, ...]
+
+
 class ElasticBeside(Elastic):
     """A module that is no layer: its own tensors are sliced, the channel counts in its code replaced."""
 
-    name: str
-    sites: Sites
-    held: tuple[Site, ...]
-    """Those whose numbers an attribute holds."""
-    method: str
-    """The name of the forward, which a module may choose when it is made."""
+    elastic_code: Code
+    """Under a name that no module of somebody else's has."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, with the tensors and the counts that the dial asks for."""
-        dial = self.dial
-        if dial.original or (dial.whole and not self.sites.at):
-            return getattr(self.kind, self.method)(self, *args, **kwargs)
+        dial, (name, method, sites, _) = self.dial, self.elastic_code
+        run = getattr(self.kind, method)
+        if dial.original or (dial.whole and not sites.at):
+            return run(self, *args, **kwargs)
         view = self.view(dial.width)
-        if not self.sites.at:
-            return getattr(self.kind, self.method)(view, *args, **kwargs)
+        if not sites.at:
+            return run(view, *args, **kwargs)
         noted: set[Place] | None = set() if dial.probing else None
         try:
-            with Recounting(self.name, self.sites, self.sites.wanted(dial.width), noted):
-                return getattr(self.kind, self.method)(view, *args, **kwargs)
+            with Recounting(name, sites, sites.wanted(dial.width), noted):
+                return run(view, *args, **kwargs)
         finally:
-            dial.counted.update((self.name, place) for place in noted or ())
+            dial.counted.update((name, place) for place in noted or ())
 
     def view(self, width: float) -> nn.Module:
         """The module at `width`, sharing its parts."""
@@ -58,11 +67,11 @@ class ElasticBeside(Elastic):
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module; where its code holds counts of the full network, one that replaces them."""
-        wanted = self.sites.wanted(config.width)
         view = self._own(self.view(config.width))
-        name, sites, _, method = (vars(view).pop(key) for key in ("name", "sites", "held", "method"))
+        name, method, sites, _ = vars(view).pop("elastic_code")
+        wanted = sites.wanted(config.width)
         if any(wanted[place][i] != site.numbers[i] for place, site in sites.at.items() for i in site.counts):
-            vars(view).update(recount=(name, sites, wanted), method=method)
+            vars(view)["elastic_recount"] = method, (name, sites, wanted)
             view.__class__ = _recounted(type(view))
         elif method != "forward":
             vars(view)["forward"] = getattr(view, method)
@@ -71,7 +80,7 @@ class ElasticBeside(Elastic):
     def _attributes_at(self, width: float) -> dict[str, Any]:
         return {
             site.attribute: site.attribute_at(width, vars(self)[site.attribute])
-            for site in self.held
+            for site in self.elastic_code.held
             if site.attribute is not None
         }
 
@@ -80,13 +89,13 @@ class Recounted(nn.Module):
     """The parent of an extracted module whose code holds channel counts of the full network."""
 
     kind: ClassVar[type[nn.Module]]
-    recount: tuple[str, Sites, dict[Place, dict[int, int]]]
-    method: str
+    elastic_recount: tuple[str, tuple[str, Sites, dict[Place, dict[int, int]]]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward with the counts that this module has."""
-        with Recounting(*self.recount):
-            return getattr(self.kind, self.method)(self, *args, **kwargs)
+        method, counts = self.elastic_recount
+        with Recounting(*counts):
+            return getattr(self.kind, method)(self, *args, **kwargs)
 
     def __reduce__(self) -> Any:
         return _blank_recounted, (self.kind,), vars(self)
@@ -119,10 +128,13 @@ def make_beside(name: str, module: nn.Module, found: Beside, dial: Dial) -> None
         raise RewriteError(f"{name}: its forward was replaced on the instance by a function of somebody else's")
     made = become(module, ElasticBeside, dial)
     assert isinstance(made, ElasticBeside)
-    made.name, made.slices = name or made.kind.__name__, dict(found.tensors)
-    made.method = "forward" if chosen is None else chosen.__name__
-    made.sites = _sites({place: site for place, site in found.sites.items() if site.attribute is None}, found.calls)
-    made.held = tuple(site for site in found.sites.values() if site.attribute is not None)
+    made.slices = dict(found.tensors)
+    made.elastic_code = Code(
+        name or made.kind.__name__,
+        "forward" if chosen is None else chosen.__name__,
+        _sites({place: site for place, site in found.sites.items() if site.attribute is None}, found.calls),
+        tuple(site for site in found.sites.values() if site.attribute is not None),
+    )
 
 
 def _sites(at: dict[Place, Site], calls: Mapping[Any, int]) -> Sites:
@@ -132,12 +144,12 @@ def _sites(at: dict[Place, Site], calls: Mapping[Any, int]) -> Sites:
 
 def settle(module: ElasticBeside) -> None:
     """Forget the calls whose counts the code gets right by itself, which a run at other widths has told."""
-    counted = {place: site for place, site in module.sites.at.items() if (module.name, place) in module.dial.counted}
-    module.sites = _sites(counted, module.sites.calls)
-    if not (module.sites.at or module.held or module.slices):
-        method = module.method
-        for key in ("name", "sites", "held", "slices", "dial", "method"):
+    code = module.elastic_code
+    counted = {place: site for place, site in code.sites.at.items() if (code.name, place) in module.dial.counted}
+    module.elastic_code = code._replace(sites=_sites(counted, code.sites.calls))
+    if not (counted or code.held or module.slices):
+        for key in ("elastic_code", "slices", "dial"):
             del vars(module)[key]
         module.__class__ = module.kind  # type: ignore[assignment]
-        if method != "forward":
-            vars(module)["forward"] = getattr(module, method)
+        if code.method != "forward":
+            vars(module)["forward"] = getattr(module, code.method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
-from math import prod
+from math import lcm, prod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ MOVERS = (ChannelPad, ChannelShuffle, ChannelGather, ChannelCrop)
 """What moves channels between the stages of a chain; elastic, other modules stand there."""
 
 FEW = 3
-"""Groups of a convolution that are too few to drop whole ones: nothing would lie between a third and all."""
+"""Groups of a convolution that are too few to drop whole ones: nothing would lie between a third and all.
+
+They stay, and shrink inside, if the rounding to multiples of eight leaves them more sizes than there are groups.
+"""
 
 RUNS = 64
 """Pieces into which a reordering of channels may cut them."""
@@ -93,7 +96,7 @@ def _convolve(name: str, module: nn.Module, row: Row) -> tuple[Row, Row, Row | N
             pin(out, "it makes a single channel")
         return row, out, None
     per_group = ins // groups
-    if groups <= FEW and per_group > 2 * groups and isinstance(module, CONVOLUTIONS) and not is_fixed(row):
+    if groups <= FEW and per_group > lcm(8, groups) and isinstance(module, CONVOLUTIONS) and not is_fixed(row):
         columns = divide(row, (groups, per_group), 1)[1]
         made = Segment(Axis(outs // groups, makers=(name,), share=Fraction(1, groups)), 1)
         return resolve(row), (made,) * groups, columns
