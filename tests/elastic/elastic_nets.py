@@ -279,7 +279,7 @@ def masked(original: nn.Module, net: ElasticNet, width: float, x: Tensor) -> Any
     for name, module in original.named_modules():
         if name not in leaves:
             continue
-        keep = torch.zeros(leaves[name].outputs.full)
+        keep = torch.zeros(leaves[name].outputs.full, dtype=x.dtype)
         for start, length in leaves[name].outputs.runs(width):
             keep[start : start + length] = 1
 
