@@ -27,8 +27,8 @@ MIXED = {
     *("iformer", "lowformer", "metaformer", "mobilenetv5", "mobilevit", "nextvit", "rdnet", "shvit", "visformer"),
     *("nfnet", "hgnet"),
 }
-"""Families where a channel of zeros is not a missing one: a norm over all channels, a softmax that is scaled by the length
-of its head, standardized weights, a learned bias behind every norm."""
+"""Families where a channel of zeros is not a missing one: a norm over all channels, a softmax that is scaled by the
+length of its head, standardized weights, a learned bias behind every norm."""
 
 FAST = ("starnet", "fasternet", "convnext", "res2net", "nfnet")
 """Prefixes alone; a constant split; layer norms and scales; slices; standardized weights with a gain."""
@@ -58,7 +58,7 @@ def answer(net: nn.Module, x: Tensor) -> Tensor:
 def check(family: str) -> tuple[ElasticNet, float]:
     """The elastic network, held against the original and against what is extracted; its share of MACs at half width.
 
-    Equal to the original at width 1, below to the one whose dropped channels are zeroed; every parameter has a gradient.
+    Equal to the original at width 1, and below to the original with dropped channels zeroed; every parameter learns.
     """
     torch.manual_seed(0)
     model = timm.create_model(FAMILIES[family], num_classes=7, drop_rate=0.0).double()

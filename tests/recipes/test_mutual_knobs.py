@@ -25,6 +25,7 @@ def test_every_knob_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(MutualObjective, "__init__", noted)
     changes = [
         "elastic.low_memory=true",
+        "elastic.layer_widths=true",
         "elastic.hard_labels=0.25",
         "elastic.train_resolutions=[32]",
         "elastic.num_random=1",
@@ -36,8 +37,14 @@ def test_every_knob_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.Mo
     (knobs,) = made
     assert type(knobs.pop("teacher")).__name__ == "CifarResNet"
     assert knobs == {
-        "num_random": 1, "seed": 0, "temperature": 2.0, "hard_labels": 0.25, "resolutions": (32,), "low_memory": True
-    }  # fmt: skip
+        "num_random": 1,
+        "seed": 0,
+        "temperature": 2.0,
+        "hard_labels": 0.25,
+        "resolutions": (32,),
+        "low_memory": True,
+        "layer_widths": True,
+    }
     row = result.fit.history[0]
     assert row["train_loss"] == pytest.approx(row["train_ce"] + row["train_kl"] + row["train_student_ce"])
     assert row["train_student_ce"] > 0

@@ -8,8 +8,10 @@ import pytest
 
 from leanconv.build import load
 from leanconv.elastic import ElasticNet
+from leanconv.errors import LeanconvError
 from leanconv.recipes import build_model, get_recipe, run_recipe
 from leanconv.recipes.mutual import MUTUAL
+from leanconv.report import plot_accuracy_macs, query_table
 
 PUBLISHED = {
     # widths, largest and smallest side, epochs, batch, rate, weight decay, schedule
@@ -70,3 +72,33 @@ def test_finetuning_from_an_elastic_run(tmp_path: Path) -> None:
     second = run_recipe(recipe, tmp_path / "second", progress=False, latency=False)
     for (name, one), other in zip(first.net.named_parameters(), second.net.parameters(), strict=True):
         assert (one - other).abs().max() < 1e-5, name
+
+
+def test_frames_are_an_axis_of_recipes_for_clips(tmp_path: Path) -> None:
+    recipe = get_recipe("elastic_ip_csn_26_moving_digits", tiny=True, overrides=["model=resnet3d_18"])
+    done = run_recipe(recipe, tmp_path / "run", progress=False, latency=False)
+    assert done.table is not None
+    assert {row.frames for row in done.table.rows} == {8, 4}
+    assert len(done.table.rows) == 2 * 2 * 2
+    macs = {row.config: row.macs for row in done.table.rows}
+    assert macs[1.0, 32, 4] < 0.6 * macs[1.0, 32, 8]
+    net = load(done.model_folder)
+    assert isinstance(net, ElasticNet)
+    assert (net.frames, len(net.calibrated)) == ((8, 4), 8)
+    shown = query_table(done.table.rows)
+    assert [column.header for column in shown.columns][:3] == ["width", "resolution", "frames"]
+    assert {cells[2] for cells in shown.rows} == {"8", "4"}
+    assert plot_accuracy_macs(done.table, tmp_path / "curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("elastic_ip_csn_26_moving_digits", ["elastic.frames=[4,8]"], r"elastic.frames must descend, got \[4, 8\]"),
+        ("elastic_ip_csn_26_moving_digits", ["elastic.frames=[16,8]"], "elastic.frames start at 16, but data.video.fr"),
+        ("elastic_resnet20_cifar10", ["elastic.frames=[8,4]"], "elastic.frames start at 8, but the data are images"),
+    ],
+)
+def test_frames_that_do_not_fit_the_data(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(LeanconvError, match=message):
+        get_recipe(name, overrides=overrides)

@@ -115,8 +115,11 @@ def test_synchronised_norms_are_sliced_like_others() -> None:
     for one, other in zip(plain.parameters(), synced.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     plain.load_state_dict(synced.state_dict())
-    calibrate(plain, two_ranks.loader(0, 1), two_ranks.CONFIGS)
-    assert len(plain.calibrated) == 3
+    for net in (plain, synced):
+        calibrate(net, two_ranks.loader(0, 1), two_ranks.CONFIGS)
+        assert len(net.calibrated) == 3
+    for (name, one), other in zip(plain.state_dict().items(), synced.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs

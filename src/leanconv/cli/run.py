@@ -97,10 +97,16 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     size = network.settings["example_size"]
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]
-    from leanconv.data import open_images
+    from leanconv.data import open_images, open_videos
 
-    images, _ = next(iter(open_images(data, size=size[-1], batch_size=64).eval_loader()))
-    return list(torch.split(images, 1))
+    clips = len(size) == 4
+    found = (
+        open_videos(data, frames=size[1], size=size[-1], batch_size=16)
+        if clips
+        else open_images(data, size=size[-1], batch_size=64)
+    )
+    inputs, _ = next(iter(found.eval_loader()))
+    return list(torch.split(inputs, 1))
 
 
 def _phases(trace: Trace, title: str) -> Sheet:

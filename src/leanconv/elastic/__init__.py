@@ -15,12 +15,13 @@ from leanconv.elastic.net import ElasticNet, from_settings, make_elastic
 from leanconv.elastic.rows import Row, Setting
 from leanconv.elastic.runtime import Runtime
 from leanconv.elastic.table import QueryTable
-from leanconv.elastic.width import Config
+from leanconv.elastic.width import Config, LayerWidths
 
 __all__ = [
     "Config",
     "ElasticNet",
     "Governor",
+    "LayerWidths",
     "MutualObjective",
     "QueryTable",
     "Row",

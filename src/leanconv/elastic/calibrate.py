@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from leanconv.elastic.ranks import rank_and_world, summed
-from leanconv.elastic.width import Config
+from leanconv.elastic.width import Config, LayerWidths
 from leanconv.errors import DataError, LeanconvError
 
 if TYPE_CHECKING:
@@ -98,7 +98,14 @@ def calibrate(
 def as_configs(net: ElasticNet, configs: Iterable[Config | tuple[float, int]] | None) -> tuple[Config, ...]:
     """`configs` checked against the network, each once; None is the paper's grid."""
     pairs = net.configurations() if configs is None else configs
-    return tuple({net.checked(*pair).tag: net.checked(*pair) for pair in pairs}.values())
+    checked = [net.checked(*pair) for pair in pairs]
+    for config in checked:
+        if isinstance(config.width, LayerWidths):
+            raise LeanconvError(
+                f"{config.width!r} has a width for every layer, which is for training: what is calibrated, measured "
+                "and run has one width for the whole network"
+            )
+    return tuple({config.tag: config for config in checked}.values())
 
 
 def inputs_of(batch: Any) -> Tensor:

@@ -47,13 +47,36 @@ class Misfit(Exception):
 
 
 @dataclass(eq=False)
+class Kin:
+    """Axes that were cut from one, or met one that was: they have one width even where every layer has its own.
+
+    Named after the first layer that makes one of them.
+    """
+
+    name: str = ""
+    joined: Kin | None = None
+
+    @property
+    def root(self) -> Kin:
+        """The kin that this one has become."""
+        return self if self.joined is None else self.joined.root
+
+    def join(self, other: Kin) -> None:
+        """Become one with `other`."""
+        mine, theirs = self.root, other.root
+        if mine is not theirs:
+            mine.name = mine.name or theirs.name
+            theirs.joined = mine
+
+
+@dataclass(eq=False)
 class Axis:
     """One coupled channel count: `units` of `size` channels each in the layer that made it.
 
     `fixed` says why it is never sliced; `passive` that no layer makes it: the axis of a parameter beside the layers,
     sliced only where it meets one that is. `stream` marks a residual stream, `depthwise` that a depthwise convolution
     runs on it; `ratio` is that of the rounding law, `share` the part that it is of the axis it was cut from, so that
-    the parts shrink in step; `became` what it was merged with or cut into.
+    the parts shrink in step, and `kin` those that it is in step with; `became` what it was merged with or cut into.
     """
 
     units: int
@@ -65,7 +88,12 @@ class Axis:
     depthwise: bool = False
     ratio: Fraction | None = None
     share: Fraction = Fraction(1)
+    kin: Kin = field(default_factory=Kin, repr=False)
     became: tuple[tuple[Axis, int], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.makers and not self.kin.root.name:
+            self.kin.root.name = self.makers[0]
 
     def regroup(self, factor: int) -> None:
         """Put `factor` units into each unit."""
@@ -91,6 +119,7 @@ class Axis:
         self.stream |= other.stream
         self.depthwise |= other.depthwise
         self.ratio = self.ratio or other.ratio
+        self.kin.join(other.kin)
         other.became = ((self, 1),)
 
 

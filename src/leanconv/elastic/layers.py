@@ -16,7 +16,7 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -255,6 +255,12 @@ class ElasticBatchNorm(Elastic):
         elif dial.statistics is not None:
             buffers["running_mean"], buffers["running_var"] = dial.statistics.of(self)
             vars(view).update(training=True, momentum=dial.statistics.momentum)
+            if isinstance(self, nn.SyncBatchNorm):
+                # It counts its batches, always; and it must not wait for the others here, who may have fewer batches:
+                # calibration brings the statistics of all processes together itself.
+                buffers["num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+                if distributed.is_available():
+                    vars(view)["process_group"] = distributed.GroupMember.NON_GROUP_MEMBER
         elif self.training:
             vars(view).update(track_running_stats=False)
         else:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from leanconv.elastic.backward import part_by_part, together
 from leanconv.elastic.net import ElasticNet
-from leanconv.elastic.width import Config
+from leanconv.elastic.width import Config, LayerWidths
 from leanconv.errors import LeanconvError
 
 __all__ = ["MutualObjective", "plan_step"]
@@ -37,17 +37,22 @@ def plan_step(
     resolutions: Sequence[int],
     num_random: int = 2,
     frames: Sequence[int] = (),
+    *,
+    layer_widths: bool = False,
 ) -> tuple[Config, ...]:
     """The configurations of one step: the teacher, then the students from wide to narrow, the narrowest last.
 
-    A function of its arguments alone, so that every process of a distributed run draws the same.
+    A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
+    the random students draw a width for every layer instead of one for all.
 
     >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
     True
     """
     draw = random.Random(f"{seed}/{step}")
     low, high = widths
-    students = sorted((draw.uniform(low, high) for _ in range(num_random)), reverse=True)
+    students: list[float] = sorted((draw.uniform(low, high) for _ in range(num_random)), reverse=True)
+    if layer_widths:
+        students = [LayerWidths(low, high, draw.getrandbits(32)) for _ in students]
     clips: list[int | None] = list(frames) or [None]
     teacher = Config(float(high), max(resolutions), max(frames, default=None))
     return (
@@ -65,6 +70,8 @@ class MutualObjective(nn.Module):
     Args:
         net: the elastic network; `objective.net` is what to save.
         num_random: random students beside the narrowest.
+        layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks) instead of one
+            for the whole network, which is the paper's way.
         seed: of the plan, together with the step.
         temperature: of teacher and students alike, the KL multiplied by its square; the paper's is 1.
         hard_labels: share of a student's loss that is cross-entropy with the labels, the rest being distillation;
@@ -91,6 +98,7 @@ class MutualObjective(nn.Module):
         resolutions: Sequence[int] | None = None,
         teacher: nn.Module | None = None,
         low_memory: bool = False,
+        layer_widths: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(net, ElasticNet):
@@ -109,6 +117,7 @@ class MutualObjective(nn.Module):
         self.temperature = float(temperature)
         self.hard_labels = float(hard_labels)
         self.low_memory = low_memory
+        self.layer_widths = layer_widths
         self.resolutions = None if resolutions is None else _checked(net, resolutions)
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher.eval(),)
@@ -128,7 +137,13 @@ class MutualObjective(nn.Module):
         """The configurations that `step` trains, the full network first."""
         net = self.net
         return plan_step(
-            self.seed, step, net.widths, self.resolutions or net.resolutions, self.num_random, frames=net.frames
+            self.seed,
+            step,
+            net.widths,
+            self.resolutions or net.resolutions,
+            self.num_random,
+            frames=net.frames,
+            layer_widths=self.layer_widths,
         )
 
     def predict(self, inputs: Tensor) -> Tensor:

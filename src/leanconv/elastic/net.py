@@ -30,7 +30,7 @@ from leanconv.elastic.layers import Elastic, ElasticBatchNorm, make_leaf
 from leanconv.elastic.probe import probe
 from leanconv.elastic.trace import trace
 from leanconv.elastic.widen import widen
-from leanconv.elastic.width import Config, Dial
+from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
@@ -120,9 +120,11 @@ class ElasticNet(nn.Module):
                 if known
                 else f"this network's frames are not elastic, got frames={frames!r}: make it elastic with frames="
             )
+        if isinstance(width, LayerWidths) and not low <= width.low <= width.high <= high:
+            raise LeanconvError(f"{width!r} reaches beyond the widths {low:g} to {high:g} of this network")
         dial = self.dial
         return Config(
-            float(width),
+            width if isinstance(width, LayerWidths) else float(width),
             dial.native if resolution is None else int(resolution),
             dial.native_frames if frames is None else int(frames),
         )

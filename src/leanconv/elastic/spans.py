@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from leanconv.elastic.channels import Row, resolve
-from leanconv.elastic.width import channels_at
+from leanconv.elastic.channels import Axis, Row, resolve
+from leanconv.elastic.width import LayerWidths, channels_at
 
 __all__ = ["Channels", "Runs", "Span", "finished"]
 
@@ -25,12 +25,14 @@ class Span:
     """A finished segment: `units` of `unit` channels at width 1, room for `room` of them; `law` None: never sliced.
 
     `law` is (size, divisor, ratio): channels per unit in the layer that made the axis, and the rounding law's d and r.
+    `kin` names the layers that it is in step with where every layer has a width of its own.
     """
 
     units: int
     unit: int
     law: tuple[int, int, Fraction] | None = None
     room: int = 0
+    kin: str = ""
 
     @property
     def full(self) -> int:
@@ -42,6 +44,7 @@ class Span:
         if self.law is None:
             return self.full
         size, divisor, ratio = self.law
+        width = width.of(self.kin) if isinstance(width, LayerWidths) else width
         channels = channels_at(self.units * size, width, divisor=divisor, ratio=ratio, quantum=size)
         return channels // size * self.unit
 
@@ -103,18 +106,12 @@ class Channels:
 def finished(row: Row, divisor: int, widest: float) -> Channels:
     """The channels of a row that will change no more, with room for the width `widest`."""
 
-    def span(units: int, unit: int, size: int, ratio: Fraction | None) -> Span:
-        if ratio is None:
-            return Span(units, unit)
-        room = channels_at(units * size, widest, divisor=divisor, ratio=ratio, quantum=size) // size
-        return Span(units, unit, (size, divisor, ratio), room if widest > 1 else 0)
+    def span(axis: Axis, unit: int) -> Span:
+        if axis.fixed or axis.passive:
+            return Span(axis.units, unit)
+        ratio = (axis.ratio or Fraction(1)) * axis.share
+        room = channels_at(axis.units * axis.size, widest, divisor=divisor, ratio=ratio, quantum=axis.size) // axis.size
+        law = axis.size, divisor, ratio
+        return Span(axis.units, unit, law, room if widest > 1 else 0, axis.kin.root.name)
 
-    return Channels(
-        span(
-            axis.units,
-            unit,
-            axis.size,
-            None if axis.fixed or axis.passive else (axis.ratio or Fraction(1)) * axis.share,
-        )
-        for axis, unit in resolve(row)
-    )
+    return Channels(span(*segment) for segment in resolve(row))

@@ -13,11 +13,64 @@ so that it is always the network as it was.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
-__all__ = ["Config", "Dial", "Statistics", "channels_at", "make_divisible"]
+__all__ = ["Config", "Dial", "LayerWidths", "Statistics", "channels_at", "make_divisible"]
+
+
+class LayerWidths(float):
+    """A width for each group of coupled layers, drawn uniformly between `low` and `high`; as a number, the middle.
+
+    What US-Net calls non-uniform widths. Stands wherever a width does while a network is trained; equal arguments are
+    equal widths, in every process.
+
+    >>> LayerWidths(0.25, 1.0, seed=3).of("conv1") == LayerWidths(0.25, 1.0, seed=3).of("conv1")
+    True
+    """
+
+    low: float
+    high: float
+    seed: int
+
+    def __new__(cls, low: float, high: float, seed: int) -> LayerWidths:
+        made = super().__new__(cls, (low + high) / 2)
+        made.low, made.high, made.seed = float(low), float(high), seed
+        made._drawn = {}
+        return made
+
+    _drawn: dict[str, float]
+
+    def of(self, kin: str) -> float:
+        """The width of the layers that are coupled to the layer called `kin`."""
+        width = self._drawn.get(kin)
+        if width is None:
+            width = self._drawn[kin] = random.Random(f"{self.seed}/{kin}").uniform(self.low, self.high)
+        return width
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerWidths) and self._key == other._key
+
+    def __ne__(self, other: object) -> bool:  # float has one of its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __getnewargs__(self) -> tuple[float, float, int]:  # type: ignore[override]
+        return self._key
+
+    def __repr__(self) -> str:
+        return f"LayerWidths({self.low!r}, {self.high!r}, seed={self.seed})"
+
+    def __format__(self, _: str) -> str:
+        return f"({self.low:g}..{self.high:g} by layer)"
+
+    @property
+    def _key(self) -> tuple[float, float, int]:
+        return self.low, self.high, self.seed
 
 
 class Config(tuple[Any, ...]):
@@ -40,8 +93,9 @@ class Config(tuple[Any, ...]):
 
     @property
     def width(self) -> float:
-        """Share of the channels."""
-        return float(self[0])
+        """Share of the channels; `LayerWidths` where each layer has its own."""
+        width: float = self[0]
+        return width if isinstance(width, LayerWidths) else float(width)
 
     @property
     def resolution(self) -> int:
@@ -60,8 +114,9 @@ class Config(tuple[Any, ...]):
         >>> Config(0.25, 160).tag, Config(1.0, 112, 8).tag
         ('w02500_r160', 'w10000_r112_f8')
         """
-        frames = "" if self.frames is None else f"_f{self.frames}"
-        return f"w{round(self.width * 10_000):05d}_r{self.resolution}{frames}"
+        width = self.width
+        own = f"layers{width.seed}" if isinstance(width, LayerWidths) else f"w{round(width * 10_000):05d}"
+        return f"{own}_r{self.resolution}" + ("" if self.frames is None else f"_f{self.frames}")
 
     @classmethod
     def from_tag(cls, tag: str) -> Config:

@@ -220,6 +220,7 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
         resolutions=settings.train_resolutions,
         teacher=None if folder is None else load(folder / "model" if (folder / "model").is_dir() else folder),
         low_memory=settings.low_memory,
+        layer_widths=settings.layer_widths,
     )
 
 
@@ -243,15 +244,16 @@ def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple
             model,
             widths=settings.widths,
             resolutions=settings.resolutions,
+            frames=settings.frames,
             divisor=settings.divisor,
             example_size=size,
         )
-    if tuple(model.widths) != tuple(settings.widths) or tuple(model.resolutions) != tuple(settings.resolutions):
-        raise LeanconvError(
-            f"{name} is elastic over widths {list(model.widths)} and resolutions {list(model.resolutions)}, the"
-            f" recipe says {list(settings.widths)} and {list(settings.resolutions)}: set model_args.widths and"
-            " model_args.resolutions to the same"
-        )
+    for what in ("widths", "resolutions", "frames"):
+        made, wanted = list(getattr(model, what)), list(getattr(settings, what))
+        if made != wanted:
+            raise LeanconvError(
+                f"{name} is elastic over {what} {made}, the recipe says {wanted}: set model_args.{what} to the same"
+            )
     return model
 
 

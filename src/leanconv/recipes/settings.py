@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
 from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
 
@@ -65,16 +66,19 @@ class DataSettings:
 class ElasticSettings:
     """Mutual learning over `widths` (low, high) and `resolutions` (descending; the first is the data's size).
 
+    For clips also over `frames` (descending; the first is the data's), or at the data's alone where it is empty.
+
     Every step trains the full network, the narrowest and `num_random` more. After training the network is calibrated,
     and its query table measured, at every one of `table_widths` and `resolutions`, on `calibration_images` images.
     Channel counts are multiples of `divisor`, as in `make_elastic`; networks with few channels want a smaller one.
-    `temperature`, `hard_labels` and `low_memory` are those of `MutualObjective`; `train_resolutions` (null: all of
-    them) are those that training draws from, the first alone being US-Net; `teacher` is a run folder or a saved model
-    to distill from.
+    `temperature`, `hard_labels`, `layer_widths` and `low_memory` are those of `MutualObjective`; `train_resolutions`
+    (null: all of them) are those that training draws from, the first alone being US-Net; `teacher` is a run folder or
+    a saved model to distill from.
     """
 
     widths: tuple[float, float] = (0.25, 1.0)
     resolutions: tuple[int, ...] = (32, 28, 24, 20)
+    frames: tuple[int, ...] = ()
     num_random: int = 2
     divisor: int = 8
     temperature: float = 1.0
@@ -82,6 +86,7 @@ class ElasticSettings:
     train_resolutions: tuple[int, ...] | None = None
     teacher: str | None = None
     low_memory: bool = False
+    layer_widths: bool = False
     table_widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     calibration_images: int = 2048
 
@@ -89,17 +94,23 @@ class ElasticSettings:
         low, high = self.widths
         if not 0 < low <= high:
             raise LeanconvError(f"elastic.widths must be (low, high) with 0 < low <= high, got {list(self.widths)}")
-        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions), reverse=True):
-            raise LeanconvError(f"elastic.resolutions must descend, got {list(self.resolutions)}")
+        for name, counts in (("resolutions", self.resolutions), ("frames", self.frames)):
+            if list(counts) != sorted(set(counts), reverse=True) or (name == "resolutions" and not counts):
+                raise LeanconvError(f"elastic.{name} must descend, got {list(counts)}")
         outside = [width for width in self.table_widths if not low <= width <= high]
         if outside:
             raise LeanconvError(f"elastic.table_widths: {outside[0]} is outside the trained range [{low}, {high}]")
 
     @property
-    def configs(self) -> tuple[tuple[float, int], ...]:
-        """Every (width, resolution) of the query table, the largest first."""
+    def configs(self) -> tuple[Config, ...]:
+        """Every configuration of the query table, the largest first."""
         widths = sorted(set(self.table_widths), reverse=True)
-        return tuple((width, resolution) for resolution in self.resolutions for width in widths)
+        return tuple(
+            Config(width, resolution, frames)
+            for frames in self.frames or (None,)
+            for resolution in self.resolutions
+            for width in widths
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,13 @@ class Recipe:
                 f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.size is {self.data.size}:"
                 " images are made at the largest resolution and only ever reduced, so set both to the same"
             )
+        if self.elastic is not None and self.elastic.frames:
+            clip = None if self.data.video is None else self.data.video.frames
+            if self.elastic.frames[0] != clip:
+                raise LeanconvError(
+                    f"elastic.frames start at {self.elastic.frames[0]}, but "
+                    + ("the data are images" if clip is None else f"data.video.frames is {clip}: set both to the same")
+                )
         if not self.mixup >= 0:
             raise LeanconvError(f"mixup must not be negative, got {self.mixup}")
         if self.mixup and (self.elastic is not None or self.auxiliary or self.drop_path):
@@ -194,11 +212,13 @@ class Recipe:
         a rate as much smaller as the batch.
         """
         elastic = self.elastic
+        frames = min(self.data.video.frames, 8) if self.data.video is not None else 0
         if elastic is not None:
             low, high = elastic.widths
             elastic = replace(
                 elastic,
                 resolutions=tuple(self.tiny_args.get("resolutions", (32, 20))),
+                frames=(frames, max(1, frames // 2)) if elastic.frames else (),
                 train_resolutions=None if elastic.train_resolutions is None else (32,),
                 teacher=None,
                 table_widths=(low, high),
@@ -207,7 +227,7 @@ class Recipe:
         augment = "shift" if self.data.augment != "none" else "none"
         data, optim = DataSettings(spec="digits", size=32, augment=augment, batch_size=16), self.optim
         if self.data.video is not None:
-            video = VideoSettings(frames=min(self.data.video.frames, 8), short_side=(32, 32), test_clips=2)
+            video = VideoSettings(frames=frames, short_side=(32, 32), test_clips=2)
             data = DataSettings(spec="moving-digits", size=32, augment=self.data.augment, batch_size=4, video=video)
             optim = replace(optim, lr=optim.lr * data.batch_size / self.data.batch_size)
         return replace(

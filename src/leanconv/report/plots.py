@@ -1,7 +1,8 @@
 """The curves of a query table: accuracy over MACs and over latency, every configuration a point, the best ones a line.
 
 Figures are made without pyplot, so that no global state of matplotlib is touched and any thread may draw. Resolutions
-are told apart by colour and by marker; the colours are of cividis, which reads alike with and without colour blindness.
+(and frames) are told apart by colour and by marker; the colours are of cividis, which reads alike with and without
+colour blindness.
 """
 
 from __future__ import annotations
@@ -92,6 +93,11 @@ class _Point:
     def y(self) -> float:
         return 100.0 * float(self.row.accuracy)
 
+    @property
+    def input(self) -> tuple[int, int]:
+        """Resolution and, for clips of several lengths, frames."""
+        return self.row.resolution, self.row.frames or 0
+
     def scaled(self, unit: float) -> _Point:
         return replace(self, x=self.x / unit)
 
@@ -141,11 +147,11 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
 
     front = _front(points)
     axes.plot([p.x for p in front], [p.y for p in front], color=_LINE, linewidth=1.4, zorder=2, label="Pareto front")
-    resolutions = sorted({point.row.resolution for point in points}, reverse=True)
+    inputs = sorted({point.input for point in points}, reverse=True)
     palette = mpl.colormaps["cividis"]
-    for index, resolution in enumerate(resolutions):
-        chosen = [point for point in points if point.row.resolution == resolution]
-        colour = palette(0.95 * index / max(1, len(resolutions) - 1))
+    for index, (resolution, frames) in enumerate(inputs):
+        chosen = [point for point in points if point.input == (resolution, frames)]
+        colour = palette(0.95 * index / max(1, len(inputs) - 1))
         for point in chosen:
             if point.low is not None and point.high is not None:
                 axes.plot([point.low, point.high], [point.y, point.y], color=colour, linewidth=1.2, alpha=0.7, zorder=1)
@@ -158,7 +164,7 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
             edgecolors="#222222",
             linewidths=0.7,
             zorder=3,
-            label=f"{resolution} px",
+            label=f"{resolution} px" + (f", {frames} frames" if frames else ""),
         )
     low, high = min(point.x for point in points), max(point.x for point in points)
     if low > 0 and high / low >= _LOG_FROM:

@@ -214,12 +214,14 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
     """The configurations of an elastic network; those that no other beats are marked and stand out."""
     timed = any(row.latency_ms is not None for row in rows)
     weighed = any(row.peak_bytes is not None for row in rows)
+    clips = any(row.frames is not None for row in rows)
     tags = list(dict.fromkeys(tag for row in rows for tag in row.times))
     digits = decimals(row.latency_ms for row in rows)
     cells = [
         (
             f"{row.width:.3g}",
             str(row.resolution),
+            *(("" if row.frames is None else str(row.frames),) * clips),
             percent(row.accuracy),
             si(row.macs),
             si(row.params),
@@ -235,6 +237,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
         columns=(
             Column("width"),
             Column("resolution"),
+            *((Column("frames"),) * clips),
             Column("accuracy [%]"),
             Column("MACs"),
             Column("params"),
