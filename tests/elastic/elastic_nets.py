@@ -141,6 +141,20 @@ class Parted(nn.Module):
         return self.head(torch.cat([x[:, self.middle :], x[:, : self.middle].relu()], 1))
 
 
+class Late(nn.Module):
+    """Two layers' channels side by side, halved again by a forward that looks at the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = unit(3, 32), unit(32, 32, 1), unit(32, 32, 1)
+        self.c, self.d = nn.Conv2d(32, 8, 1), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = torch.cat([self.a(x), self.b(x)], 1).chunk(2, 1)
+        return self.c(a) + self.d(b)
+
+
 class Attentive(nn.Module):
     """Attention with three heads, whose queries, keys and values come from one layer, and a weight per position."""
 
@@ -251,6 +265,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "shortcut A": ShortcutA,
     "shared": Shared,
     "parted": Parted,
+    "late": Late,
     "attentive": Attentive,
     "scaled": Scaled,
     "few groups": FewGroups,

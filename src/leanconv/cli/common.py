@@ -186,11 +186,13 @@ def open_run(folder: str, data: str | None, side: int | None, *, trust_code: boo
         if side is None:
             raise
         size = (3, side, side)
-    side = side or size[-1]
+    return Opened(network, open_inputs(data, (*size[:-1], side or size[-1])), recipe)
+
+
+def open_inputs(spec: str, size: Sequence[int], **knobs: Any) -> ImageData | VideoData:
+    """The images, or for a `size` with frames the videos, of `spec`; `knobs` are those of `open_images`."""
+    from leanconv.data import open_images, open_videos
+
     if len(size) == 4:
-        from leanconv.data import open_videos
-
-        return Opened(network, open_videos(data, frames=size[1], size=side), recipe)
-    from leanconv.data import open_images
-
-    return Opened(network, open_images(data, size=side), recipe)
+        return open_videos(spec, frames=size[1], size=size[-1], **knobs)
+    return open_images(spec, size=size[-1], **knobs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, TrustOption, say_json
+from leanconv.cli.common import JsonOption, TrustOption, open_inputs, say_json
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
@@ -97,15 +97,8 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     size = network.settings["example_size"]
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]
-    from leanconv.data import open_images, open_videos
-
-    clips = len(size) == 4
-    found = (
-        open_videos(data, frames=size[1], size=size[-1], batch_size=16)
-        if clips
-        else open_images(data, size=size[-1], batch_size=64)
-    )
-    inputs, _ = next(iter(found.eval_loader()))
+    batch = 16 if len(size) == 4 else 64  # clips are large
+    inputs, _ = next(iter(open_inputs(data, size, batch_size=batch).eval_loader()))
     return list(torch.split(inputs, 1))
 
 

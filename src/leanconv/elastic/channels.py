@@ -48,7 +48,8 @@ class Misfit(Exception):
 
 @dataclass(eq=False)
 class Kin:
-    """Axes that were cut from one, or met one that was: they have one width even where every layer has its own.
+    """Axes that were cut from one, lie in a row that was cut, or met one that did: they have one width even where every
+    layer has its own.
 
     Named after the first layer that makes one of them.
     """
@@ -211,7 +212,14 @@ def unify(one: Row, other: Row) -> Row:
 
 
 def cut(row: Row, at: int) -> tuple[Row, Row]:
-    """The first `at` channels of the row, and the others."""
+    """The first `at` channels of the row, and the others.
+
+    All of them are in step from now on: a forward that finds the place by itself (`chunk`) finds it by proportion.
+    """
+    if 0 < at < sum(segment.full for segment in row):
+        first, *others = resolve(row)
+        for segment in others:
+            first.axis.kin.join(segment.axis.kin)
     while True:
         row = resolve(row)
         start = 0

@@ -12,6 +12,7 @@ elastic_resnet20            0.25 to 1     32 to 20        not in the paper: the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -34,18 +35,6 @@ def _mobilenet_v1(
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = MOBILE,
 ) -> nn.Module:
-    net = MobileNetV1(num_classes=num_classes, multiplier=multiplier)
-    return make_elastic(net, widths=widths, resolutions=resolutions)
-
-
-def _mobilenet_v1_wide(
-    *,
-    num_classes: int = 1000,
-    multiplier: float = 1.0,
-    widths: Sequence[float] = (1.0, 2.0),
-    resolutions: Sequence[int] = WIDE,
-) -> nn.Module:
-    """Weights for width 2, of which those of the ordinary MobileNetV1 are the first part."""
     net = MobileNetV1(num_classes=num_classes, multiplier=multiplier)
     return make_elastic(net, widths=widths, resolutions=resolutions)
 
@@ -112,7 +101,7 @@ def _resnet20(
 
 MUTUAL: dict[str, Entry] = {
     "elastic_mobilenet_v1": Entry(_mobilenet_v1, (3, 224, 224)),
-    "elastic_mobilenet_v1_wide": Entry(_mobilenet_v1_wide, (3, 320, 320)),
+    "elastic_mobilenet_v1_wide": Entry(partial(_mobilenet_v1, widths=(1.0, 2.0), resolutions=WIDE), (3, 320, 320)),
     "elastic_mobilenet_v2": Entry(_mobilenet_v2, (3, 224, 224)),
     "elastic_resnet50": Entry(_resnet50, (3, 224, 224)),
     "elastic_vgg16": Entry(_vgg16, (3, 224, 224)),
