@@ -30,14 +30,14 @@ test-slow: $(READY) ## the heavy checks as well
 	$(PYTEST) -m "slow or not slow" --timeout 3600
 
 check: $(READY) ## format, lint, types and tests
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(PYTEST)
 
 format: $(READY) ## rewrite the sources in the house format
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
 
 bench: $(READY) ## measure speed on this machine
 	$(BIN)/leanconv bench resnet20 o_resnet20 d_resnet20 --batch 1 --out runs/bench.json

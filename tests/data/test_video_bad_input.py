@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_videos import numbers_in, video_folders, write_sound, write_video
 
-from leanconv.data import VideoData, loaders, open_videos
+from leanconv.data import VideoData, loaders, open_videos, video_stream
 from leanconv.data.video_augment import DrawnClip
 from leanconv.errors import DataError
 
@@ -199,7 +199,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
     """Leave every worker so much free memory, what its heap still has from before included."""
-    begin = loaders._one_thread
+    begin = loaders._begin
     hoard: list[bytearray] = []
 
     def starve(worker: int) -> None:
@@ -212,7 +212,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
         except MemoryError:
             del hoard[-mebibytes:]
 
-    monkeypatch.setattr(loaders, "_one_thread", starve)
+    monkeypatch.setattr(loaders, "_begin", starve)
 
 
 def test_4k_frames_fit_where_those_of_a_whole_clip_would_not(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +240,15 @@ def test_a_worker_that_is_killed_is_reported_with_what_it_read(tmp_path: Path, m
     data = opened(tmp_path, workers=1)
     with pytest.raises(DataError, match=r"while the workers read .*train/\w+/\d\.mp4: it probably ran out of memory"):
         list(data.train_loader())
+
+
+class Unsendable:
+    def __reduce__(self) -> str:
+        raise MemoryError("no room to send this")
+
+
+def test_an_answer_that_cannot_be_sent_ends_the_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video_folders(tmp_path, per_class=2)
+    monkeypatch.setattr(video_stream, "_gather", lambda _: Unsendable())
+    with pytest.raises(DataError, match=r"exited unexpectedly: it probably ran out of memory"):
+        list(opened(tmp_path, workers=1).train_loader())

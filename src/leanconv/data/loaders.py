@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.queues import Queue
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +20,18 @@ from leanconv.data.seeds import generator, isolated
 from leanconv.data.splits import Problem, Split
 from leanconv.errors import DataError
 
-__all__ = ["Batch", "Loader", "Memory", "Source", "Stream", "collated", "epoch_order", "every_nth", "share_out"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "Memory",
+    "Source",
+    "Stream",
+    "collated",
+    "epoch_order",
+    "every_nth",
+    "give_up_reserve",
+    "share_out",
+]
 
 Batch = tuple[Tensor, Tensor]
 """Images (n, 3, size, size) and labels (n,)."""
@@ -134,10 +147,12 @@ def collated(
     gather: Callable[[list[Any]], Any],
     *,
     ahead: int = 2,
+    reading: Callable[[], Sequence[str]] = tuple,
 ) -> Iterator[Any]:
     """`gather` of the `items` of every chunk, made in `workers` processes, no more than there are cores.
 
-    Every process works `ahead` of what is asked for by so many chunks.
+    Every process works `ahead` of what is asked for by so many chunks. Raises `DataError` where a process dies, with
+    the names of the files that they were `reading`.
     """
     workers = min(workers, os.cpu_count() or 1)
     loader: Any = DataLoader(
@@ -146,14 +161,24 @@ def collated(
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         collate_fn=gather,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # the loader draws a base seed that nothing here uses; not from the global one
     )
     with warnings.catch_warnings():
         # Python 3.12 warns of forking a process with threads; the workers decode files and use none of ours.
         warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks")
         batches = iter(loader)
-    yield from batches
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        names = reading()
+        at = f" while the workers read {', '.join(names)}" if names else ""
+        raise DataError(
+            f"{' '.join(str(error).split())}{at}: it probably ran out of memory (or of shared memory, /dev/shm): use"
+            f" fewer workers (now {workers}) or a smaller batch"
+        ) from error
 
 
 _TRIES = 16
@@ -194,5 +219,28 @@ def _gather(items: list[_Item]) -> tuple[Tensor | None, Tensor, list[Problem]]:
     return torch.stack(pixels) if pixels else None, torch.tensor(labels, dtype=torch.int64), problems
 
 
-def _one_thread(_worker: int) -> None:
+_reserve: mmap.mmap | None = None
+"""Addresses that a worker keeps free: an answer that says that memory ran out takes memory itself."""
+
+_RESERVED = 32 * 2**20
+"""Enough for the stack of the thread that sends the answer (8 MiB) and for what it imports; never touched."""
+
+
+def give_up_reserve() -> None:
+    """Make room for the answer of a worker whose memory ran out."""
+    global _reserve
+    if _reserve is not None:
+        _reserve.close()
+        _reserve = None
+
+
+def _begin(_worker: int) -> None:
+    global _reserve
     torch.set_num_threads(1)
+    _reserve = mmap.mmap(-1, _RESERVED)
+    # An answer that cannot be sent is printed and forgotten, and whoever waits for it waits for ever.
+    Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
+
+
+def _die(_error: Exception, _answer: object) -> None:
+    os._exit(1)

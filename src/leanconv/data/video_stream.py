@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from leanconv.data.loaders import Batch, collated
+from leanconv.data.loaders import Batch, collated, give_up_reserve
 from leanconv.data.seeds import generator
 from leanconv.data.splits import Problem
 from leanconv.data.video_augment import ClipTransform
@@ -60,20 +60,15 @@ class VideoStream:
         items = _Items(self, epoch)
         last: Problem | None = None
         found = False
-        try:
-            for part in collated(items, chunks, self.workers, _gather, ahead=self.ahead):
-                self.indexes.update(part.indexes)
-                self.problems.update((problem.name, problem) for problem in part.problems)
-                last = part.problems[-1] if part.problems else last
-                if part.refusal is not None:
-                    raise DataError(part.refusal)
-                if part.pixels is not None:
-                    found = True
-                    yield part.pixels, part.labels, part.videos
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(items.died(str(error))) from error
+        for part in collated(items, chunks, self.workers, _gather, ahead=self.ahead, reading=items.reading):
+            self.indexes.update(part.indexes)
+            self.problems.update((problem.name, problem) for problem in part.problems)
+            last = part.problems[-1] if part.problems else last
+            if part.refusal is not None:
+                raise DataError(part.refusal)
+            if part.pixels is not None:
+                found = True
+                yield part.pixels, part.labels, part.videos
         if last is not None and not found:
             raise DataError(f"none of the videos could be read, for example {last.name}: {last.reason}")
 
@@ -115,6 +110,7 @@ class _Items(Dataset[_Part]):
             try:
                 pixels = self._read(number, video, indexes)
             except MemoryError as error:
+                give_up_reserve()
                 refusal = (
                     f"{error if str(error).startswith(path) else f'{path}: memory ran out'}: use fewer workers (now"
                     f" {stream.workers}) or a smaller batch, or store the video smaller; videos are scaled while they"
@@ -134,14 +130,9 @@ class _Items(Dataset[_Part]):
         refusal = f"{len(problems)} videos drawn in a row cannot be used for training, the last is {name}: {reason}"
         return _Part(None, _NOTHING, [], problems, indexes, refusal)
 
-    def died(self, what: str) -> str:
-        """The message for the death of a worker."""
-        names = [self.stream.files.paths[video] for video in self.at.tolist() if video >= 0]
-        at = f" while the workers read {', '.join(names)}" if names else ""
-        return (
-            f"{' '.join(what.split())}{at}: it probably ran out of memory (or of shared memory, /dev/shm): use fewer"
-            f" workers (now {self.stream.workers}) or a smaller batch"
-        )
+    def reading(self) -> list[str]:
+        """The videos that the workers are reading."""
+        return [self.stream.files.paths[video] for video in self.at.tolist() if video >= 0]
 
     def _candidates(self, number: int) -> Iterator[int]:
         count = len(self.stream.files.paths)
