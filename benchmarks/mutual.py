@@ -1,12 +1,12 @@
-"""Mutual learning, US-Net, US-Net+ and independently trained MobileNetV1s at four budgets: train, collect, tabulate.
+"""Mutual learning, US-Net, US-Net+ and independently trained networks at four budgets: train, collect, tabulate.
 
-    python benchmarks/mutual.py run --images DATA/clothing --seeds 0 1 --out runs/mutual
-    python benchmarks/mutual.py table --images DATA/clothing --plot benchmarks/mutual.png > benchmarks/mutual.md
+    python benchmarks/mutual.py run clothing --images DATA/clothing --seeds 0 1 --out runs/mutual
+    python benchmarks/mutual.py table clothing --images DATA/clothing --plot benchmarks/mutual.png
 
 `--images STEM` stands for STEM-train.parquet, STEM-validation.parquet and STEM-test.parquet. All networks learn from
 the same images with the same settings for the same number of epochs; what differs is the method:
 
-- mutual: widths and resolutions, `elastic_mobilenet_v1_imagenet` at smaller images;
+- mutual: widths and resolutions, the recipe of the set;
 - usnet: the same step at the largest resolution alone. Its table at that resolution is US-Net, at all of them US-Net+
   (one training run, two readings);
 - independent: a network of its own for each budget, the classical width multiplier at the largest resolution.
@@ -20,15 +20,34 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from leanconv.elastic import Config, QueryTable
 
-RESOLUTIONS = (64, 56, 48, 40)
-"""1, 7/8, 3/4 and 5/8 of the largest; the paper's are 1, 6/7, 5/7 and 4/7 of 224."""
+
+@dataclass(frozen=True)
+class Set:
+    """Images and the network that learns them."""
+
+    recipe: str
+    model: str
+    resolutions: tuple[int, ...]
+    title: str
+
+
+SETS = {
+    # 1, 7/8, 3/4 and 5/8 of the largest; the paper's are 1, 6/7, 5/7 and 4/7 of 224.
+    "clothing": Set(
+        "elastic_mobilenet_v1_imagenet",
+        "mobilenet_v1",
+        (64, 56, 48, 40),
+        "MobileNetV1 on 3,068 photographs of clothes",
+    ),
+    "cifar10": Set("elastic_resnet20_cifar10", "resnet20", (32, 28, 24, 20), "ResNet-20 on 45,000 images of CIFAR-10"),
+}
 
 TABLE_WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 MULTIPLIERS = (1.0, 0.75, 0.5, 0.25)
@@ -41,17 +60,17 @@ METHODS = ("mutual", "usnet", *(f"independent_{multiplier:g}" for multiplier in 
 def run(options: argparse.Namespace) -> None:
     from leanconv.recipes import get_recipe, run_recipe
 
-    stem = options.images
-    base = get_recipe("elastic_mobilenet_v1_imagenet")
+    stem, images = options.images, SETS[options.set]
+    base = get_recipe(images.recipe)
     assert base.elastic is not None
     data = replace(
         base.data,
         spec=f"parquet:{stem}-train.parquet,{stem}-validation.parquet",
-        size=RESOLUTIONS[0],
+        size=images.resolutions[0],
         batch_size=options.batch,
         workers=options.workers,
     )
-    elastic = replace(base.elastic, resolutions=RESOLUTIONS, table_widths=TABLE_WIDTHS)
+    elastic = replace(base.elastic, resolutions=images.resolutions, table_widths=TABLE_WIDTHS)
     base = replace(
         base,
         data=data,
@@ -62,13 +81,13 @@ def run(options: argparse.Namespace) -> None:
         accelerator=options.accelerator,
     )
     for seed in options.seeds:
-        for method in METHODS:
+        for method in options.methods:
             recipe = replace(base, name=method, seed=seed)
             if method == "usnet":
-                recipe = replace(recipe, elastic=replace(elastic, train_resolutions=RESOLUTIONS[:1]))
+                recipe = replace(recipe, elastic=replace(elastic, train_resolutions=images.resolutions[:1]))
             elif method != "mutual":
                 multiplier = float(method.partition("_")[2])
-                recipe = replace(recipe, elastic=None, model="mobilenet_v1", model_args={"multiplier": multiplier})
+                recipe = replace(recipe, elastic=None, model=images.model, model_args={"multiplier": multiplier})
             place = options.out / f"{method}-seed{seed}"
             if not (place / "model").exists():
                 print(f"== {place.name}", flush=True)
@@ -88,9 +107,10 @@ class Seed:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         from leanconv.data import open_images
 
+        self.size = SETS[options.set].resolutions[0]
         self.tests = open_images(
             f"parquet:{options.images}-train.parquet,{options.images}-test.parquet",
-            size=RESOLUTIONS[0],
+            size=self.size,
             batch_size=options.batch,
         )
         places = {method: options.out / f"{method}-seed{seed}" for method in METHODS}
@@ -119,7 +139,7 @@ class Seed:
         from leanconv.train import evaluate
 
         net = load(place / "model").eval()
-        return measure(net, (3, RESOLUTIONS[0], RESOLUTIONS[0])).macs, evaluate(net, self.tests.eval_loader()).top1
+        return measure(net, (3, self.size, self.size)).macs, evaluate(net, self.tests.eval_loader()).top1
 
     def answer(self, method: str, budget: int) -> Answer | None:
         """What `method` of CURVES answers a budget of MACs with; None where all it has is more expensive."""
@@ -127,7 +147,7 @@ class Seed:
         from leanconv.errors import BudgetError
 
         found, tested = self.tables["mutual" if method == "mutual" else "usnet"]
-        rows = [row for row in found.rows if method != "US-Net" or row.resolution == RESOLUTIONS[0]]
+        rows = [row for row in found.rows if method != "US-Net" or row.resolution == self.size]
         try:
             config = QueryTable(tuple(rows), found.about).pick(max_macs=budget).config
         except BudgetError:
@@ -155,7 +175,7 @@ def table(options: argparse.Namespace) -> None:
         f" own figures behind; in brackets width-resolution, picked on {images} validation images."
     )
     if options.plot is not None:
-        draw(seeds, budgets, options.plot)
+        draw(seeds, budgets, SETS[options.set].title, options.plot)
         print(f"\n![accuracy over MACs]({options.plot.name})")
 
 
@@ -166,7 +186,7 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{each}"
 
 
-def draw(seeds: list[Seed], budgets: list[int], path: Path) -> None:
+def draw(seeds: list[Seed], budgets: list[int], title: str, path: Path) -> None:
     """Test accuracy over the budget: a line per elastic method, a point per independent network, bars over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -198,19 +218,25 @@ def draw(seeds: list[Seed], budgets: list[int], path: Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("budget: MACs per image [millions, conv and linear layers]")
-    axes.set_ylabel(f"test accuracy [%], mean of {len(seeds)} seeds; bands and bars: all seeds")
+    axes.set_ylabel(
+        f"test accuracy [%], mean of {len(seeds)} seeds; bands and bars: all seeds"
+        if len(seeds) > 1
+        else "test accuracy [%], one seed"
+    )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    axes.set_title("MobileNetV1 on 3,068 photographs of clothes", loc="left")
+    axes.set_title(title, loc="left")
     save_figure(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("run", "table"))
+    parser.add_argument("set", choices=tuple(SETS))
     parser.add_argument("--images", required=True, help="the stem of the three files")
     parser.add_argument("--out", type=Path, default=Path("runs/mutual"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what to run; a table needs all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
