@@ -252,3 +252,16 @@ def test_an_answer_that_cannot_be_sent_ends_the_wait_for_it(tmp_path: Path, monk
     monkeypatch.setattr(video_stream, "_gather", lambda _: Unsendable())
     with pytest.raises(DataError, match=r"exited unexpectedly: it probably ran out of memory"):
         list(opened(tmp_path, workers=1).train_loader())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_does_not_fit_in_memory_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    video_folders(tmp_path, per_class=2)
+    monkeypatch.setattr(video_stream, "_gather", lambda _: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(
+        DataError, match=r"can't allocate memory.*: use fewer workers \(now \d\) or a smaller batch"
+    ) as said:
+        list(opened(tmp_path, workers=workers).train_loader())
+    assert "\n" not in str(said.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import mmap
 import os
@@ -152,7 +153,7 @@ def collated(
     """`gather` of the `items` of every chunk, made in `workers` processes, no more than there are cores.
 
     Every process works `ahead` of what is asked for by so many chunks. Raises `DataError` where a process dies, with
-    the names of the files that they were `reading`.
+    the names of the files that they were `reading`, and where a batch does not fit in memory.
     """
     workers = min(workers, os.cpu_count() or 1)
     loader: Any = DataLoader(
@@ -171,12 +172,14 @@ def collated(
     try:
         yield from batches
     except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+        text = str(error)
+        if "DataLoader worker (pid" not in text and "allocate memory" not in text:
             raise
+        what = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         names = reading()
         at = f" while the workers read {', '.join(names)}" if names else ""
         raise DataError(
-            f"{' '.join(str(error).split())}{at}: it probably ran out of memory (or of shared memory, /dev/shm): use"
+            f"{what}{at}: it probably ran out of memory (or of shared memory, /dev/shm): use"
             f" fewer workers (now {workers}) or a smaller batch"
         ) from error
 
@@ -230,6 +233,7 @@ def give_up_reserve() -> None:
     """Make room for the answer of a worker whose memory ran out."""
     global _reserve
     if _reserve is not None:
+        gc.collect()
         _reserve.close()
         _reserve = None
 

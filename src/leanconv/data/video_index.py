@@ -58,20 +58,25 @@ def reading(path: str, size: tuple[int, int] | None = None) -> Iterator[None]:
 
     try:
         yield
-    except DataError:
+    except DataError as error:
+        _check_room(path, size, error)
         raise
     except MemoryError as error:
         raise MemoryError(_frames_of(path, size)) from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (FFmpegError, OSError) as error:
-        if size is not None:
-            try:
-                bytearray(2 * 3 * size[0] * size[1])
-            except MemoryError:
-                raise MemoryError(_frames_of(path, size)) from error
+        _check_room(path, size, error)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path}: broken video: {' '.join(reason.split())}") from error
+
+
+def _check_room(path: str, size: tuple[int, int] | None, error: Exception) -> None:
+    if size is not None:
+        try:
+            bytearray(2 * 3 * size[0] * size[1])
+        except MemoryError:
+            raise MemoryError(_frames_of(path, size)) from error
 
 
 def _frames_of(path: str, size: tuple[int, int] | None) -> str:

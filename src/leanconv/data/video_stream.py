@@ -87,11 +87,17 @@ class _Part(NamedTuple):
 _NOTHING = torch.empty(0, dtype=torch.int64)
 
 
+def _refused(why: str, problems: Sequence[Problem] = ()) -> _Part:
+    return _Part(None, _NOTHING, [], list(problems), {}, why)
+
+
 class _Items(Dataset[_Part]):
     """The map-style data set that worker processes run."""
 
     def __init__(self, stream: VideoStream, epoch: int | None) -> None:
         self.stream, self.epoch = stream, epoch
+        self.refusal: str | None = None
+        """Why this process reads no more: what it reads would take the memory that its answer needs."""
         self.at = torch.full((max(stream.workers, 1),), -1)
         """The video that each worker is reading, in memory that all see: a worker that is killed can say nothing."""
         if stream.workers:
@@ -101,6 +107,8 @@ class _Items(Dataset[_Part]):
         return len(self.stream)
 
     def __getitem__(self, number: int) -> _Part:
+        if self.refusal is not None:
+            return _refused(self.refusal)
         stream = self.stream
         problems: list[Problem] = []
         indexes: dict[int, VideoIndex] = {}
@@ -110,13 +118,12 @@ class _Items(Dataset[_Part]):
             try:
                 pixels = self._read(number, video, indexes)
             except MemoryError as error:
-                give_up_reserve()
-                refusal = (
+                self.refusal = (
                     f"{error if str(error).startswith(path) else f'{path}: memory ran out'}: use fewer workers (now"
                     f" {stream.workers}) or a smaller batch, or store the video smaller; videos are scaled while they"
                     " are decoded, so a larger size of clips is rarely the reason"
                 )
-                return _Part(None, _NOTHING, [], problems, indexes, refusal)
+                break
             except Exception as error:  # decoders raise anything on broken input
                 reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
                 problems.append(Problem(path, reason))
@@ -124,11 +131,15 @@ class _Items(Dataset[_Part]):
             finally:
                 self._note(-1)
             return _Part(pixels, stream.files.labels[video : video + 1], [video], problems, indexes)
+        if self.refusal is not None:
+            give_up_reserve()  # here the error is gone, and with it the decoder whose threads would fill what is free
+            return _refused(self.refusal, problems)
         if self.epoch is None:
             return _Part(None, _NOTHING, [], problems, indexes)
         name, reason = problems[-1]
-        refusal = f"{len(problems)} videos drawn in a row cannot be used for training, the last is {name}: {reason}"
-        return _Part(None, _NOTHING, [], problems, indexes, refusal)
+        return _refused(
+            f"{len(problems)} videos drawn in a row cannot be used for training, the last is {name}: {reason}", problems
+        )
 
     def reading(self) -> list[str]:
         """The videos that the workers are reading."""
@@ -165,12 +176,15 @@ class _Items(Dataset[_Part]):
 
 
 def _gather(parts: list[_Part]) -> _Part:
+    problems = [problem for part in parts for problem in part.problems]
+    for part in parts:
+        if part.refusal is not None:
+            return _refused(part.refusal, problems)
     pixels = [part.pixels for part in parts if part.pixels is not None]
     return _Part(
         torch.stack(pixels) if pixels else None,
         torch.cat([part.labels for part in parts]),
         [video for part in parts for video in part.videos],
-        [problem for part in parts for problem in part.problems],
+        problems,
         {video: index for part in parts for video, index in part.indexes.items()},
-        next((part.refusal for part in parts if part.refusal is not None), None),
     )
