@@ -35,7 +35,13 @@ class Set:
     recipe: str
     model: str
     resolutions: tuple[int, ...]
+    multipliers: tuple[float, ...]
+    """Widths of the independent networks."""
     title: str
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("mutual", "usnet", *(f"independent_{multiplier:g}" for multiplier in self.multipliers))
 
 
 SETS = {
@@ -44,17 +50,21 @@ SETS = {
         "elastic_mobilenet_v1_imagenet",
         "mobilenet_v1",
         (64, 56, 48, 40),
+        (1.0, 0.75, 0.5, 0.25),
         "MobileNetV1 on 3,068 photographs of clothes",
     ),
-    "cifar10": Set("elastic_resnet20_cifar10", "resnet20", (32, 28, 24, 20), "ResNet-20 on 45,000 images of CIFAR-10"),
+    "cifar10": Set(
+        "elastic_resnet20_cifar10",
+        "resnet20",
+        (32, 28, 24, 20),
+        (1.0, 0.5, 0.25),
+        "ResNet-20 on 45,000 images of CIFAR-10",
+    ),
 }
 
 TABLE_WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-MULTIPLIERS = (1.0, 0.75, 0.5, 0.25)
 CURVES = {"US-Net": ("#7d7c78", "--"), "US-Net+": ("#c69a1d", "-."), "mutual": ("#00306f", "-")}
 """What an elastic network answers budgets with -> how its curve looks."""
-
-METHODS = ("mutual", "usnet", *(f"independent_{multiplier:g}" for multiplier in MULTIPLIERS))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         accelerator=options.accelerator,
     )
     for seed in options.seeds:
-        for method in options.methods:
+        for method in options.methods or images.methods:
             recipe = replace(base, name=method, seed=seed)
             if method == "usnet":
                 recipe = replace(recipe, elastic=replace(elastic, train_resolutions=images.resolutions[:1]))
@@ -107,16 +117,17 @@ class Seed:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         from leanconv.data import open_images
 
-        self.size = SETS[options.set].resolutions[0]
+        images = SETS[options.set]
+        self.size = images.resolutions[0]
         self.tests = open_images(
             f"parquet:{options.images}-train.parquet,{options.images}-test.parquet",
             size=self.size,
             batch_size=options.batch,
         )
-        places = {method: options.out / f"{method}-seed{seed}" for method in METHODS}
+        places = {method: options.out / f"{method}-seed{seed}" for method in images.methods}
         self.tables = {method: self._tables(place) for method, place in places.items() if "independent" not in method}
         self.independent = {
-            multiplier: self._independent(places[f"independent_{multiplier:g}"]) for multiplier in MULTIPLIERS
+            multiplier: self._independent(places[f"independent_{multiplier:g}"]) for multiplier in images.multipliers
         }
 
     def _tables(self, place: Path) -> tuple[QueryTable, dict[Config, float]]:
@@ -162,7 +173,7 @@ def table(options: argparse.Namespace) -> None:
     print("# Mutual learning against US-Net and independently trained networks\n")
     print("| budget [MACs] | independent | US-Net | US-Net+ | mutual |")
     print("|---:|---:|---:|---:|---:|")
-    for multiplier, budget in zip(MULTIPLIERS, budgets, strict=True):
+    for multiplier, budget in zip(SETS[options.set].multipliers, budgets, strict=True):
         alone = [100 * seed.independent[multiplier][1] for seed in seeds]
         cells = [f"{_spread(alone)} ({multiplier:g}x)"]
         for method in CURVES:
@@ -204,14 +215,20 @@ def draw(seeds: list[Seed], budgets: list[int], title: str, path: Path) -> None:
         means = [statistics.mean(accuracies) for accuracies in values]
         axes.plot(x, means, style, color=colour, linewidth=1.8, drawstyle="steps-post", label=method)
         axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.12, step="post")
-    alone = [[100 * seed.independent[multiplier][1] for seed in seeds] for multiplier in MULTIPLIERS]
+    alone = [[100 * seed.independent[multiplier][1] for seed in seeds] for multiplier in seeds[0].independent]
     means = [statistics.mean(values) for values in alone]
     bars = [
         [m - min(v) for m, v in zip(means, alone, strict=True)],
         [max(v) - m for m, v in zip(means, alone, strict=True)],
     ]
     axes.errorbar(
-        [b / 1e6 for b in budgets], means, bars, fmt="o", color="#222222", capsize=3, label="independent (4 networks)"
+        [b / 1e6 for b in budgets],
+        means,
+        bars,
+        fmt="o",
+        color="#222222",
+        capsize=3,
+        label=f"independent ({len(alone)} networks)",
     )
     axes.set_xscale("log")
     ticks = (1, 2, 5, 10, 20, 50)
@@ -236,7 +253,7 @@ def main() -> None:
     parser.add_argument("set", choices=tuple(SETS))
     parser.add_argument("--images", required=True, help="the stem of the three files")
     parser.add_argument("--out", type=Path, default=Path("runs/mutual"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what to run; a table needs all")
+    parser.add_argument("--methods", nargs="+", help="what to run; all of them, which a table needs, unless said")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
@@ -246,6 +263,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--accelerator", default="auto")
     options = parser.parse_args()
+    if unknown := set(options.methods or ()) - set(SETS[options.set].methods):
+        parser.error(f"--methods: {', '.join(sorted(unknown))} not in {', '.join(SETS[options.set].methods)}")
     (run if options.verb == "run" else table)(options)
 
 
