@@ -181,9 +181,10 @@ def table(options: argparse.Namespace) -> None:
             configs = ", ".join(dict.fromkeys(answer.config for answer in answers))
             cells.append(f"{_spread([answer.accuracy for answer in answers])} ({configs})")
         print(f"| {budget:,} | {' | '.join(cells)} |")
+    seeds_said = "one seed" if len(seeds) == 1 else f"mean over {len(seeds)} seeds, with the seeds' own figures behind"
     print(
-        f"\nTop-1 accuracy [%] on {seeds[0].tests.test_size} test images, mean over {len(seeds)} seeds, with the seeds'"
-        f" own figures behind; in brackets width-resolution, picked on {images} validation images."
+        f"\nTop-1 accuracy [%] on {seeds[0].tests.test_size:,} test images, {seeds_said}; in brackets width-resolution,"
+        f" picked on {images:,} validation images."
     )
     if options.plot is not None:
         draw(seeds, budgets, SETS[options.set].title, options.plot)
