@@ -6,6 +6,7 @@ import gc
 import itertools
 import mmap
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -242,9 +243,12 @@ def _begin(_worker: int) -> None:
     global _reserve
     torch.set_num_threads(1)
     _reserve = mmap.mmap(-1, _RESERVED)
-    # An answer that cannot be sent is printed and forgotten, and whoever waits for it waits for ever.
+    # By default an answer that cannot be sent is forgotten, and whoever waits for it waits for ever.
     Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
 
 
-def _die(_error: Exception, _answer: object) -> None:
-    os._exit(1)
+def _die(error: Exception, _answer: object) -> None:
+    try:
+        print(f"a data loading worker cannot send what it read: {error!r}", file=sys.stderr, flush=True)
+    finally:  # even where there is no memory to say so
+        os._exit(1)
