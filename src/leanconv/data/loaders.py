@@ -250,5 +250,7 @@ def _begin(_worker: int) -> None:
 def _die(error: Exception, _answer: object) -> None:
     try:
         print(f"a data loading worker cannot send what it read: {error!r}", file=sys.stderr, flush=True)
-    finally:  # even where there is no memory to say so
-        os._exit(1)
+    finally:
+        # Even where there is no memory to say so; with 0, because any other code raises at once, wherever the process
+        # that waits is, and not where it waits.
+        os._exit(0)
