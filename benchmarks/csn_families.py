@@ -48,9 +48,9 @@ def points(block: str, blocks: int) -> list[Point]:
         steps += [("DG", groups) for groups in GROUPS[1:]]
     found = []
     for grouping, groups in steps:
-        knobs: dict[str, Any] = {"block": block, "grouping": grouping, "groups": groups, "layers": LAYERS[blocks]}
+        options: dict[str, Any] = {"block": block, "grouping": grouping, "groups": groups, "layers": LAYERS[blocks]}
         with torch.device("meta"):
-            cost = measure(create_model("resnet3d", expansion=expansion, **knobs), SIZE)
+            cost = measure(create_model("resnet3d", expansion=expansion, **options), SIZE)
         name = "dense" if grouping == "none" else grouping + (f" {groups}" if groups > 1 else "")
         found.append(Point(FAMILIES[block, blocks][0], name, cost.macs, cost.conv_params, cost.interactions))
     return found

@@ -31,7 +31,7 @@ CASES = (
     ("elastic_mobilenet_v2", {}, 8),
     ("elastic_resnet50", {"widths": (0.25, 1.0)}, 4),
 )
-"""Network, knobs, batch."""
+"""Network, options, batch."""
 
 
 def elastic_step(objective: MutualObjective, images: Tensor, labels: Tensor, step: int) -> Callable[[], None]:
@@ -74,11 +74,11 @@ def kept(net: nn.Module) -> Iterator[list[int]]:
         yield count
 
 
-def measured(name: str, knobs: dict, batch: int, options: argparse.Namespace) -> None:
+def measured(name: str, options: dict, batch: int, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    net = create_model(name, **knobs).train().to(options.device)
+    net = create_model(name, **options).train().to(options.device)
     assert isinstance(net, ElasticNet)
-    images = torch.randn(batch, *net.settings["example_size"], device=options.device)
+    images = torch.randn(batch, *net.settings["size"], device=options.device)
     labels = torch.randint(10, (batch,), device=options.device)
     objectives = {low: MutualObjective(net, low_memory=low) for low in (False, True)}
     names = {False: "elastic", True: "elastic, low memory"}
@@ -122,9 +122,9 @@ def main() -> None:
     print(
         f"{machine or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}"
     )
-    for name, knobs, batch in CASES:
+    for name, options, batch in CASES:
         if options.only in name:
-            measured(name, knobs, batch, options)
+            measured(name, options, batch, options)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,13 @@ from torch import Tensor
 
 from leanconv.build import load
 from leanconv.cost import compare_latency
-from leanconv.deploy import Load, Trace, serve
+from leanconv.deploy import Load
+from leanconv.serve import Trace, serve
 from leanconv.deploy.load import pin
-from leanconv.elastic import ElasticNet, Governor, QueryTable, Runtime, Setting
-from leanconv.elastic.measured import latencies
+from leanconv.elastic import ElasticNet
+from leanconv.query import QueryTable, Setting
+from leanconv.serve import Governor, Runtime
+from leanconv.query.measure import latencies
 from leanconv.report import plot_trace
 
 
@@ -163,7 +166,7 @@ def main() -> None:
 
     configs = [row.config for row in front]
     runtimes = {"views": Runtime(net, configs), "copies": Runtime(net, configs, share=False)}
-    x = torch.randn(options.batch, *net.settings["example_size"], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(options.batch, *net.settings["size"], generator=torch.Generator().manual_seed(0))
     for runtime in runtimes.values():
         runtime.warm_up()
     ways(net, runtimes, x, options.rounds)

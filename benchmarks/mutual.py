@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from leanconv.elastic import Config, QueryTable
+    from leanconv.elastic import Config
+    from leanconv.query import QueryTable
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class Seed:
 
     def _tables(self, place: Path) -> tuple[QueryTable, dict[Config, float]]:
         from leanconv.build import load
-        from leanconv.elastic import ElasticNet, QueryTable
+        from leanconv.elastic import ElasticNet
+        from leanconv.query import QueryTable
 
         found = QueryTable.load(place / "table.json")
         tested = place / "table-test.json"
@@ -154,7 +156,7 @@ class Seed:
 
     def answer(self, method: str, budget: int) -> Answer | None:
         """What `method` of CURVES answers a budget of MACs with; None where all it has is more expensive."""
-        from leanconv.elastic import QueryTable
+        from leanconv.query import QueryTable
         from leanconv.errors import BudgetError
 
         found, tested = self.tables["mutual" if method == "mutual" else "usnet"]

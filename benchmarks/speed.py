@@ -42,9 +42,9 @@ def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...]) -
     from leanconv.deploy import densify, fold
 
     nets: dict[str, Any] = {}
-    for name, knobs in group:
-        net = create_model(name, **knobs).eval()
-        label = " ".join([name, *(f"{knob}={value}" for knob, value in knobs.items())])
+    for name, options in group:
+        net = create_model(name, **options).eval()
+        label = " ".join([name, *(f"{option}={value}" for option, value in options.items())])
         nets[label] = fold(net, size).model
         dense = densify(net, size)
         if dense.densified:

@@ -69,16 +69,16 @@ def same_outputs(one: nn.Module, two: nn.Module, size: tuple[int, ...] = (3, 32,
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "options"),
     [
         ("o_resnet20", {"overlap": 4, "num_classes": 7}),
         ("timm/resnet18", {"num_classes": 7}),
         ("torchvision/squeezenet1_1", {"num_classes": 7}),
     ],
 )
-def test_create_model_remembers_its_story(name: str, knobs: dict[str, Any]) -> None:
-    model = create_model(name, **knobs)
-    assert story_of(model) == Story(model=name, knobs=knobs)
+def test_create_model_remembers_its_story(name: str, options: dict[str, Any]) -> None:
+    model = create_model(name, **options)
+    assert story_of(model) == Story(model=name, options=options)
     assert model.training
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
@@ -96,7 +96,7 @@ def test_own_functions_are_found_in_the_working_folder(own: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "match"),
+    ("name", "options", "match"),
     [
         ("oresnet20", {}, r"unknown model 'oresnet20': did you mean 'o_resnet20'"),
         ("resnet50", {}, r"unknown model 'resnet50': it is not in the zoo, but 'timm/resnet50' exists"),
@@ -106,19 +106,19 @@ def test_own_functions_are_found_in_the_working_folder(own: str) -> None:
         ("torchvision/resnet5", {}, r"did you mean 'torchvision/resnet50'"),
         ("no_such_pkg.nets:build", {}, r"no module 'no_such_pkg' on the Python path"),
         ("json:build", {}, r"unknown function in json 'build'"),
-        ("resnet20", {"alpha": 0.5}, r"resnet20 has no knob 'alpha': its knobs are multiplier, num_classes$"),
-        ("o_resnet20", {"overlp": 1}, r"o_resnet20 has no knob 'overlp' \(did you mean 'overlap'\?\)"),
-        ("timm/resnet18", {"alpha": 1}, r"timm/resnet18 has no knob 'alpha'.*: its knobs are .*drop_rate.*num_classes"),
-        ("torchvision/resnet18", {"num_clases": 1}, r"did you mean 'num_classes'\?\): its knobs are .*width_per_group"),
+        ("resnet20", {"alpha": 0.5}, r"resnet20 has no option 'alpha': its options are multiplier, num_classes$"),
+        ("o_resnet20", {"overlp": 1}, r"o_resnet20 has no option 'overlp' \(did you mean 'overlap'\?\)"),
+        ("timm/resnet18", {"alpha": 1}, r"timm/resnet18 has no option 'alpha'.*: its options are .*drop_rate.*num_classes"),
+        ("torchvision/resnet18", {"num_clases": 1}, r"did you mean 'num_classes'\?\): its options are .*width_per_group"),
     ],
 )
-def test_unknown_names_and_knobs(name: str, knobs: dict[str, Any], match: str) -> None:
+def test_unknown_names_and_options(name: str, options: dict[str, Any], match: str) -> None:
     with pytest.raises(UnknownName, match=match):
-        create_model(name, **knobs)
+        create_model(name, **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "match"),
+    ("name", "options", "match"),
     [
         ("resnet20", {"num_classes": "ten"}, "num_classes must be an integer of at least 1, got 'ten'"),
         ("o_resnet20", {"overlap": 0}, "overlap must be above 0, got 0"),
@@ -133,9 +133,9 @@ def test_unknown_names_and_knobs(name: str, knobs: dict[str, Any], match: str) -
         ("users_nets:build", {"width": "a"}, "users_nets:build cannot be built with width='a'"),
     ],
 )
-def test_values_that_a_constructor_refuses(own: str, name: str, knobs: dict[str, Any], match: str) -> None:
+def test_values_that_a_constructor_refuses(own: str, name: str, options: dict[str, Any], match: str) -> None:
     with pytest.raises(LeanconvError, match=match):
-        create_model(name, **knobs)
+        create_model(name, **options)
 
 
 def test_a_fault_in_own_code_keeps_its_traceback(own: str) -> None:
@@ -246,7 +246,7 @@ def test_a_model_built_elsewhere_needs_a_story(tmp_path: Path, own: str) -> None
     net = nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9))
     with pytest.raises(LeanconvError, match=r"this Sequential has no story.*pass story="):
         save(net, tmp_path / "model")
-    folder = save(net, tmp_path / "model", story=Story(model=f"{own}:build", knobs={"width": 9}))
+    folder = save(net, tmp_path / "model", story=Story(model=f"{own}:build", options={"width": 9}))
     assert same_outputs(net, load(folder, trust_code=True))
 
 
@@ -263,7 +263,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, own: str) -> None
     ):
         save(net, tmp_path / "model")
     net = create_model("resnet20")
-    remember(net, Story(model=f"{own}:build", knobs={"width": {4}}))
+    remember(net, Story(model=f"{own}:build", options={"width": {4}}))
     with pytest.raises(LeanconvError):
         save(net, tmp_path / "model")
     with torch.device("meta"):
@@ -273,7 +273,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, own: str) -> None
     assert not (tmp_path / "model").exists()
 
 
-def test_knobs_that_json_cannot_hold(tmp_path: Path) -> None:
+def test_options_that_json_cannot_hold(tmp_path: Path) -> None:
     net = create_model("timm/resnet18", act_layer=nn.SiLU, num_classes=2)
     with pytest.raises(LeanconvError, match=r"cannot be written down .*type is not JSON serializable"):
         save(net, tmp_path / "model")
@@ -365,7 +365,7 @@ def rename_a_tensor(folder: Path) -> None:
             r"1 missing in weights\.safetensors: fc\.weight; 1 only in .*: fc\.wait",
         ),
         (
-            edit(lambda r: r["story"]["knobs"].update(num_classes=9)),
+            edit(lambda r: r["story"]["options"].update(num_classes=9)),
             r"fc\.weight \(weights\.s.* \(5, 64\), story \(9",
         ),
         (
@@ -399,11 +399,11 @@ def test_damaged_folders(saved: Path, damage: Callable[[Path], object], match: s
 
 
 def test_resolve_takes_names_and_folders(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert story_of(resolve("resnet20", {"num_classes": 3})) == Story(model="resnet20", knobs={"num_classes": 3})
+    assert story_of(resolve("resnet20", {"num_classes": 3})) == Story(model="resnet20", options={"num_classes": 3})
     monkeypatch.chdir(saved.parent)
     for name in (str(saved), "./model", "model"):
-        assert story_of(resolve(name)) == Story(model="o_resnet20", knobs={"num_classes": 5})
-    with pytest.raises(LeanconvError, match="its knobs are fixed by its story: overlap cannot be set"):
+        assert story_of(resolve(name)) == Story(model="o_resnet20", options={"num_classes": 5})
+    with pytest.raises(LeanconvError, match="its options are fixed by its story: overlap cannot be set"):
         resolve("model", {"overlap": 2})
     with pytest.raises(CheckpointError, match="there is no such folder"):
         resolve("./no_such_model")

@@ -11,12 +11,12 @@ import pytest
 import leanconv
 
 SIGNATURES = {
-    "create_model": "(name, /, **knobs)",
+    "create_model": "(name, /, **options)",
     "list_models": "(pattern='*')",
-    "rewrite": "(model, *steps, example_size=None, optimizer=None)",
+    "rewrite": "(model, *steps, size=None, optimizer=None)",
     "measure": "(model, size, *, batch=1)",
     "make_elastic": (
-        "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, example_size=None, "
+        "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, size=None, "
         "keep=(), ratios=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",

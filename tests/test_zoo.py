@@ -1,4 +1,4 @@
-"""The zoo: every entry builds, has the knobs the table promises, and is what its name says."""
+"""The zoo: every entry builds, has the options the table promises, and is what its name says."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def test_deep_ones_build(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
-def test_knobs(name: str) -> None:
-    knobs = inspect.signature(ZOO[name].builder).parameters
-    assert all(knob.kind is knob.KEYWORD_ONLY and knob.default is not knob.empty for knob in knobs.values())
-    assert "num_classes" in knobs
+def test_options(name: str) -> None:
+    options = inspect.signature(ZOO[name].builder).parameters
+    assert all(option.kind is option.KEYWORD_ONLY and option.default is not option.empty for option in options.values())
+    assert "num_classes" in options
     if name in OCTAVE:
-        assert ("multiplier" in knobs) == ("mobilenet" in name)
-    assert ("alpha" in knobs) == name.startswith("oct_")
-    assert ("pre_activation" in knobs) == (
+        assert ("multiplier" in options) == ("mobilenet" in name)
+    assert ("alpha" in options) == name.startswith("oct_")
+    assert ("pre_activation" in options) == (
         name in OCTAVE and "resne" in name and "3d" not in name and "2d" not in name and "deep" not in name
     )
-    assert ("nonlocal_blocks" in knobs) == (name in OCTAVE and ("2d" in name or "3d_" in name))
-    assert ("relu_between" in knobs) == name.startswith("ip_csn")
-    assert ("space_time" in knobs) == name.startswith("ir_csn")
-    assert ("overlap" in knobs) == name.startswith(("o_", "so_"))
-    assert ({"widths", "resolutions"} <= set(knobs)) == name.startswith("elastic_")
+    assert ("nonlocal_blocks" in options) == (name in OCTAVE and ("2d" in name or "3d_" in name))
+    assert ("relu_between" in options) == name.startswith("ip_csn")
+    assert ("space_time" in options) == name.startswith("ir_csn")
+    assert ("overlap" in options) == name.startswith(("o_", "so_"))
+    assert ({"widths", "resolutions"} <= set(options)) == name.startswith("elastic_")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from leanconv.build import create_model, list_models, load, save
     from leanconv.cost import Cost, measure
     from leanconv.deploy import export
-    from leanconv.elastic import QueryTable, calibrate, make_elastic
+    from leanconv.elastic import calibrate, make_elastic
+    from leanconv.query import QueryTable
     from leanconv.errors import LeanconvError
     from leanconv.ops.csn import (
         ChannelSeparated,
@@ -36,7 +37,7 @@ _HOME = {
     "measure": "cost",
     "make_elastic": "elastic",
     "calibrate": "elastic",
-    "QueryTable": "elastic",
+    "QueryTable": "query",
     "export": "deploy",
     "save": "build",
     "load": "build",

@@ -1,6 +1,6 @@
 """Names to models, and models to folders and back. A saved model is a folder of two files, never a pickle:
 
-story.json            how the model came to be (name, knobs, rewrites, elastic step), replayed by `load`
+story.json            how the model came to be (name, options, rewrites, elastic step), replayed by `load`
 weights.safetensors   its tensors
 """
 
@@ -35,18 +35,18 @@ WEIGHTS_FILE = "weights.safetensors"
 FORMAT_VERSION = 1
 
 
-def create_model(name: str, /, **knobs: Any) -> nn.Module:
+def create_model(name: str, /, **options: Any) -> nn.Module:
     """The network called `name`, freshly initialized, in train mode as constructors give it; it remembers its story.
 
-    `name` is one of `list_models()`, "timm/NAME", "torchvision/NAME" (both without pretrained weights unless a knob
-    asks for them) or "package.module:function". `knobs` are the keywords of what builds it.
-    Raises `UnknownName` for a name or a knob that does not exist, `LeanconvError` for a value the constructor refuses.
+    `name` is one of `list_models()`, "timm/NAME", "torchvision/NAME" (both without pretrained weights unless an option
+    asks for them) or "package.module:function". `options` are the keywords of what builds it.
+    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value the constructor refuses.
 
     >>> sum(p.numel() for p in create_model("resnet20").parameters())
     269722
     """
-    model = construct(name, knobs)
-    remember(model, Story(model=name, knobs=knobs))
+    model = construct(name, options)
+    remember(model, Story(model=name, options=options))
     return model
 
 
@@ -68,13 +68,13 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     return size
 
 
-def resolve(name_or_folder: str, knobs: Mapping[str, Any] | None = None, *, trust_code: bool = False) -> nn.Module:
-    """The model of a name with `knobs`, or of a folder made by `save`, whose knobs are in its story already."""
+def resolve(name_or_folder: str, options: Mapping[str, Any] | None = None, *, trust_code: bool = False) -> nn.Module:
+    """The model of a name with `options`, or of a folder made by `save`, whose options are in its story already."""
     if not is_folder(name_or_folder):
-        return create_model(name_or_folder, **(knobs or {}))
-    if knobs:
+        return create_model(name_or_folder, **(options or {}))
+    if options:
         raise LeanconvError(
-            f"{name_or_folder} is a saved model, its knobs are fixed by its story: {', '.join(knobs)} cannot be set"
+            f"{name_or_folder} is a saved model, its options are fixed by its story: {', '.join(options)} cannot be set"
         )
     return load(name_or_folder, trust_code=trust_code)
 
@@ -122,7 +122,7 @@ def save(
     except (TypeError, ValueError) as error:
         raise LeanconvError(
             f"{folder}: the story of this model cannot be written down ({error}): "
-            "knobs must be numbers, strings and lists"
+            "options must be numbers, strings and lists"
         ) from None
     _write(folder, tensors, record)
     return folder
@@ -167,7 +167,7 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
 def _replay(story: Story) -> nn.Module:
     """The model of `story`, its weights drawn anew."""
     with torch.random.fork_rng(devices=[]):
-        model = create_model(story.model, **without_downloads(story.model, story.knobs))
+        model = create_model(story.model, **without_downloads(story.model, story.options))
         for stem, settings in story.steps:
             if stem == "elastic":
                 model = from_settings(model, settings)
@@ -180,14 +180,14 @@ def _replay(story: Story) -> nn.Module:
 def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
     """The input size of `model`, as far as its story tells it."""
     if isinstance(model, ElasticNet):
-        return tuple(model.settings["example_size"])
+        return tuple(model.settings["size"])
     try:
         size = size_of_name(story.model)
     except LeanconvError:
         return None
     for _, settings in story.steps:
         if "widths" in settings:  # made elastic
-            size = tuple(settings["example_size"])
+            size = tuple(settings["size"])
         elif "extract" in settings and size is not None:  # one configuration of it
             axes = min(len(size) - 1, 2)
             size = (*size[:-axes], *(int(settings["extract"]["resolution"]),) * axes)

@@ -32,7 +32,7 @@ class LeanconvError(ValueError):
 
 
 class UnknownName(LeanconvError):
-    """A model, knob, layer, recipe or file format that does not exist."""
+    """A model, option, layer, recipe or file format that does not exist."""
 
 
 class PlanError(LeanconvError):

@@ -20,14 +20,14 @@ __all__ = ["Story", "remember", "story_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """`model` and its `knobs`, then every step that changed it, in order.
+    """`model` and its `options`, then every step that changed it, in order.
 
     A step is `(stem, settings)` with JSON values only, for example `("osep", {"overlap": 1.0})` or
     `("elastic", {"widths": [0.25, 1.0]})`.
     """
 
     model: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
     def then(self, stem: str, settings: Mapping[str, Any]) -> Story:
@@ -38,16 +38,23 @@ class Story:
         """Plain dictionaries and lists."""
         return {
             "model": self.model,
-            "knobs": dict(self.knobs),
+            "options": dict(self.options),
             "steps": [[stem, dict(settings)] for stem, settings in self.steps],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Story:
         """The inverse of `to_json`."""
-        steps = tuple((stem, dict(settings)) for stem, settings in data.get("steps", ()))
-        return cls(model=data["model"], knobs=dict(data.get("knobs", {})), steps=steps)
+        steps = tuple(
+            (stem, {_RENAMED.get(name, name): value for name, value in settings.items()})
+            for stem, settings in data.get("steps", ())
+        )
+        options = data.get("options", data.get("knobs", {}))  # "knobs" in what was leanconv 0.1 saved
+        return cls(model=data["model"], options=dict(options), steps=steps)
 
+
+_RENAMED = {"example_size": "size"}
+"""Settings of steps by the names that leanconv 0.1 wrote."""
 
 _STORIES: WeakKeyDictionary[nn.Module, Story] = WeakKeyDictionary()
 

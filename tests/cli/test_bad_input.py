@@ -56,7 +56,7 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["measure", "timm/resnet5"], "did you mean"),
         (["measure", "no_such_package.nets:build"], "no_such_package"),
         (["measure", "resnet20", "--set", "multiplir=2"], "did you mean 'multiplier'"),
-        (["measure", "resnet20", "--set", "multiplier"], "expected KNOB=VALUE"),
+        (["measure", "resnet20", "--set", "multiplier"], "expected OPTION=VALUE"),
         (["measure", "resnet20", "--size", "3,-1"], "expected channels and lengths"),
         (["measure", "resnet20", "--rewrite", "osepp"], "did you mean 'osep'"),
         (["measure", "resnet20", "--rewrite", "osep:overlapp=1"], "did you mean 'overlap'"),
@@ -106,7 +106,7 @@ def test_one_line_and_code_2(
 
 def table() -> str:
     """A query table as `QueryTable.save` writes it, made by itself."""
-    from leanconv.elastic.table import QueryTable, Row
+    from leanconv.query.table import QueryTable, Row
 
     rows = tuple(
         Row(
@@ -172,7 +172,7 @@ def damaged(saved: Path, folder: Path) -> Path:
 def test_weights_that_do_not_fit_their_story(refuse: Refuse, saved: Path, tmp_path: Path) -> None:
     folder = damaged(saved, tmp_path / "model")
     story = json.loads((folder / "story.json").read_text())
-    story["story"]["knobs"]["multiplier"] = 2
+    story["story"]["options"]["multiplier"] = 2
     (folder / "story.json").write_text(json.dumps(story))
     assert "do not fit" in refuse("measure", folder)
 

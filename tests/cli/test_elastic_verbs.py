@@ -15,7 +15,8 @@ from PIL import Image
 
 from leanconv.build import create_model, load, save
 from leanconv.cli import main
-from leanconv.elastic import QueryTable, calibrate
+from leanconv.elastic import calibrate
+from leanconv.query import QueryTable
 
 Run = Callable[..., tuple[int, str, str]]
 CONFIGS = [(1.0, 32), (0.5, 20)]

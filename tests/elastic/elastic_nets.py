@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.elastic import ElasticNet, make_elastic
-from leanconv.elastic.layers import Elastic
+from leanconv.elastic.layers.leaves import Elastic
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparableConv2d
 from leanconv.rewrites import Octave, rewrite
@@ -20,8 +20,8 @@ from leanconv.rewrites import Octave, rewrite
 SIDES = (16, 12)
 
 
-def unit(ins: int, outs: int, kernel: int = 3, **knobs: Any) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, **knobs), nn.BatchNorm2d(outs), nn.ReLU())
+def unit(ins: int, outs: int, kernel: int = 3, **options: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, **options), nn.BatchNorm2d(outs), nn.ReLU())
 
 
 class Residual(nn.Module):
@@ -219,7 +219,7 @@ class Chained(nn.Module):
 
 def octave_net() -> nn.Module:
     """A residual block at two resolutions, whose gate is dealt to both."""
-    return rewrite(_Squeezed(), Octave(alpha=0.5, where=""), example_size=(3, 16, 16)).model
+    return rewrite(_Squeezed(), Octave(alpha=0.5, where=""), size=(3, 16, 16)).model
 
 
 class _Squeezed(nn.Module):
@@ -276,14 +276,14 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 @cache
-def _made(name: str, **knobs: Any) -> tuple[nn.Module, ElasticNet]:
+def _made(name: str, **options: Any) -> tuple[nn.Module, ElasticNet]:
     model = randomized(NETS[name]())
-    return model, make_elastic(model, (0.25, 1.0), SIDES, **knobs)
+    return model, make_elastic(model, (0.25, 1.0), SIDES, **options)
 
 
-def elastic(name: str, **knobs: Any) -> tuple[nn.Module, ElasticNet]:
+def elastic(name: str, **options: Any) -> tuple[nn.Module, ElasticNet]:
     """A network of the table and its elastic form."""
-    model, net = _made(name, **knobs)
+    model, net = _made(name, **options)
     return copy.deepcopy(model), copy.deepcopy(net)
 
 

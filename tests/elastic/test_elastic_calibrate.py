@@ -184,7 +184,7 @@ def test_nothing_is_stored_when_a_configuration_fails():
 
 
 @pytest.mark.parametrize(
-    ("loader", "knobs", "error", "message"),
+    ("loader", "options", "error", "message"),
     [
         ([], {}, DataError, "loader yields no images"),
         ([torch.zeros(0, 3, 16, 16)], {}, DataError, "loader yields no images"),
@@ -195,10 +195,10 @@ def test_nothing_is_stored_when_a_configuration_fails():
         ([torch.zeros(4, 3, 16, 16)], {"configs": [(2.0, 16)]}, LeanconvError, "width must be between"),
     ],
 )
-def test_bad_input(loader, knobs, error, message):
+def test_bad_input(loader, options, error, message):
     _, net = elastic("residual")
     with pytest.raises(error, match=message):
-        calibrate(net, loader, **knobs)
+        calibrate(net, loader, **options)
     assert not net.calibrated
 
 

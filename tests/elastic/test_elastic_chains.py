@@ -14,9 +14,9 @@ from torch import nn
 
 from leanconv.cost import measure
 from leanconv.elastic import make_elastic
-from leanconv.elastic.chains import ElasticBorder
-from leanconv.elastic.layers import Elastic
-from leanconv.elastic.subplan import left_of
+from leanconv.elastic.layers.chains import ElasticBorder
+from leanconv.elastic.layers.leaves import Elastic
+from leanconv.elastic.narrowed_plan import left_of
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
 from leanconv.ops.igc import InterleavedGroup, InterleavedGroupConv2d

@@ -11,7 +11,9 @@ from torch import nn
 
 from leanconv.build import create_model, load, save
 from leanconv.cost import measure
-from leanconv.elastic import Config, MutualObjective, QueryTable, Row, Runtime, calibrate, from_settings, make_elastic
+from leanconv.elastic import Config, MutualObjective, calibrate, from_settings, make_elastic
+from leanconv.query import QueryTable, Row
+from leanconv.serve import Runtime
 from leanconv.elastic.net import resized, sampled
 from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.rewrites import Inflate, rewrite
@@ -37,7 +39,7 @@ def test_all_three_axes_at_once():
     model = randomized(clip_net())
     net = net_of()
     x = torch.randn(3, 3, 8, 16, 16)
-    assert net.settings["example_size"] == [3, 8, 16, 16]
+    assert net.settings["size"] == [3, 8, 16, 16]
     assert torch.equal(model.eval()(x), net.eval()(x))
     with net.at(1.0, 16, 8):
         assert torch.equal(model(x), net(x))
@@ -90,7 +92,7 @@ def test_the_grid_has_all_three():
 
 
 def test_without_elastic_frames_nothing_changes():
-    net = make_elastic(clip_net(), resolutions=(16,), example_size=(3, 8, 16, 16))
+    net = make_elastic(clip_net(), resolutions=(16,), size=(3, 8, 16, 16))
     assert net.frames == ()
     assert net.dial.config == (1.0, 16)
     assert "frames" not in net.settings
@@ -127,8 +129,8 @@ def test_story_and_files(tmp_path):
         (lambda: net_of(frames=8), "frames must be one or more whole numbers"),
         (lambda: make_elastic(nn.Conv2d(3, 8, 1), resolutions=(16,), frames=(8,)), r"frames are for clips of 8 frames"),
         (
-            lambda: make_elastic(clip_net(), resolutions=(16,), frames=(8,), example_size=(3, 4, 16, 16)),
-            r"example_size must be \(channels, 8, height, width\), got \(3, 4, 16, 16\)",
+            lambda: make_elastic(clip_net(), resolutions=(16,), frames=(8,), size=(3, 4, 16, 16)),
+            r"size must be \(channels, 8, height, width\), got \(3, 4, 16, 16\)",
         ),
         (lambda: net_of().extract(0.5, 16, 3), "frames must be one of 8, 4, 2, .* got 3"),
     ],

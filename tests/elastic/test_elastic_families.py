@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.cost import measure
 from leanconv.elastic import ElasticNet, make_elastic
-from leanconv.elastic.layers import Elastic
+from leanconv.elastic.layers.leaves import Elastic
 from leanconv.errors import LeanconvError
 from rewrites.timm_families import FAMILIES
 
@@ -68,7 +68,7 @@ def check(family: str) -> tuple[ElasticNet, float]:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     side = smallest_side(model)
     size = (3, side, side)
-    net = make_elastic(model, (0.25, 1.0), (side,), example_size=size)
+    net = make_elastic(model, (0.25, 1.0), (side,), size=size)
     x = torch.randn(2, *size, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(model.eval()(x), net.eval()(x))

@@ -152,7 +152,7 @@ def test_bad_settings(make, message):
         make(elastic("residual")[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ the knobs
+# ------------------------------------------------------------------------------------------------------------ the options
 
 
 def by_the_equations(net, inputs, targets, plan, *, temperature=1.0, hard_labels=0.0, teacher=None):
@@ -187,21 +187,21 @@ def frozen() -> nn.Module:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [{}, {"num_random": 0}, {"hard_labels": 0.3}, {"hard_labels": 1.0}, {"resolutions": (16,)}, {"teacher": True}],
     ids=str,
 )
-def test_every_knob_in_both_modes_is_its_equation(knobs, low_memory):
+def test_every_option_in_both_modes_is_its_equation(options, low_memory):
     _, net = elastic("residual")
     net = net.double().train()
-    knobs = {**knobs, **({"teacher": frozen().double()} if "teacher" in knobs else {})}
-    objective = MutualObjective(net, seed=5, temperature=2.0, low_memory=low_memory, **knobs)
+    options = {**options, **({"teacher": frozen().double()} if "teacher" in options else {})}
+    objective = MutualObjective(net, seed=5, temperature=2.0, low_memory=low_memory, **options)
     inputs, targets = batch()
     parts = objective(inputs.double(), targets, step=3)
     mine = gradients(net, parts["loss"])
-    plan = plan_step(5, 3, net.widths, knobs.get("resolutions", net.resolutions), knobs.get("num_random", 2))
+    plan = plan_step(5, 3, net.widths, options.get("resolutions", net.resolutions), options.get("num_random", 2))
     assert objective.plan(3) == plan
-    told = {name: knobs[name] for name in ("hard_labels", "teacher") if name in knobs}
+    told = {name: options[name] for name in ("hard_labels", "teacher") if name in options}
     loss = by_the_equations(net, inputs.double(), targets, plan, temperature=2.0, **told)
     reference = gradients(net, loss)
     torch.testing.assert_close(parts["loss"].detach(), loss.detach())

@@ -12,7 +12,7 @@ from elastic_nets import NETS, SIDES, SpatialAttention, clip_net, elastic, maske
 from torch import nn
 
 from leanconv.elastic import from_settings, make_elastic
-from leanconv.elastic.layers import Elastic
+from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.net import resized
 from leanconv.errors import LeanconvError, NotCalibrated, RewriteError, UnknownName
 from leanconv.story import Story, remember, story_of
@@ -106,8 +106,8 @@ def test_channel_counts_follow_the_law():
 def test_divisor_and_ratio_are_settings():
     model = NETS["residual"]()
     counts = [
-        make_elastic(model, resolutions=SIDES, **knobs).model.a[0].outputs.count(0.3)
-        for knobs in ({}, {"divisor": None}, {"divisor": 4}, {"ratios": {"a.*": 2.0}})
+        make_elastic(model, resolutions=SIDES, **options).model.a[0].outputs.count(0.3)
+        for options in ({}, {"divisor": None}, {"divisor": 4}, {"ratios": {"a.*": 2.0}})
     ]
     assert counts == [16, 14, 16, 16]
 
@@ -132,7 +132,7 @@ def test_attention_along_and_across_the_channels():
 @pytest.mark.parametrize(("make", "size"), [(clip_net, (3, 4, 16, 16)), (signal_net, (2, 16))])
 def test_clips_and_signals(make, size):
     model = randomized(make())
-    net = make_elastic(model, (0.25, 1.0), SIDES, example_size=size)
+    net = make_elastic(model, (0.25, 1.0), SIDES, size=size)
     x = torch.randn(3, *size)
     assert torch.equal(model.eval()(x), net.eval()(x))
     net.train()
@@ -241,9 +241,9 @@ def test_replay_of_foreign_settings():
         (lambda m: make_elastic(m, divisor=0), LeanconvError, "divisor must be"),
         (lambda m: make_elastic(m, resolutions=SIDES, keep=["nope"]), UnknownName, "unknown layer pattern 'nope'"),
         (lambda m: make_elastic(m, resolutions=SIDES, keep=["*"]), RewriteError, "nothing to make elastic"),
-        (lambda m: make_elastic(m, resolutions=SIDES, example_size=(4, 16, 16)), RewriteError, "stem.0: the forward"),
+        (lambda m: make_elastic(m, resolutions=SIDES, size=(4, 16, 16)), RewriteError, "stem.0: the forward"),
         (lambda m: make_elastic(nn.Linear(3, 4)), RewriteError, "Linear has no convolution"),
-        (lambda m: make_elastic(clip_net()), RewriteError, "needs frames=, or example_size="),
+        (lambda m: make_elastic(clip_net()), RewriteError, "needs frames=, or size="),
         (lambda m: make_elastic(make_elastic(m, resolutions=SIDES)), RewriteError, "elastic already"),
         (lambda m: make_elastic(nn.DataParallel(m)), RewriteError, "DataParallel"),
         (lambda m: make_elastic(unit(3, 32), resolutions=SIDES), RewriteError, "nothing to make"),

@@ -10,7 +10,7 @@ from elastic_nets import masked
 from torch import nn
 
 from leanconv.elastic import make_elastic
-from leanconv.elastic.layers import Elastic
+from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.net import resized
 from leanconv.nets import CifarResNet
 

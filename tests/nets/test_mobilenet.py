@@ -56,7 +56,7 @@ def test_v1_units_are_injected() -> None:
 
 
 @pytest.mark.parametrize("make", [MobileNetV1, MobileNetV2])
-@pytest.mark.parametrize("knobs", [{"multiplier": 0}, {"num_classes": 2.5}])
-def test_bad_knobs_are_refused(make: type[nn.Module], knobs: dict[str, float]) -> None:
-    with pytest.raises(LeanconvError, match=f"{next(iter(knobs))} must be"):
-        make(**knobs)
+@pytest.mark.parametrize("options", [{"multiplier": 0}, {"num_classes": 2.5}])
+def test_bad_options_are_refused(make: type[nn.Module], options: dict[str, float]) -> None:
+    with pytest.raises(LeanconvError, match=f"{next(iter(options))} must be"):
+        make(**options)

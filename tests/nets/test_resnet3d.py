@@ -186,7 +186,7 @@ def test_shortcuts_stand_where_the_shape_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "match"),
+    ("options", "match"),
     [
         ({"layers": (2, 2, 2)}, r"four stages, got \[2, 2, 2\]"),
         ({"layers": (2, 2, 0, 2)}, r"layers\[2\] must be an integer of at least 1"),
@@ -206,6 +206,6 @@ def test_shortcuts_stand_where_the_shape_changes() -> None:
         ({"grouping": "D", "conv": nn.Conv3d}, "grouping must be 'none'"),
     ],
 )
-def test_bad_knobs_are_refused(knobs: dict[str, Any], match: str) -> None:
+def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(LeanconvError, match=match), torch.device("meta"):
-        resnet3d(**{"layers": TINY, **knobs})
+        resnet3d(**{"layers": TINY, **options})

@@ -79,7 +79,7 @@ def test_initialization_is_he_and_leaves_operators_that_draw_themselves() -> Non
 
 
 @pytest.mark.parametrize(
-    ("knobs", "match"),
+    ("options", "match"),
     [
         ({"depth": 21}, r"depth must be 6n \+ 2 .*got 21"),
         ({"depth": 2}, r"depth must be 6n \+ 2"),
@@ -90,6 +90,6 @@ def test_initialization_is_he_and_leaves_operators_that_draw_themselves() -> Non
         ({"depth": 20, "stem_stride": True}, "stem_stride must be an integer"),
     ],
 )
-def test_bad_knobs_are_refused(knobs: dict[str, object], match: str) -> None:
+def test_bad_options_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(LeanconvError, match=match):
-        CifarResNet(**knobs)  # type: ignore[arg-type]
+        CifarResNet(**options)  # type: ignore[arg-type]

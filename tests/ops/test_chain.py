@@ -259,5 +259,5 @@ def test_bad_input_is_one_clear_error(make: Any, message: str) -> None:
     assert issubclass(caught.type, PlanError | UnknownName | LeanconvError)
 
 
-def DropInOf(kernel: int, **knobs: Any) -> DropIn:
-    return OptimizedSeparableConv2d(16, 16, kernel, **knobs)
+def DropInOf(kernel: int, **options: Any) -> DropIn:
+    return OptimizedSeparableConv2d(16, 16, kernel, **options)

@@ -200,8 +200,8 @@ def test_a_constant_image_goes_through_as_through_the_dense_layer() -> None:
 
 
 def test_exchange_paths_can_be_switched_off() -> None:
-    def paths(**knobs: Any) -> set[str]:
-        return {name for name, _ in OctConv2d(8, 8, 3, **knobs).named_children()}
+    def paths(**options: Any) -> set[str]:
+        return {name for name, _ in OctConv2d(8, 8, 3, **options).named_children()}
 
     assert paths() == {"conv_hh", "conv_hl", "conv_lh", "conv_ll"}
     assert paths(exchange="high_to_low") == {"conv_hh", "conv_hl", "conv_ll"}
@@ -227,7 +227,7 @@ def test_gradients_are_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"stride": 3}, "stride 1 or 2 in space"),
         ({"stride": (1, 2)}, "stride 1 or 2 in space"),
@@ -238,9 +238,9 @@ def test_gradients_are_right() -> None:
         ({"exchange": "some"}, "exchange must be one of"),
     ],
 )
-def test_bad_arguments(knobs: dict[str, Any], message: str) -> None:
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        OctConv2d(8, 8, 3, **knobs)
+        OctConv2d(8, 8, 3, **options)
 
 
 def test_bad_inputs() -> None:

@@ -168,8 +168,8 @@ def test_large_overlap_ends_at_the_dense_convolution(gamma: float) -> None:
 def test_kernel_placement() -> None:
     spec = ConvSpec(in_channels=64, out_channels=64, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
 
-    def kernels_of(**knobs: object) -> list[tuple[int, ...]]:
-        plan = OptimizedSeparable(**knobs).plan(spec)  # type: ignore[arg-type]
+    def kernels_of(**options: object) -> list[tuple[int, ...]]:
+        plan = OptimizedSeparable(**options).plan(spec)  # type: ignore[arg-type]
         assert [stage.conv.stride for stage in plan.stages if stage.conv.stride != (1, 1)] == [(2, 2)]
         assert plan.coverage == 1
         return [stage.conv.kernel_size for stage in plan.stages]

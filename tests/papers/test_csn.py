@@ -22,9 +22,9 @@ from leanconv.spec import ConvSpec
 CLIP = (3, 8, 224, 224)
 
 
-def counts(name: str, size: tuple[int, ...] = CLIP, **knobs: Any) -> Cost:
+def counts(name: str, size: tuple[int, ...] = CLIP, **options: Any) -> Cost:
     with torch.device("meta"):
-        net = create_model(name, **knobs)
+        net = create_model(name, **options)
     return measure(net, size)
 
 
@@ -107,8 +107,8 @@ def test_figure_1_interactions() -> None:
 def family(block: str, blocks: int, grouping: str, groups: int) -> Cost:
     layers = {8: (2, 2, 2, 2), 16: (3, 4, 6, 3)}[blocks]
     expansion = 4 if block == "bottleneck" and blocks == 16 else 1
-    knobs = {"block": block, "layers": layers, "expansion": expansion, "grouping": grouping, "groups": groups}
-    return counts("resnet3d", **knobs)
+    options = {"block": block, "layers": layers, "expansion": expansion, "grouping": grouping, "groups": groups}
+    return counts("resnet3d", **options)
 
 
 GROUPS = (2, 4, 8, 16, 32)
@@ -193,7 +193,7 @@ def test_space_time_decomposition_costs_nearly_nothing_more() -> None:
     assert [name for name, _ in chain.named_children()] == ["conv1", "bn1", "relu1", "conv2"]
 
 
-def test_relu_between_the_ip_convolutions_is_a_knob() -> None:
+def test_relu_between_the_ip_convolutions_is_a_option() -> None:
     """The released networks have a BatchNorm there and no ReLU; counts are the same."""
     with torch.device("meta"):
         chains = [create_model("ip_csn_26", relu_between=relu).layer3[0].conv2.conv for relu in (False, True)]
@@ -232,7 +232,7 @@ def test_torchvisions_r3d_18_separated(mode: str) -> None:
     """Sixteen 3x3x3 convolutions of simple blocks; the stem and the projections stay."""
     with torch.device("meta"):
         net = create_model("torchvision/r3d_18")
-    new = lc.rewrite(net, lc.ChannelSeparated(mode=mode, init="fresh"), example_size=(3, 8, 112, 112))
+    new = lc.rewrite(net, lc.ChannelSeparated(mode=mode, init="fresh"), size=(3, 8, 112, 112))
     assert len(new.changes) == 16
     before, after = measure(net, (3, 8, 112, 112)), measure(new.model, (3, 8, 112, 112))
     assert after.macs < 0.25 * before.macs
@@ -249,7 +249,7 @@ def test_torchvisions_r3d_18_separated(mode: str) -> None:
 def test_octave_composes(name: str, changed: int) -> None:
     """In the first three stages; the middle of an ip block, which has a BatchNorm inside, stays as it is."""
     net = create_model(name, num_classes=5)
-    new = lc.rewrite(net, lc.Octave(alpha=0.5), example_size=(3, 4, 64, 64))
+    new = lc.rewrite(net, lc.Octave(alpha=0.5), size=(3, 4, 64, 64))
     assert len(new.changes) == changed
     assert new.model(torch.randn(2, 3, 4, 64, 64)).shape == (2, 5)
 

@@ -42,9 +42,9 @@ def test_widest_block_is_where_l_is_about_nine_m() -> None:
         assert widest == min(rows, key=lambda row: abs(row[0] - 9 * row[1]))
 
 
-def counts(name: str, **knobs: object) -> Cost:
+def counts(name: str, **options: object) -> Cost:
     with torch.device("meta"):
-        net = create_model(name, **knobs)
+        net = create_model(name, **options)
     return measure(net, default_size(name))
 
 
@@ -179,7 +179,7 @@ def test_published_settings_of_the_networks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("name", "options", "message"),
     [
         ("igc_l4m8", {"depth": 21}, r"3n \+ 2 \(5, 8, 11, ...\), got 21"),
         ("igc_l4m8", {"depth": 2}, r"3n \+ 2"),
@@ -190,6 +190,6 @@ def test_published_settings_of_the_networks() -> None:
         ("igc_l4m8", {"num_classes": 0}, "num_classes must be"),
     ],
 )
-def test_bad_input(name: str, knobs: dict[str, object], message: str) -> None:
+def test_bad_input(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(LeanconvError, match=message):
-        create_model(name, **knobs)
+        create_model(name, **options)

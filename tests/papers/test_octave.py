@@ -48,7 +48,7 @@ TABLE_7 = [
     ("oct_se_resnet152_deep", 10.839, 22.111, 66.69, 66.8),
 ]
 
-# name, knobs, G multiply-adds per clip of 8 frames: counted, printed.
+# name, options, G multiply-adds per clip of 8 frames: counted, printed.
 TABLE_8 = [
     ("c2d_resnet50", {}, 19.49, 19.3),
     ("oct_c2d_resnet50", {"alpha": 0.1}, 17.51, 17.4),
@@ -61,13 +61,13 @@ TABLE_1 = {0: (1.0, 1.0), 0.125: (0.82, 0.91), 0.25: (0.67, 0.81), 0.5: (0.44, 0
 """alpha -> cost and memory; the paper prints 35 % at .875, where its own formula 1 - 3/4 alpha gives 34.4 %."""
 
 
-def build(name: str, **knobs: float) -> nn.Module:
+def build(name: str, **options: float) -> nn.Module:
     with torch.device("meta"):
-        return create_model(name, **knobs)
+        return create_model(name, **options)
 
 
-def giga(name: str, size: tuple[int, ...] = (3, 224, 224), **knobs: float) -> float:
-    return measure(build(name, **knobs), size).macs / 1e9
+def giga(name: str, size: tuple[int, ...] = (3, 224, 224), **options: float) -> float:
+    return measure(build(name, **options), size).macs / 1e9
 
 
 FAST = {"oct_resnet26", "oct_resnet50"}
@@ -111,9 +111,9 @@ def test_table_7(name: str, at_224: float, at_320: float, weights: float, params
     assert cost.conv_params / 1e6 == pytest.approx(weights, abs=0.06)
 
 
-@pytest.mark.parametrize(("name", "knobs", "counted", "printed"), TABLE_8)
-def test_table_8(name: str, knobs: dict[str, float], counted: float, printed: float) -> None:
-    ours = giga(name, (3, 8, 224, 224), **knobs)
+@pytest.mark.parametrize(("name", "options", "counted", "printed"), TABLE_8)
+def test_table_8(name: str, options: dict[str, float], counted: float, printed: float) -> None:
+    ours = giga(name, (3, 8, 224, 224), **options)
     assert ours == pytest.approx(printed, rel=0.03)
     assert round(ours, 2) == counted
 

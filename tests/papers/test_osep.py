@@ -16,9 +16,9 @@ from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
 
 
-def counts(name: str, **knobs: float) -> tuple[int, int]:
+def counts(name: str, **options: float) -> tuple[int, int]:
     with torch.device("meta"):
-        net = create_model(name, **knobs)
+        net = create_model(name, **options)
     cost = measure(net, default_size(name))
     return cost.params, cost.macs
 
@@ -101,9 +101,9 @@ def test_darts_counts_leave_the_auxiliary_tower_out() -> None:
     assert counts("darts_cifar", auxiliary=True)[0] > 3_349_342
 
 
-def chains(name: str, **knobs: float) -> list[ConvChain]:
+def chains(name: str, **options: float) -> list[ConvChain]:
     with torch.device("meta"):
-        net = create_model(name, **knobs)
+        net = create_model(name, **options)
     return [module for module in net.modules() if isinstance(module, ConvChain)]
 
 
@@ -116,9 +116,9 @@ MULTIPLIERS |= {name.replace("o_", "so_", 1): value for name, value in MULTIPLIE
 @pytest.mark.parametrize("overlap", [1.0, 4.0])
 def test_every_output_sees_every_input(name: str, overlap: float) -> None:
     """The volumetric receptive field, on the composed mask of every layer, at the paper's width and unmultiplied."""
-    knobs = [{}] if name not in MULTIPLIERS else [{}, {"multiplier": MULTIPLIERS[name]}]
-    for knob in knobs:
-        plans = {chain.plan for chain in chains(name, overlap=overlap, **knob)}
+    options = [{}] if name not in MULTIPLIERS else [{}, {"multiplier": MULTIPLIERS[name]}]
+    for option in options:
+        plans = {chain.plan for chain in chains(name, overlap=overlap, **option)}
         assert plans
         assert {plan.coverage for plan in plans} == {1.0}
 
@@ -138,7 +138,7 @@ def test_the_whole_sweep_of_table_2_can_be_built(overlap: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("name", "options", "message"),
     [
         ("o_resnet20", {"multiplier": 0.01}, r"round\(0.16\) = 0 channels"),
         ("resnet20", {"multiplier": -1}, "multiplier must be a number above 0"),
@@ -147,9 +147,9 @@ def test_the_whole_sweep_of_table_2_can_be_built(overlap: float) -> None:
         ("darts_cifar", {"channels": -4}, "channels must be an integer of at least 1"),
     ],
 )
-def test_bad_input(name: str, knobs: dict[str, float], message: str) -> None:
+def test_bad_input(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(LeanconvError, match=message):
-        create_model(name, **knobs)
+        create_model(name, **options)
 
 
 def test_table_5_mobilenet() -> None:

@@ -61,10 +61,10 @@ def test_parts_that_were_not_there_stay_fresh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"), [("resnet32", {}), ("resnet20", {"multiplier": 2}), ("o_resnet20", {}), ("mobilenet_v1", {})]
+    ("name", "options"), [("resnet32", {}), ("resnet20", {"multiplier": 2}), ("o_resnet20", {}), ("mobilenet_v1", {})]
 )
-def test_the_weights_of_another_network_are_refused(name: str, knobs: dict[str, float], tmp_path: Path) -> None:
-    folder = save(create_model(name, num_classes=10, **knobs), tmp_path / "model")
+def test_the_weights_of_another_network_are_refused(name: str, options: dict[str, float], tmp_path: Path) -> None:
+    folder = save(create_model(name, num_classes=10, **options), tmp_path / "model")
     net = create_model("resnet20", num_classes=10)
     with pytest.raises(CheckpointError, match=r"its weights are not for this network: \d+ of \d+ tensors"):
         take_weights(net, folder, num_classes=10)

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from leanconv.elastic import QueryTable, Row
+from leanconv.query import QueryTable, Row
 from leanconv.errors import LeanconvError, MissingExtra
 from leanconv.report import plot_accuracy_latency, plot_accuracy_macs, plots, save_curves
 
@@ -115,7 +115,7 @@ def test_names_cover_nothing(tmp_path: Path, figures: list[Figure], count: int) 
 def test_pyplot_and_settings_are_not_touched(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib; before = dict(dict.items(matplotlib.rcParams))\n"
-        "from leanconv.elastic import QueryTable, Row\n"
+        "from leanconv.query import QueryTable, Row\n"
         "from leanconv.report import plot_accuracy_macs\n"
         "row = Row(width=1.0, resolution=32, accuracy=0.9, macs=10, params=1)\n"
         f"plot_accuracy_macs(QueryTable((row,)), {str(tmp_path / 'a.png')!r})\n"

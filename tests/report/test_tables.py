@@ -11,7 +11,7 @@ from torch import nn
 
 from leanconv.cost import Latency, measure
 from leanconv.deploy import BenchRow
-from leanconv.elastic import Row
+from leanconv.query import Row
 from leanconv.errors import LeanconvError
 from leanconv.report import (
     Column,

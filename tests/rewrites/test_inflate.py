@@ -37,9 +37,9 @@ def test_a_still_clip_gives_the_output_of_the_2d_network(alpha: float, pool_afte
     net = trained(ResNet((1, 1, 1, 1), num_classes=5))
     inflate = Inflate(temporal=TEMPORAL, pool_after=pool_after, frames=4)
     size = (3, 64, 64)
-    flat = rewrite(net, Octave(alpha=alpha), example_size=size).model if alpha else net
+    flat = rewrite(net, Octave(alpha=alpha), size=size).model if alpha else net
     steps = (inflate, Octave(alpha=alpha)) if alpha else (inflate,)
-    clip_net = rewrite(net, *steps, example_size=size).model
+    clip_net = rewrite(net, *steps, size=size).model
     x = torch.randn(2, 3, 70, 65)
     torch.testing.assert_close(clip_net(still(x, 4)), flat(x), rtol=0, atol=1e-4)
     assert clip_net.get_submodule("stem.0.bn").running_mean.abs().max() > 0
@@ -47,7 +47,7 @@ def test_a_still_clip_gives_the_output_of_the_2d_network(alpha: float, pool_afte
 
 def test_an_octave_network_is_inflated_path_by_path() -> None:
     torch.manual_seed(0)
-    flat = rewrite(trained(ResNet((1, 1, 1, 1), num_classes=5)), Octave(), example_size=(3, 64, 64)).model
+    flat = rewrite(trained(ResNet((1, 1, 1, 1), num_classes=5)), Octave(), size=(3, 64, 64)).model
     done = rewrite(flat, Inflate(temporal=TEMPORAL))
     assert any(isinstance(module, OctConv3d) for module in done.model.modules())
     assert {change.weights for change in done.changes} == {"inflated"}

@@ -23,7 +23,7 @@ def test_saves_loads_compiles_and_exports(name: str, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     net = create_model(f"timm/{name}", num_classes=10)
-    done = rewrite(net, Octave(alpha=0.5), example_size=(3, 224, 224))
+    done = rewrite(net, Octave(alpha=0.5), size=(3, 224, 224))
     with torch.no_grad():
         for size in (96, 96, 97):  # statistics that are not those of a fresh network
             done.model.train()(torch.randn(4, 3, size, size))

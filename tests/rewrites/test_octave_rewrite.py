@@ -59,8 +59,8 @@ class Body(nn.Module):
         return self.end(self.function(self, x))
 
 
-def octave(net: nn.Module, size: tuple[int, ...] = SIZE, **knobs: Any) -> Rewritten:
-    return rewrite(net, Octave(**{"alpha": 0.5, **knobs}), example_size=size)
+def octave(net: nn.Module, size: tuple[int, ...] = SIZE, **options: Any) -> Rewritten:
+    return rewrite(net, Octave(**{"alpha": 0.5, **options}), size=size)
 
 
 def merges(done: Rewritten) -> dict[str, str]:
@@ -287,7 +287,7 @@ def test_step_as_text_and_json() -> None:
 
 def test_saves_and_loads(tmp_path: Any) -> None:
     net = create_model("resnet20", num_classes=4)
-    done = rewrite(net, Octave(alpha=0.25), example_size=(3, 32, 32))
+    done = rewrite(net, Octave(alpha=0.25), size=(3, 32, 32))
     save(done, tmp_path / "net")
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(load(tmp_path / "net").eval()(x), done.model.eval()(x))
@@ -295,8 +295,8 @@ def test_saves_and_loads(tmp_path: Any) -> None:
 
 def test_four_paths_can_be_separable(tmp_path: Any) -> None:
     net = create_model("resnet20", num_classes=4)
-    both = rewrite(net, Octave(alpha=0.5), OptimizedSeparable(init="fresh"), example_size=(3, 32, 32))
-    octave_only = rewrite(net, Octave(alpha=0.5), example_size=(3, 32, 32))
+    both = rewrite(net, Octave(alpha=0.5), OptimizedSeparable(init="fresh"), size=(3, 32, 32))
+    octave_only = rewrite(net, Octave(alpha=0.5), size=(3, 32, 32))
     assert {change.name for change in both.changes} >= {"layer1.0.conv1", "layer1.0.conv1.conv_hh"}
     assert measure(both.model, (3, 32, 32)).macs < measure(octave_only.model, (3, 32, 32)).macs
     both.model(torch.randn(2, 3, 33, 33)).sum().backward()
@@ -307,8 +307,8 @@ def test_four_paths_can_be_separable(tmp_path: Any) -> None:
 
 def test_separable_first_gives_the_same_network_as_separable_last(tmp_path: Any) -> None:
     net = create_model("resnet20", num_classes=4)
-    first = rewrite(net, OptimizedSeparable(), Octave(alpha=0.5), example_size=SIZE)
-    last = rewrite(net, Octave(alpha=0.5), OptimizedSeparable(), example_size=SIZE)
+    first = rewrite(net, OptimizedSeparable(), Octave(alpha=0.5), size=SIZE)
+    last = rewrite(net, Octave(alpha=0.5), OptimizedSeparable(), size=SIZE)
     shapes = [{name: value.shape for name, value in done.model.state_dict().items()} for done in (first, last)]
     emitting = {change.name for change in first.changes if change.after.startswith("octave")}
     assert "layer1.0.conv1" in emitting
@@ -328,7 +328,7 @@ def test_separable_first_gives_the_same_network_as_separable_last(tmp_path: Any)
 
 def test_a_chain_whose_four_paths_are_exact_keeps_its_function() -> None:
     """A depth-separable kernel cut in four is depth-separable in every part."""
-    net = rewrite(Net(Body(lambda m, x: m.conv(x))), DepthSeparable(where="body.conv"), example_size=SIZE).model
+    net = rewrite(Net(Body(lambda m, x: m.conv(x))), DepthSeparable(where="body.conv"), size=SIZE).model
     dense = octave(densify(net).model)
     done = octave(net)
     change = next(change for change in done.changes if change.name == "body.conv")
@@ -406,7 +406,7 @@ class Auxiliary(nn.Module):
 
 def test_bad_input() -> None:
     net = Net(Body(lambda m, x: m.conv(x)))
-    with pytest.raises(RewriteError, match="pass example_size"):
+    with pytest.raises(RewriteError, match="pass size"):
         rewrite(net, Octave())
     with pytest.raises(LeanconvError, match="alpha must be at least 0 and below 1, got 1"):
         Octave(alpha=1)
@@ -417,7 +417,7 @@ def test_bad_input() -> None:
     with pytest.raises(NothingToRewrite, match="5 outside where"):
         octave(net, where="nothing.like.this")
     with pytest.raises(RewriteError, match="only Conv1d"):
-        rewrite(nn.Sequential(nn.Conv1d(3, 8, 3)), Octave(), example_size=(3, 32))
+        rewrite(nn.Sequential(nn.Conv1d(3, 8, 3)), Octave(), size=(3, 32))
     with pytest.raises(RewriteError, match=r"at least one.*at least 0\.25"):
         octave(Net(Body(lambda m, x: m.g(m.conv(x)), g=nn.Conv2d(16, 16, 1, groups=4))), alpha=0.125)
     with pytest.raises(NothingToRewrite, match="on 1x1 maps"):

@@ -50,7 +50,7 @@ def check(family: str) -> tuple[int, list[int]]:
     native = dense.pretrained_cfg["input_size"][-1]
     sizes = [size for size in SIZES if runs(dense, size)] or [native]
     example = (3, sizes[0], sizes[0])
-    done = rewrite(dense, Octave(alpha=0.5), example_size=example)
+    done = rewrite(dense, Octave(alpha=0.5), size=example)
     net = done.model
     octaves = [module for module in net.modules() if isinstance(module, OctConv)]
     assert len(octaves) == len(done.changes) >= 1

@@ -50,7 +50,7 @@ def reasons_of(result) -> dict[str, str]:
 def test_the_input_is_not_changed():
     net = build()
     kinds, before = [type(m) for m in net.modules()], copy.deepcopy(net.state_dict())
-    result = rewrite(net, SEPARABLE, example_size=(3, 8, 8))
+    result = rewrite(net, SEPARABLE, size=(3, 8, 8))
     assert [type(m) for m in net.modules()] == kinds
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     ours = {p.data_ptr() for p in result.model.parameters()}
@@ -90,8 +90,8 @@ def test_the_summary_counts():
 @pytest.mark.parametrize("stem", sorted(OPERATORS))
 def test_every_operator_is_idempotent_and_trains(stem):
     step = OPERATORS[stem](where="kernel>1 groups=1 !stem")
-    once = rewrite(build(), step, example_size=(3, 8, 8))
-    twice = rewrite(once.model, step, example_size=(3, 8, 8))
+    once = rewrite(build(), step, size=(3, 8, 8))
+    twice = rewrite(once.model, step, size=(3, 8, 8))
     assert len(once.changes) == 2
     assert twice.changes == ()
     assert reasons_of(twice) == {"3": "already a chain", "5": "already a chain"}
@@ -128,7 +128,7 @@ def test_what_the_target_can_express_is_exact():
 
 def test_steps_compose_in_order():
     net = build()
-    result = rewrite(net, DepthSeparable(where="3"), Grouped(groups=4, where="kernel>1 !stem"), example_size=(3, 8, 8))
+    result = rewrite(net, DepthSeparable(where="3"), Grouped(groups=4, where="kernel>1 !stem"), size=(3, 8, 8))
     assert [change.after.split(":")[0] for change in result.changes] == ["depth_separable", "group"]
     assert reasons_of(result) == {"3": "already a chain"}
 
@@ -153,7 +153,7 @@ def test_a_chain_that_would_cost_more_is_not_put_in():
     )
 
 
-def test_impossible_knobs_are_an_error_with_the_plan_error_inside():
+def test_impossible_options_are_an_error_with_the_plan_error_inside():
     with pytest.raises(
         RewriteError, match="group: none of the 2 selected convolutions can be planned; the first, 3"
     ) as e:
@@ -171,7 +171,7 @@ def test_impossible_knobs_are_an_error_with_the_plan_error_inside():
 @pytest.mark.parametrize("stem", ["osep", "igc", "csn"])
 def test_dtype_is_kept(dtype, stem):
     net = build().to(dtype)
-    result = rewrite(net, OPERATORS[stem](), example_size=(3, 8, 8))
+    result = rewrite(net, OPERATORS[stem](), size=(3, 8, 8))
     assert {p.dtype for p in result.model.parameters()} == {dtype}
     assert all(change.weights == "projected" and 0 < change.error < 1 for change in result.changes)
     assert result.model(torch.randn(2, 3, 8, 8, dtype=dtype)).isfinite().all()
@@ -180,7 +180,7 @@ def test_dtype_is_kept(dtype, stem):
 def test_the_meta_device_is_kept_and_nothing_is_claimed_about_weights():
     with torch.device("meta"):
         net = build()
-    result = rewrite(net, OptimizedSeparable(where="kernel>1 !stem stage<9"), example_size=(3, 8, 8))
+    result = rewrite(net, OptimizedSeparable(where="kernel>1 !stem stage<9"), size=(3, 8, 8))
     assert len(result.changes) == 2
     assert all(p.is_meta for p in result.model.parameters())
     assert {change.weights for change in result.changes} == {"fresh"}
@@ -190,7 +190,7 @@ def test_the_meta_device_is_kept_and_nothing_is_claimed_about_weights():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_is_kept():
     net = build().cuda()
-    result = rewrite(net, OptimizedSeparable(), example_size=(3, 8, 8))
+    result = rewrite(net, OptimizedSeparable(), size=(3, 8, 8))
     assert {p.device.type for p in (*result.model.parameters(), *result.model.buffers())} == {"cuda"}
     result.model(torch.randn(2, 3, 8, 8, device="cuda")).sum().backward()
 
@@ -199,7 +199,7 @@ def test_a_cuda_device_is_kept():
 def test_the_mode_is_kept_layer_by_layer(training):
     net = build().train(training)
     net[5].train(not training)
-    model = rewrite(net, SEPARABLE, example_size=(3, 8, 8)).model
+    model = rewrite(net, SEPARABLE, size=(3, 8, 8)).model
     assert [m.training for m in model] == [m.training for m in net]
     assert {m.training for m in model[5].modules()} == {not training}
 
@@ -233,7 +233,7 @@ def test_a_shared_convolution_is_rewritten_once_and_shared_again():
         def forward(self, x):
             return self.block(self.b(self.a(self.stem(x))))
 
-    result = rewrite(Shared(), SEPARABLE, example_size=(3, 8, 8))
+    result = rewrite(Shared(), SEPARABLE, size=(3, 8, 8))
     assert names_of(result) == ["a"]
     assert isinstance(result.model.a, ConvChain)
     assert result.model.a is result.model.b is result.model.block[0]
@@ -242,9 +242,9 @@ def test_a_shared_convolution_is_rewritten_once_and_shared_again():
 def test_one_dimension_three_dimensions_and_a_bare_convolution():
     for ndim, conv in ((1, nn.Conv1d), (3, nn.Conv3d)):
         net = nn.Sequential(conv(2, 8, 3), conv(8, 8, 3, padding=1))
-        result = rewrite(net, InterleavedGroup(init="fresh"), example_size=(2, *(6,) * ndim))
+        result = rewrite(net, InterleavedGroup(init="fresh"), size=(2, *(6,) * ndim))
         assert result.model(torch.randn(1, 2, *(6,) * ndim)).shape == (1, 8, *(4,) * ndim)
-    bare = rewrite(nn.Conv2d(8, 8, 3), DepthSeparable(where=""), example_size=(8, 5, 5))
+    bare = rewrite(nn.Conv2d(8, 8, 3), DepthSeparable(where=""), size=(8, 5, 5))
     assert isinstance(bare.model, ConvChain)
     assert names_of(bare) == [""]
 
@@ -335,7 +335,7 @@ def test_what_is_more_than_a_convolution_stays(case):
     torch.manual_seed(0)
     strange = make()
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), strange)
-    result = rewrite(net, DepthSeparable(), example_size=(3, 16, 16))
+    result = rewrite(net, DepthSeparable(), size=(3, 16, 16))
     assert names_of(result) == ["1"]
     assert list(reasons_of(result)) == ["2"]
     assert re.search(reason, reasons_of(result)["2"])
@@ -448,22 +448,22 @@ def test_wrong_models_and_sizes():
     with pytest.raises(RewriteError, match=r"takes an nn\.Module, got str"):
         rewrite("resnet18", SEPARABLE)
     for size in ((3,), (2, 3, 8, 8, 8), (3, 8, -1), (3, 8.0, 8), "3,8,8", 224):
-        with pytest.raises(LeanconvError, match="example_size is the shape of one input without the batch axis"):
-            rewrite(build(), SEPARABLE, example_size=size)
+        with pytest.raises(LeanconvError, match="size is the shape of one input without the batch axis"):
+            rewrite(build(), SEPARABLE, size=size)
     with pytest.raises(
         RewriteError, match=r"does not run on one input of shape \(4, 8, 8\): 0 fails with RuntimeError"
     ):
-        rewrite(build(), SEPARABLE, example_size=(4, 8, 8))
+        rewrite(build(), SEPARABLE, size=(4, 8, 8))
 
 
 def test_a_failing_example_is_one_line_and_no_log(caplog):
     net = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 8, 3), nn.AvgPool3d(7))
     with pytest.raises(RewriteError, match="2 fails with RuntimeError: input image") as caught:
-        rewrite(net, SEPARABLE, example_size=(3, 8, 8, 8))
+        rewrite(net, SEPARABLE, size=(3, 8, 8, 8))
     assert "\n" not in str(caught.value)
     assert not caplog.records
     with pytest.raises(RewriteError, match="Bilinear fails with TypeError"):
-        rewrite(nn.Bilinear(2, 2, 2), SEPARABLE, example_size=(3, 2, 2))
+        rewrite(nn.Bilinear(2, 2, 2), SEPARABLE, size=(3, 2, 2))
 
 
 class Grabby(nn.Module):
@@ -494,15 +494,15 @@ def test_a_parent_that_uses_the_weights_itself_is_found():
     with pytest.raises(
         RewriteError, match=r"1\.1 no longer runs after 1\.1\.conv was replaced.*weight.*'\.\.\. !1\.1\.conv'"
     ):
-        rewrite(net, SEPARABLE, example_size=(3, 16, 16))
-    fixed = rewrite(net, DepthSeparable(where="kernel>1 !stem !1.1.conv"), example_size=(3, 16, 16))
+        rewrite(net, SEPARABLE, size=(3, 16, 16))
+    fixed = rewrite(net, DepthSeparable(where="kernel>1 !stem !1.1.conv"), size=(3, 16, 16))
     assert names_of(fixed) == ["2"]
 
 
 def test_a_second_reference_to_the_old_layer_is_found():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Hoarder())
     with pytest.raises(RewriteError, match=r"1\.conv was replaced but the network does not call the new layer"):
-        rewrite(net, SEPARABLE, example_size=(3, 16, 16))
+        rewrite(net, SEPARABLE, size=(3, 16, 16))
 
 
 # -- stories --
@@ -529,8 +529,8 @@ def test_a_story_grows_by_every_step_that_changed_something():
 @pytest.mark.parametrize("stem", sorted(OPERATORS))
 def test_a_replayed_story_takes_the_weights(stem):
     step = OPERATORS[stem](where="kernel>1 stage<=1 !stem")
-    result = rewrite(told(), step, example_size=(3, 8, 8))
-    assert result.story.steps[0][1]["example_size"] == [3, 8, 8]
+    result = rewrite(told(), step, size=(3, 8, 8))
+    assert result.story.steps[0][1]["size"] == [3, 8, 8]
     story = Story.from_json(result.story.to_json())
     again = replay(told(), story.steps)
     assert story_of(again) == story

@@ -56,7 +56,7 @@ def build(name: str) -> nn.Module:
         from torchvision.models import get_model
 
         made = get_model(model, num_classes=10, weights=None)
-    remember(made, Story(model=name, knobs={"num_classes": 10}))
+    remember(made, Story(model=name, options={"num_classes": 10}))
     return made
 
 
@@ -73,7 +73,7 @@ def settle(model: nn.Module) -> nn.Module:
 def test_networks(name: str, text: str, size: tuple[int, ...], count: int) -> None:
     torch.set_num_threads(1)
     net, step = settle(build(name)), parse_step(text)
-    result = rewrite(net, step, example_size=size)
+    result = rewrite(net, step, size=size)
     changed = tuple(f"{change.name}." for change in result.changes)
     assert len(changed) == count, [str(skip) for skip in result.skipped]
     assert sum(c.params_after for c in result.changes) < sum(c.params_before for c in result.changes)
@@ -85,7 +85,7 @@ def test_networks(name: str, text: str, size: tuple[int, ...], count: int) -> No
     assert all(torch.equal(old[key], new[key]) for key in kept)
 
     # twice is once
-    twice = rewrite(result.model, step, example_size=size if "stage" in text else None)
+    twice = rewrite(result.model, step, size=size if "stage" in text else None)
     assert twice.changes == ()
     assert {skip.name for skip in twice.skipped} >= {change.name for change in result.changes}
     assert list(twice.model.state_dict()) == list(new)
@@ -121,11 +121,11 @@ def _convs(model: nn.Module, kind: str) -> set[str]:
     return {name for name, module in model.named_modules() if type(module).__name__ == kind}
 
 
-def _timm(name: str, **knobs: object) -> Callable[[], nn.Module]:
+def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import timm
 
-        return timm.create_model(name, num_classes=10, **knobs)
+        return timm.create_model(name, num_classes=10, **options)
 
     return make
 
@@ -152,7 +152,7 @@ def test_convolutions_with_another_meaning_are_left_alone(make, kind, where, som
         ):
             rewrite(net, step)
         return
-    result = rewrite(net, step, example_size=(3, 64, 64))
+    result = rewrite(net, step, size=(3, 64, 64))
     assert result.changes
     assert _convs(result.model, kind) == strangers
     told = {skip.name for skip in result.skipped if kind in skip.reason}

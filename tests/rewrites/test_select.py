@@ -123,7 +123,7 @@ def test_a_wrong_term_is_named(where, message):
 
 
 def test_stage_needs_an_example():
-    with pytest.raises(RewriteError, match=r"depth_separable: where='stage=2' speaks of stage.*pass example_size"):
+    with pytest.raises(RewriteError, match=r"depth_separable: where='stage=2' speaks of stage.*pass size"):
         rewrite(Net(), DepthSeparable(where="stage=2"))
 
 

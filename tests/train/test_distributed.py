@@ -15,7 +15,8 @@ import torch
 import two_ranks
 from torch import nn
 
-from leanconv.elastic import MutualObjective, QueryTable, calibrate
+from leanconv.elastic import MutualObjective, calibrate
+from leanconv.query import QueryTable
 from leanconv.train import is_main_process
 
 CLI = ("-c", "from leanconv.cli import main; main()")
@@ -140,15 +141,15 @@ def digests(out: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_rank_killed_and_the_job_restarted_resumes(tmp_path: Path, low_memory: bool) -> None:
-    knobs = ["--low-memory"] * low_memory
-    done = torchrun(two_ranks.__file__, "fit", tmp_path / "whole", *knobs)
+    options = ["--low-memory"] * low_memory
+    done = torchrun(two_ranks.__file__, "fit", tmp_path / "whole", *options)
     assert done.returncode == 0, done.stderr
     assert len(set(digests(tmp_path / "whole"))) == 1
-    killed = torchrun(two_ranks.__file__, "fit", tmp_path / "run", *knobs, "--kill-at", 8)
+    killed = torchrun(two_ranks.__file__, "fit", tmp_path / "run", *options, "--kill-at", 8)
     assert killed.returncode != 0
     assert "SIGKILL" in killed.stderr
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
-    done = torchrun(two_ranks.__file__, "fit", tmp_path / "run", *knobs, "--resume")
+    done = torchrun(two_ranks.__file__, "fit", tmp_path / "run", *options, "--resume")
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leanconv.elastic import ElasticNet, MutualObjective, QueryTable, calibrate, make_elastic
+from leanconv.elastic import ElasticNet, MutualObjective, calibrate, make_elastic
+from leanconv.query import QueryTable
 from leanconv.train import FitSettings, OptimSettings, fit
 
 CONFIGS = ((1.0, 16), (0.5, 16), (0.25, 12))

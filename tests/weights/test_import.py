@@ -23,9 +23,9 @@ from leanconv.weights import FORMATS, fill, find_format, import_weights, key_map
 TINY = (1, 2, 1, 1)
 
 
-def ours(kind: str, layers: tuple[int, ...] = TINY, **knobs: Any) -> nn.Module:
+def ours(kind: str, layers: tuple[int, ...] = TINY, **options: Any) -> nn.Module:
     conv = conv_maker(ChannelSeparated(mode=kind), 3)  # type: ignore[arg-type]
-    return resnet3d(layers=layers, conv=conv, **{"num_classes": 5, **knobs}).eval()
+    return resnet3d(layers=layers, conv=conv, **{"num_classes": 5, **options}).eval()
 
 
 @cache

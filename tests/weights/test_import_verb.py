@@ -60,7 +60,7 @@ def test_new_classifier_and_named_format(file: Path, tmp_path: Path, capsys: pyt
         (["ir_csn_50", "--format", "vmz"], "is no vmz file: its names are those of pytorchvideo"),
         (["ir_csn_50", "--format", "caffe2"], "unknown weight format 'caffe2'"),
         (["resnet3d_18"], "hold channel-separated networks, and this is none"),
-        (["ir_csn_50", "--set", "classes=7"], "has no knob 'classes'"),
+        (["ir_csn_50", "--set", "classes=7"], "has no option 'classes'"),
     ],
 )
 def test_refused_in_one_line_and_nothing_written(

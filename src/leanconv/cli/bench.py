@@ -22,7 +22,7 @@ from leanconv.cli.common import (
 
 def run(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The first is what ratios refer to.")],
-    knobs: SetOption = [],
+    options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     backends: Annotated[str, typer.Option(help="Comma-separated.")] = "eager,compile,onnxruntime,openvino",
@@ -40,7 +40,7 @@ def run(
     candidates = {}
     shape: tuple[int, ...] | None = None
     for name in models:
-        found = find(name, knobs, rewrites, size, trust_code=trust_code)
+        found = find(name, options, rewrites, size, trust_code=trust_code)
         network, shape = configuration(found.model, found.size, None, None)
         candidates[name] = network
         if found.rewritten:

@@ -26,12 +26,12 @@ ModelArgument = Annotated[
     ),
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KNOB=VALUE", help="A knob of the model; any number of times.")
+    list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model; any number of times.")
 ]
 RewriteOption = Annotated[
     list[str],
     typer.Option(
-        "--rewrite", metavar="STEM:KNOB=VALUE,...", help="For example osep:overlap=1; any number of times, in order."
+        "--rewrite", metavar="STEM:OPTION=VALUE,...", help="For example osep:overlap=1; any number of times, in order."
     ),
 ]
 SizeOption = Annotated[
@@ -56,14 +56,14 @@ class Found(NamedTuple):
         return self.rewritten.model if self.rewritten else self.model
 
 
-def find(name: str, knobs: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False) -> Found:
+def find(name: str, options: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False) -> Found:
     """Build or load the model that the options describe."""
     from leanconv.build import default_size, resolve
     from leanconv.rewrites import parse_step, rewrite
 
-    model = resolve(name, read_settings(knobs), trust_code=trust_code)
+    model = resolve(name, read_settings(options), trust_code=trust_code)
     shape = read_size(size) if size else default_size(name)
-    done = rewrite(model, *map(parse_step, steps), example_size=shape) if steps else None
+    done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None
     return Found(model, done, shape)
 
 
@@ -73,7 +73,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise LeanconvError(f"--set {text!r}: expected KNOB=VALUE")
+            raise LeanconvError(f"--set {text!r}: expected OPTION=VALUE")
         settings[name.strip()] = read_value(value.strip())
     return settings
 
@@ -189,10 +189,10 @@ def open_run(folder: str, data: str | None, side: int | None, *, trust_code: boo
     return Opened(network, open_inputs(data, (*size[:-1], side or size[-1])), recipe)
 
 
-def open_inputs(spec: str, size: Sequence[int], **knobs: Any) -> ImageData | VideoData:
-    """The images, or for a `size` with frames the videos, of `spec`; `knobs` are those of `open_images`."""
+def open_inputs(spec: str, size: Sequence[int], **options: Any) -> ImageData | VideoData:
+    """The images, or for a `size` with frames the videos, of `spec`; `options` are those of `open_images`."""
     from leanconv.data import open_images, open_videos
 
     if len(size) == 4:
-        return open_videos(spec, frames=size[1], size=size[-1], **knobs)
-    return open_images(spec, size=size[-1], **knobs)
+        return open_videos(spec, frames=size[1], size=size[-1], **options)
+    return open_images(spec, size=size[-1], **options)

@@ -10,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from leanconv.deploy import ExportReport
-    from leanconv.elastic import ElasticNet, QueryTable
+    from leanconv.elastic import ElasticNet
+    from leanconv.query import QueryTable
 
 REWRITES = ("osep:overlap=1", "igc", "depth_separable", "spatial_separable")
 SIZE = (3, 32, 32)

@@ -22,7 +22,7 @@ from leanconv.cli.common import (
 def run(
     model: ModelArgument,
     path: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where to write.")],
-    knobs: SetOption = [],
+    options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     width: Annotated[float | None, typer.Option(help="Of an elastic network: the share of its channels.")] = None,
@@ -37,7 +37,7 @@ def run(
     from leanconv.deploy import export
     from leanconv.report import export_table, print_table
 
-    found = find(model, knobs, rewrites, size, trust_code=trust_code)
+    found = find(model, options, rewrites, size, trust_code=trust_code)
     network, shape = configuration(found.final, found.size, width, resolution)
     report = export(network, path, size=shape, tolerance=tolerance, dynamic_batch=not fixed_batch)
     if json:

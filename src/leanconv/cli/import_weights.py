@@ -17,7 +17,7 @@ def run(
     format: Annotated[
         str | None, typer.Option(help="mmaction2, vmz or pytorchvideo; by default told by the file's names.")
     ] = None,
-    knobs: SetOption = [],
+    options: SetOption = [],
     new_classifier: Annotated[
         bool, typer.Option("--new-classifier", help="Leave the file's classifier out, and keep a fresh one.")
     ] = False,
@@ -30,7 +30,7 @@ def run(
 
     tensors = read_tensors(file)
     naming = find_format(tensors, format, source=str(file))
-    settings = read_settings(knobs)
+    settings = read_settings(options)
     if naming.norm_eps != OURS.norm_eps:
         settings.setdefault("norm_eps", naming.norm_eps)
     network = resolve(model, settings)

@@ -19,7 +19,7 @@ from leanconv.cli.common import (
 
 def run(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One model, or several to see side by side.")],
-    knobs: SetOption = [],
+    options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     modules: Annotated[int, typer.Option("--modules", metavar="N", help="Also show the N most expensive layers.")] = 0,
@@ -32,7 +32,7 @@ def run(
 
     costs: dict[str, Cost] = {}
     for name in models:
-        found = find(name, knobs, rewrites, size, trust_code=trust_code)
+        found = find(name, options, rewrites, size, trust_code=trust_code)
         costs[name] = measure(found.model, found.size)
         if found.rewritten:
             costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)

@@ -33,7 +33,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Pick the best configuration for a budget; never one over it."""
-    from leanconv.elastic import QueryTable
+    from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table
 
     if all(limit is None for limit in (max_macs, max_params, max_memory, max_latency_ms, min_accuracy)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leanconv.spec import ConvSpec
 
 StepArgument = Annotated[
-    str, typer.Argument(metavar="STEM:KNOB=VALUE,...", help="The operator, for example osep:overlap=1 or igc.")
+    str, typer.Argument(metavar="STEM:OPTION=VALUE,...", help="The operator, for example osep:overlap=1 or igc.")
 ]
 
 
@@ -27,7 +27,7 @@ def run(
         typer.Option("--conv", metavar="IN,OUT,KERNEL[,STRIDE]", help="One convolution; KERNEL may be 3x3x3."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Every layer the step selects.")] = None,
-    knobs: SetOption = [],
+    options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     sweep: Annotated[
@@ -43,11 +43,11 @@ def run(
     if model is not None:
         if sweep:
             raise LeanconvError("--sweep is about one layer: give it with --conv IN,OUT,KERNEL")
-        _plan_model(model, step, settings, knobs, rewrites, size, json, trust_code)
+        _plan_model(model, step, settings, options, rewrites, size, json, trust_code)
         return
-    if knobs or rewrites:
+    if options or rewrites:
         raise LeanconvError(
-            "--set and --rewrite belong to --model; the operator's knobs follow its stem, osep:overlap=1"
+            "--set and --rewrite belong to --model; the operator's options follow its stem, osep:overlap=1"
         )
     spec = read_conv(str(conv))
     in_size = read_size(size)[1:] if size else None
@@ -205,7 +205,7 @@ def _plan_model(
     name: str,
     text: str,
     step: ChainRewrite,
-    knobs: list[str],
+    options: list[str],
     rewrites: list[str],
     size: str | None,
     json: bool,
@@ -219,8 +219,8 @@ def _plan_model(
     from leanconv.report import Column, Sheet, print_table
     from leanconv.rewrites import rewrite
 
-    found = find(name, knobs, rewrites, size, trust_code=trust_code)
-    done = rewrite(found.final, replace(step, init="fresh"), example_size=found.size)
+    found = find(name, options, rewrites, size, trust_code=trust_code)
+    done = rewrite(found.final, replace(step, init="fresh"), size=found.size)
     changed = {change.name for change in done.changes}
     macs = measure(done.model, found.size).by_module()
     layers: list[tuple[str, ConvChain]] = [

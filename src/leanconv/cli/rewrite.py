@@ -23,7 +23,7 @@ from leanconv.errors import LeanconvError
 def run(
     model: ModelArgument,
     rewrites: RewriteOption = [],
-    knobs: SetOption = [],
+    options: SetOption = [],
     size: SizeOption = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Save the rewritten model here.")] = None,
     json: JsonOption = False,
@@ -38,7 +38,7 @@ def run(
     from leanconv.cost import measure
     from leanconv.report import changes_table, comparison_table, print_table
 
-    found = find(model, knobs, rewrites, size, trust_code=trust_code)
+    found = find(model, options, rewrites, size, trust_code=trust_code)
     done = found.rewritten
     assert done is not None  # there are rewrites
     before, after = measure(found.model, found.size), measure(done.model, found.size)

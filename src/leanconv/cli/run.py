@@ -13,7 +13,7 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from leanconv.deploy import Trace
+    from leanconv.serve import Trace
     from leanconv.elastic import ElasticNet
     from leanconv.report import Sheet
 
@@ -47,8 +47,10 @@ def run(
 
     from leanconv.build import load as load_model
     from leanconv.deploy.load import Load, pin
-    from leanconv.deploy.serve import serve
-    from leanconv.elastic import ElasticNet, Governor, QueryTable, Runtime, Setting
+    from leanconv.serve.loop import serve
+    from leanconv.elastic import ElasticNet
+    from leanconv.query import QueryTable, Setting
+    from leanconv.serve import Governor, Runtime
     from leanconv.report import binary, plot_trace, print_table
 
     if not seconds > 0:
@@ -94,7 +96,7 @@ def run(
 def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     import torch
 
-    size = network.settings["example_size"]
+    size = network.settings["size"]
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]
     batch = 16 if len(size) == 4 else 64  # clips are large

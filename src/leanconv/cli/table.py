@@ -11,7 +11,8 @@ from leanconv.cli.common import JsonOption, TrustOption, open_run, say_json
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.elastic import ElasticNet, Setting
+    from leanconv.elastic import ElasticNet
+    from leanconv.query import Setting
 
 
 def run(
@@ -42,8 +43,9 @@ def run(
     """Calibrate where needed and measure the query table of an elastic network."""
     from dataclasses import asdict
 
-    from leanconv.deploy import time_table
-    from leanconv.elastic import ElasticNet, QueryTable, calibrate
+    from leanconv.query import time_table
+    from leanconv.elastic import ElasticNet, calibrate
+    from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table, save_curves
 
     network, images, recipe = open_run(model, data, side, trust_code=trust_code)
@@ -91,7 +93,7 @@ def _settings(backends: list[str], threads: list[int], batches: list[int]) -> li
     """Every back-end with every number of threads and batch: one latency column each."""
     from itertools import product
 
-    from leanconv.elastic import Setting
+    from leanconv.query import Setting
 
     for name, values in (("--threads", threads), ("--batch", batches)):
         if min(values) < 1:

@@ -7,23 +7,18 @@ from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
 from leanconv.deploy.fold import Folded, Kept, fold
 from leanconv.deploy.load import Load
-from leanconv.deploy.serve import Call, Phase, Trace, serve
-from leanconv.deploy.times import time_table
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
 
 __all__ = [
     "BACKENDS",
     "BenchRow",
-    "Call",
     "Densified",
     "Difference",
     "ExportReport",
     "Folded",
     "Kept",
     "Load",
-    "Phase",
     "Runner",
-    "Trace",
     "bench",
     "compare",
     "densify",
@@ -31,6 +26,4 @@ __all__ = [
     "fold",
     "onnxruntime_runner",
     "openvino_runner",
-    "serve",
-    "time_table",
 ]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from leanconv.elastic.ranks import rank_and_world, summed
+from leanconv.ranks import rank_and_world, summed
 from leanconv.elastic.width import Config, LayerWidths
 from leanconv.errors import DataError, LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.elastic.layers import ElasticBatchNorm
+    from leanconv.elastic.layers.leaves import ElasticBatchNorm
     from leanconv.elastic.net import ElasticNet
 
 __all__ = ["as_configs", "calibrate", "evaluating", "inputs_of"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from leanconv.elastic.layers import Elastic
+from leanconv.elastic.layers.leaves import Elastic
 from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 

@@ -84,7 +84,7 @@ class MutualObjective(nn.Module):
         low_memory: differentiate one sub-network after the other (`backward.part_by_part`), for the memory of one and
             equal gradients. Not for sharded parameters nor float16.
 
-    Raises `LeanconvError` for a `net` that is not elastic, and for knobs outside their range.
+    Raises `LeanconvError` for a `net` that is not elastic, and for options outside their range.
     """
 
     def __init__(

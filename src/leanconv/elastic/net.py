@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.elastic.beside import make_beside
-from leanconv.elastic.chains import make_chain, make_gather
+from leanconv.elastic.layers.others import make_beside
+from leanconv.elastic.layers.chains import make_chain, make_gather
 from leanconv.elastic.extract import extract
 from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.kinds import CONVOLUTIONS
-from leanconv.elastic.layers import Elastic, ElasticBatchNorm, make_leaf
+from leanconv.elastic.coupling.modules import CONVOLUTIONS
+from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
 from leanconv.elastic.probe import probe
-from leanconv.elastic.trace import trace
+from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.widen import widen
 from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError
@@ -69,7 +69,7 @@ class ElasticNet(nn.Module):
         self.resolutions: tuple[int, ...] = tuple(settings["resolutions"])
         self.frames: tuple[int, ...] = tuple(settings.get("frames", ()))
         self.kept = dict(kept or {})
-        self.channels: int = settings["example_size"][0]
+        self.channels: int = settings["size"][0]
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +249,7 @@ def make_elastic(
     *,
     frames: Sequence[int] = (),
     divisor: int | None = 8,
-    example_size: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
 ) -> ElasticNet:
@@ -268,7 +268,7 @@ def make_elastic(
         resolutions: sides of the square input in pixels.
         frames: for clips, how many frames a configuration may take evenly from those of the input.
         divisor: channel counts are multiples of it, of the layer's ratio times it, or full; None rounds to whole ones.
-        example_size: input without the batch axis; default (input channels of the first convolution, native, native),
+        size: input without the batch axis; default (input channels of the first convolution, native, native),
             for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`elastic.ratios`) is not wanted.
@@ -290,11 +290,11 @@ def make_elastic(
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise LeanconvError(f"divisor must be a whole number from 1, or None, got {divisor!r}")
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    given = example_size is not None
-    size = tuple(int(side) for side in example_size or ()) if given else _example_size(model, sides[0], lengths)
+    given = size is not None
+    size = tuple(int(side) for side in size or ()) if given else _default_size(model, sides[0], lengths)
     if lengths and (len(size) != 4 or size[1] != lengths[0]):
         raise LeanconvError(
-            f"frames are for clips of {lengths[0]} frames, the most of them: example_size must be (channels, "
+            f"frames are for clips of {lengths[0]} frames, the most of them: size must be (channels, "
             f"{lengths[0]}, height, width), got {size}"
         )
     copied = duplicate(model)
@@ -315,7 +315,7 @@ def make_elastic(
         "widths": [low, high],
         "resolutions": list(sides),
         "divisor": divisor,
-        "example_size": list(size),
+        "size": list(size),
         "keep": list(keep),
         "ratios": dict(ratios or {}),
     }
@@ -388,7 +388,7 @@ def _checked_counts(name: str, given: Sequence[int], what: str) -> tuple[int, ..
     return tuple(sorted(set(values), reverse=True))
 
 
-def _example_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[int, ...]:
+def _default_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[int, ...]:
     first = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
     if first is None:
         raise RewriteError(f"{type(model).__name__} has no convolution: there is nothing to make elastic")
@@ -396,7 +396,7 @@ def _example_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[i
         return (first.in_channels, *(side,) * len(first.kernel_size))
     if not frames:
         raise RewriteError(
-            "a network of 3D convolutions needs frames=, or example_size=(channels, frames, height, width): the number "
+            "a network of 3D convolutions needs frames=, or size=(channels, frames, height, width): the number "
             "of frames cannot be guessed"
         )
     return (first.in_channels, frames[0], side, side)

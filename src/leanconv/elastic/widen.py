@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from leanconv.elastic.layers import Axes, Elastic, ElasticBatchNorm, index_tensor
+from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, index_tensor
 from leanconv.elastic.width import Config
 
 if TYPE_CHECKING:

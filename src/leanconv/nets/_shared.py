@@ -12,18 +12,18 @@ from leanconv.errors import LeanconvError
 __all__ = ["ConvMaker", "at_least_one", "init_he", "positive"]
 
 ConvMaker = Callable[..., nn.Module]
-"""Makes a convolution from `nn.Conv2d`'s arguments: `nn.Conv2d` itself, or an operator with its knobs bound."""
+"""Makes a convolution from `nn.Conv2d`'s arguments: `nn.Conv2d` itself, or an operator with its options bound."""
 
 
 def at_least_one(name: str, value: int) -> int:
-    """`value` when it is an integer of 1 or more; raises `LeanconvError` naming the knob otherwise."""
+    """`value` when it is an integer of 1 or more; raises `LeanconvError` naming the option otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise LeanconvError(f"{name} must be an integer of at least 1, got {value!r}")
     return value
 
 
 def positive(name: str, value: float) -> float:
-    """`value` when it is a finite number above 0; raises `LeanconvError` naming the knob otherwise."""
+    """`value` when it is a finite number above 0; raises `LeanconvError` naming the option otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise LeanconvError(f"{name} must be a number above 0, got {value!r}")
     return float(value)

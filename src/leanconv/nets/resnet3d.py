@@ -116,7 +116,7 @@ class ResNet3D(nn.Module):
     """`layers` blocks in each of four stages.
 
     Args:
-        block: makes a block, `Simple3d` or `Bottleneck3d` (with its knobs bound).
+        block: makes a block, `Simple3d` or `Bottleneck3d` (with its options bound).
         conv: makes the 3x3x3 convolutions of the blocks.
         expansion: how many times wider a block is outside than inside.
         frames: the length of the clips, which decides whether conv4 and conv5 halve time; others run as well.
@@ -206,7 +206,7 @@ def resnet3d(
     layers: Sequence[int] = LAYERS_3D[50],
     expansion: int | None = None,
     conv: ConvMaker | None = None,
-    **knobs: Any,
+    **options: Any,
 ) -> ResNet3D:
     """The ablation's networks: "simple", "simple-G", "simple-D", "bottleneck", "bottleneck-G", "-D", "-DG".
 
@@ -216,7 +216,7 @@ def resnet3d(
         layers: blocks per stage.
         expansion: of bottlenecks, by default 4.
         conv: in place of the 3x3x3 that `grouping` means; then `grouping` is "none".
-        knobs: the other knobs of `ResNet3D`.
+        options: the other options of `ResNet3D`.
 
     Raises `LeanconvError` for a combination that has no meaning and for groups that do not divide a layer's channels.
 
@@ -245,7 +245,7 @@ def resnet3d(
         made = partial(Bottleneck3d, pointwise=partial(_grouped, groups))
     if expansion is None:
         expansion = 1 if block == "simple" else 4
-    return ResNet3D(layers, block=made, conv=kinds[grouping], expansion=expansion, **knobs)
+    return ResNet3D(layers, block=made, conv=kinds[grouping], expansion=expansion, **options)
 
 
 def _grouped(

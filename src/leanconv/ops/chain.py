@@ -267,7 +267,7 @@ def arguments_of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainRewrite:
-    """What every rewrite of a convolution into a chain has in common; its knobs are the fields of the subclasses.
+    """What every rewrite of a convolution into a chain has in common; its options are the fields of the subclasses.
 
     Args:
         where: which layers, in the language of `leanconv.rewrites.select`; by default every dense spatial convolution
@@ -304,7 +304,7 @@ class ChainRewrite:
 
 
 class DropIn(ConvChain):
-    """A chain with the signature of `nn.ConvNd`; the knobs of its `rewrite` class follow as keywords.
+    """A chain with the signature of `nn.ConvNd`; the options of its `rewrite` class follow as keywords.
 
     Subclasses name the rewrite and the number of axes, nothing else.
     """
@@ -317,12 +317,12 @@ class DropIn(ConvChain):
         if not hasattr(cls, "rewrite"):
             return
         own = list(inspect.signature(DropIn.__init__).parameters.values())[:-1]
-        knobs = [
-            inspect.Parameter(knob.name, inspect.Parameter.KEYWORD_ONLY, default=knob.default, annotation=knob.type)
-            for knob in fields(cls.rewrite)
-            if knob.name not in ("where", "init")
+        options = [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+            for option in fields(cls.rewrite)
+            if option.name not in ("where", "init")
         ]
-        cls.__signature__ = inspect.Signature([*own[1:], *knobs])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([*own[1:], *options])  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -337,11 +337,11 @@ class DropIn(ConvChain):
         padding_mode: str = "zeros",
         device: Device = None,
         dtype: torch.dtype | None = None,
-        **knobs: Any,
+        **options: Any,
     ) -> None:
         if groups != 1:
             raise PlanError(f"{type(self).__name__} plans its own groups: groups must be 1, got {groups}")
-        settings = _configure(type(self).rewrite, knobs)
+        settings = _configure(type(self).rewrite, options)
         spec = ConvSpec(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -364,23 +364,23 @@ class DropIn(ConvChain):
         conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
         *,
         init: Literal["project", "fresh"] = "project",
-        **knobs: Any,
+        **options: Any,
     ) -> DropIn:
         """The chain for the module `conv`, its weights fitted to `conv`'s kernel or, with init="fresh", drawn anew."""
         if conv.weight.ndim - 2 != cls.ndim:
             raise PlanError(f"{cls.__name__} takes {cls.ndim}D convolutions, got {type(conv).__name__}")
-        new = cls(*arguments_of(conv), **knobs)
+        new = cls(*arguments_of(conv), **options)
         if init == "project":
             new.project_(conv.weight, conv.bias)
         return new.train(conv.training)
 
 
-def _configure(rewrite: type[ChainRewrite], knobs: dict[str, Any]) -> ChainRewrite:
-    known = [knob.name for knob in fields(rewrite)]
-    for name in knobs:
+def _configure(rewrite: type[ChainRewrite], options: dict[str, Any]) -> ChainRewrite:
+    known = [option.name for option in fields(rewrite)]
+    for name in options:
         if name not in known:
-            raise unknown(f"knob of {rewrite.__name__}", name, known)
-    return rewrite(**knobs)
+            raise unknown(f"option of {rewrite.__name__}", name, known)
+    return rewrite(**options)
 
 
 def conv_maker(rewrite: ChainRewrite | None, ndim: int = 2) -> Callable[..., nn.Module]:

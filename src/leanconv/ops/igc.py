@@ -108,9 +108,9 @@ class InterleavedGroup(ChainRewrite):
             return [(), every]
         if self.spatial == "primary" and not self.split_primary:
             return [every, ()]
-        knob = "split_primary=True" if self.split_primary else "spatial='both'"
+        option = "split_primary=True" if self.split_primary else "spatial='both'"
         if spec.ndim == 1:
-            raise PlanError(f"{knob} splits a kernel along two axes; a 1D convolution has one")
+            raise PlanError(f"{option} splits a kernel along two axes; a 1D convolution has one")
         return [every[:1], every[1:], ()] if self.split_primary else [every[:1], every[1:]]
 
     def _partitions(self, spec: ConvSpec) -> tuple[int, int, int]:

@@ -329,14 +329,14 @@ class OctConv(nn.Module):
         return x[0], x[1]
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d | nn.Conv3d, **knobs: Any) -> OctConv:
+    def from_conv(cls, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> OctConv:
         """The octave convolution whose four kernels are cut from `conv`'s, the same number of parameters.
 
         With groups, every group's own channels are cut into high and low, so that the parts of a group stay together.
         """
         if conv.weight.ndim - 2 != cls.ndim:
             raise PlanError(f"{cls.__name__} takes {cls.ndim}D convolutions, got {type(conv).__name__}")
-        new = cls(*arguments_of(conv), **knobs)
+        new = cls(*arguments_of(conv), **options)
         with torch.no_grad():
             new.load_kernel(conv.weight, conv.bias)
         return new.train(conv.training)

@@ -19,7 +19,7 @@ __all__ = ["OptimizedSeparableLinear"]
 
 
 class OptimizedSeparableLinear(nn.Module):
-    """`nn.Linear` as a chain of grouped 1x1 convolutions; the knobs of `OptimizedSeparable` follow as keywords.
+    """`nn.Linear` as a chain of grouped 1x1 convolutions; the options of `OptimizedSeparable` follow as keywords.
 
     Shapes: (*, in_features) -> (*, out_features).
     Raises `PlanError` where the chain would have more weights than the linear layer.
@@ -38,21 +38,21 @@ class OptimizedSeparableLinear(nn.Module):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
-        **knobs: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.chain = OptimizedSeparableConv1d(
-            in_features, out_features, 1, bias=bias, device=device, dtype=dtype, **knobs
+            in_features, out_features, 1, bias=bias, device=device, dtype=dtype, **options
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, **knobs: Any) -> tuple[OptimizedSeparableLinear, float]:
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> tuple[OptimizedSeparableLinear, float]:
         """The chain fitted to `linear` by least squares, and its relative error ||W - W'|| / ||W||."""
         if not isinstance(linear, nn.Linear):
             raise PlanError(f"expected an nn.Linear, got {type(linear).__name__}")
         weight, bias = linear.weight, linear.bias
-        new = cls(linear.in_features, linear.out_features, bias is not None, weight.device, weight.dtype, **knobs)
+        new = cls(linear.in_features, linear.out_features, bias is not None, weight.device, weight.dtype, **options)
         return new.train(linear.training), new.chain.project_(weight.detach()[..., None], bias)
 
     def dense_weight(self) -> Tensor:

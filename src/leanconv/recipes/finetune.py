@@ -63,7 +63,7 @@ def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Tak
     if wrong:
         raise CheckpointError(
             f"{folder}: its weights are not for this network: {len(wrong)} of {len(source)} tensors have no place in"
-            f" it, for example {', '.join(wrong[:3])}: give the same network and knobs, or another folder"
+            f" it, for example {', '.join(wrong[:3])}: give the same network and options, or another folder"
         )
     done = {*copied, *inflated}
     return Taken(tuple(copied), tuple(inflated), tuple(name for name in target if name not in done))

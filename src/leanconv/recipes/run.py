@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from leanconv.elastic.ranks import rank_and_world
+from leanconv.ranks import rank_and_world
 from leanconv.errors import LeanconvError
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetune import take_weights
@@ -19,7 +19,8 @@ from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluati
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData, VideoData
-    from leanconv.elastic import ElasticNet, QueryTable
+    from leanconv.elastic import ElasticNet
+    from leanconv.query import QueryTable
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 
@@ -91,7 +92,7 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         model = _start(recipe, num_classes, size)
         if recipe.rewrites:
             steps = [parse_step(text) for text in recipe.rewrites]
-            model = rewrite(model, *steps, example_size=size).model
+            model = rewrite(model, *steps, size=size).model
         return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
 
 
@@ -110,17 +111,17 @@ def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module
             raise LeanconvError(f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes")
         return model.train()
     _check_axes(recipe, size)
-    knobs = {"num_classes": num_classes, **recipe.model_args}
-    if knobs["num_classes"] is None:
-        del knobs["num_classes"]
-    elif knobs["num_classes"] < num_classes:
+    options = {"num_classes": num_classes, **recipe.model_args}
+    if options["num_classes"] is None:
+        del options["num_classes"]
+    elif options["num_classes"] < num_classes:
         raise LeanconvError(
-            f"model_args.num_classes is {knobs['num_classes']}, but the data has {num_classes} classes: leave it out"
+            f"model_args.num_classes is {options['num_classes']}, but the data has {num_classes} classes: leave it out"
         )
-    return create_model(recipe.model, **{**_elastic_knobs(recipe), **knobs})
+    return create_model(recipe.model, **{**_elastic_options(recipe), **options})
 
 
-def _elastic_knobs(recipe: Recipe) -> dict[str, Any]:
+def _elastic_options(recipe: Recipe) -> dict[str, Any]:
     """An elastic network of the zoo is made for the widths and resolutions of its recipe."""
     from leanconv.zoo import ZOO
 
@@ -246,7 +247,7 @@ def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple
             resolutions=settings.resolutions,
             frames=settings.frames,
             divisor=settings.divisor,
-            example_size=size,
+            size=size,
         )
     for what in ("widths", "resolutions", "frames"):
         made, wanted = list(getattr(model, what)), list(getattr(settings, what))
@@ -261,7 +262,8 @@ def _measure(net: Any, data: ImageData | VideoData, recipe: Recipe, *, latency: 
     """Calibrate and measure, every process its share; all have the same statistics and table afterwards."""
     import torch
 
-    from leanconv.elastic import QueryTable, calibrate
+    from leanconv.elastic import calibrate
+    from leanconv.query import QueryTable
 
     settings = recipe.elastic or ElasticSettings()
     if recipe.accelerator in ("auto", "cuda") and torch.cuda.is_available():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
     from numpy.typing import NDArray
 
-    from leanconv.elastic.table import QueryTable, Row
+    from leanconv.query.table import QueryTable, Row
 
 __all__ = ["plot_accuracy_latency", "plot_accuracy_macs", "save_curves", "save_figure"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leanconv.cost import Cost
     from leanconv.cost.latency import Latency
     from leanconv.deploy import BenchRow, ExportReport
-    from leanconv.elastic.table import Row
+    from leanconv.query.table import Row
 
 __all__ = [
     "bench_table",

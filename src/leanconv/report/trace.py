@@ -11,7 +11,7 @@ from leanconv.errors import LeanconvError, need
 from leanconv.report.plots import save_figure
 
 if TYPE_CHECKING:
-    from leanconv.deploy.serve import Trace
+    from leanconv.serve.loop import Trace
 
 __all__ = ["plot_trace"]
 

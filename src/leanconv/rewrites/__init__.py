@@ -45,7 +45,7 @@ __all__ = [
 def rewrite(
     model: nn.Module,
     *steps: Step,
-    example_size: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
     optimizer: object | None = None,
 ) -> Rewritten:
     """A copy of `model` in which the convolutions that each step selects are replaced, one step after the other.
@@ -54,7 +54,7 @@ def rewrite(
         model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
             take over, as they do requires_grad and the qualified names.
         steps: the rewrites, for example `leanconv.OptimizedSeparable(overlap=1.0)`.
-        example_size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
+        size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
             fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
             network that would no longer run is refused. Without it nothing is run.
         optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
@@ -73,7 +73,7 @@ def rewrite(
     """
     _refuse_call(steps, optimizer)
     refuse_model(model)
-    size = None if example_size is None else check_size(example_size)
+    size = None if size is None else check_size(size)
     story = story_of(model)
     new = duplicate(model)
     sighting = None if size is None else scout(new, size)
@@ -110,10 +110,10 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     story = story_of(model)
     new = duplicate(model)
     for stem, settings in steps:
-        knobs = dict(settings)
-        size = knobs.pop("example_size", None)
-        keep = knobs.pop("keep", ())
-        step = from_json({**knobs, "stem": stem})
+        options = dict(settings)
+        size = options.pop("size", None)
+        keep = options.pop("keep", ())
+        step = from_json({**options, "stem": stem})
         size = None if size is None else check_size(size)
         sighting = None if size is None else scout(new, size)
         new = _apply(new, step, sighting, size, keep=keep, project=False).model
@@ -161,12 +161,12 @@ def _look_again(
 
 
 def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
-    """What the story must hold besides the knobs: the example that gave the order, the layers that were left alone."""
+    """What the story must hold besides the options: the example that gave the order, the layers that were left alone."""
     settings = to_json(step)
     del settings["stem"]
     needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)
     if size is not None and needs_size:
-        settings["example_size"] = list(size)
+        settings["size"] = list(size)
     if kept:
         settings["keep"] = list(kept)
     return settings

@@ -206,6 +206,6 @@ def _find_shapes(model: nn.Module, graph: fx.Graph, size: tuple[int, ...]) -> No
         except Exception as error:
             message = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RewriteError(
-                f"{type(model).__name__} does not run on one input of shape {size} ({message}): pass the example_size "
+                f"{type(model).__name__} does not run on one input of shape {size} ({message}): pass the size "
                 "it was made for"
             ) from error

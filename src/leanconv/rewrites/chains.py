@@ -67,7 +67,7 @@ def apply_chain(
     if where.needs_example and sighting is None:
         raise RewriteError(
             f"{step.stem}: where={step.where!r} speaks of stage, which only a forward pass can tell: pass "
-            "example_size, such as example_size=(3, 224, 224)"
+            "size, such as size=(3, 224, 224)"
         )
     layers = layers_of(model, sighting)
     tied = tied_parameters(model)

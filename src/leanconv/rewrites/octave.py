@@ -32,7 +32,7 @@ __all__ = ["Octave", "apply_octave"]
 
 @dataclass(frozen=True, kw_only=True)
 class Octave:
-    """Keep feature maps at two resolutions (Chen et al., ICCV 2019). Needs `example_size`.
+    """Keep feature maps at two resolutions (Chen et al., ICCV 2019). Needs `size`.
 
     Every selected convolution emits `floor(alpha * channels)` of its output channels at half the resolution; whatever
     reads a pair is an octave convolution, too. The dense kernel is cut into the four, so no parameter is added or
@@ -99,7 +99,7 @@ def apply_octave(
     """
     if size is None or sighting is None:
         raise RewriteError(
-            "octave: pass example_size, such as example_size=(3, 224, 224): which layers are at which resolution only "
+            "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
             "a forward pass can tell"
         )
     already = [name for name, module in model.named_modules() if isinstance(module, OctConv)]

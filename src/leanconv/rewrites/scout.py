@@ -46,7 +46,7 @@ class Sighting:
 
 def check_size(size: Sequence[int]) -> tuple[int, ...]:
     """`size` as a tuple; raises `LeanconvError` unless it is channels and 1 to 3 spatial axes, without the batch."""
-    wanted = "example_size is the shape of one input without the batch axis, such as (3, 224, 224)"
+    wanted = "size is the shape of one input without the batch axis, such as (3, 224, 224)"
     if isinstance(size, (str, bytes)) or not isinstance(size, Sequence):
         raise LeanconvError(f"{wanted}; got {size!r}")
     if not 2 <= len(size) <= 4 or not all(type(number) is int and number > 0 for number in size):
@@ -65,7 +65,7 @@ def scout(model: nn.Module, size: tuple[int, ...]) -> Sighting:
         where = (stop.path and stop.path[-1]) or type(model).__name__
         raise RewriteError(
             f"the model does not run on one input of shape {size}: {where} fails with {_told(stop)}; pass the "
-            "example_size it was made for, or leave example_size out (then nothing is traced and where= may not "
+            "size it was made for, or leave size out (then nothing is traced and where= may not "
             "speak of stage)"
         ) from stop.__cause__
 

@@ -7,14 +7,14 @@ Terms are separated by white space. A term is one of
                         groups in_channels out_channels ndim
                         depth    position among all convolutions, from 0
                         stage    log2(example width / width of the convolution's output), rounded: a ResNet's layer1
-                                 to layer4 are stages 2 to 5, however large the image. Needs example_size; a
+                                 to layer4 are stages 2 to 5, however large the image. Needs size; a
                                  convolution that never runs has no stage, and no comparison of it holds
     stem              the first convolution (depth=0)
     PATTERN           the qualified name, with * ? [abc] as in file names; * also crosses dots. A shared convolution
                       is meant when any of its names fits
     !TERM             the opposite of a term
 
-The order that `depth` and `stem` speak of is the order of execution when example_size is given, else the order of
+The order that `depth` and `stem` speak of is the order of execution when size is given, else the order of
 registration (convolutions that never run come last).
 
 Examples: "kernel>1 groups=1 !stem" (the default: dense spatial convolutions), "layer[34].* kernel=3",

@@ -1,4 +1,4 @@
-"""A rewrite step as text: JSON for stories, `stem:knob=value,...` for the command line, both typed and strict."""
+"""A rewrite step as text: JSON for stories, `stem:option=value,...` for the command line, both typed and strict."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STEPS: dict[str, type[Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: 
 
 
 def to_json(step: Step) -> dict[str, Any]:
-    """The stem and every knob of `step`, defaults included, so that a later change of a default changes no story.
+    """The stem and every option of `step`, defaults included, so that a later change of a default changes no story.
 
     >>> from leanconv.ops import OPERATORS
     >>> to_json(OPERATORS["group"](groups=4))["groups"]
     4
     """
-    values = {knob.name: getattr(step, knob.name) for knob in fields(step)}
+    values = {option.name: getattr(step, option.name) for option in fields(step)}
     return {"stem": step.stem} | {name: _plain(value) for name, value in values.items()}
 
 
@@ -38,36 +38,36 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(data: Mapping[str, Any]) -> Step:
-    """The inverse of `to_json`; knobs that are left out have their defaults.
+    """The inverse of `to_json`; options that are left out have their defaults.
 
-    Raises `UnknownName` for an unknown stem or knob, `LeanconvError` for a value of the wrong type.
+    Raises `UnknownName` for an unknown stem or option, `LeanconvError` for a value of the wrong type.
     """
     if "stem" not in data:
         raise LeanconvError(f"a rewrite step in JSON needs the key 'stem', got {sorted(data)}")
-    knobs = {name: value for name, value in data.items() if name != "stem"}
-    return _make(str(data["stem"]), knobs, text=False)
+    options = {name: value for name, value in data.items() if name != "stem"}
+    return _make(str(data["stem"]), options, text=False)
 
 
 def parse_step(text: str) -> Step:
-    """The step that `stem` or `stem:knob=value,knob=value` describes; `none` is the value None.
+    """The step that `stem` or `stem:option=value,option=value` describes; `none` is the value None.
 
-    Commas inside brackets and parentheses do not separate, and only the first `=` of a knob does, so `where` needs no
+    Commas inside brackets and parentheses do not separate, and only the first `=` of an option does, so `where` needs no
     quoting. Raises as `from_json`.
 
     >>> parse_step("group:groups=4,where=layer[34].* kernel>1").where
     'layer[34].* kernel>1'
     """
     stem, colon, rest = text.partition(":")
-    knobs: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for part in _split(rest) if colon else ():
         name, equals, value = part.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise LeanconvError(f"rewrite {text!r}: expected knob=value, got {part!r}; write {stem}:knob=value,...")
-        if name in knobs:
-            raise LeanconvError(f"rewrite {text!r}: knob {name} is given twice")
-        knobs[name] = value.strip()
-    return _make(stem.strip(), knobs, text=True)
+            raise LeanconvError(f"rewrite {text!r}: expected option=value, got {part!r}; write {stem}:option=value,...")
+        if name in options:
+            raise LeanconvError(f"rewrite {text!r}: option {name} is given twice")
+        options[name] = value.strip()
+    return _make(stem.strip(), options, text=True)
 
 
 def _split(text: str) -> list[str]:
@@ -82,24 +82,24 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _make(stem: str, knobs: Mapping[str, Any], *, text: bool) -> Step:
-    """The step, with every knob converted to the type of its field."""
+def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> Step:
+    """The step, with every option converted to the type of its field."""
     if stem not in STEPS:
         raise unknown("rewrite", stem, STEPS)
     config = STEPS[stem]
     hints = get_type_hints(config)
-    known = [knob.name for knob in fields(config)]
-    for name in knobs:
+    known = [option.name for option in fields(config)]
+    for name in options:
         if name not in known:
-            error = unknown(f"knob of rewrite {stem!r}", name, known)
-            raise type(error)(f"{error}; its knobs are {', '.join(known)}")
+            error = unknown(f"option of rewrite {stem!r}", name, known)
+            raise type(error)(f"{error}; its options are {', '.join(known)}")
     read = _read_text if text else _read_json
     typed = {}
-    for name, value in knobs.items():
+    for name, value in options.items():
         try:
             typed[name] = read(value, hints[name])
         except ValueError:
-            raise LeanconvError(f"rewrite {stem!r}: knob {name} takes {_say(hints[name])}, got {value!r}") from None
+            raise LeanconvError(f"rewrite {stem!r}: option {name} takes {_say(hints[name])}, got {value!r}") from None
     return config(**typed)
 
 
@@ -127,7 +127,7 @@ def _read_text(value: str, hint: Any) -> Any:
         raise ValueError
     if hint in (int, float, str):
         return hint(value)
-    raise TypeError(f"a knob of type {hint} has no text form")
+    raise TypeError(f"an option of type {hint} has no text form")
 
 
 def _read_json(value: Any, hint: Any) -> Any:

@@ -11,7 +11,7 @@ __all__ = ["Entry"]
 
 
 class Entry(NamedTuple):
-    """A zoo network: its `builder`, whose keywords are the knobs, and its input `size` without the batch axis."""
+    """A zoo network: its `builder`, whose keywords are the options, and its input `size` without the batch axis."""
 
     builder: Callable[..., nn.Module]
     size: tuple[int, ...]

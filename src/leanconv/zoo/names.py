@@ -1,6 +1,6 @@
 """Looking names up: the zoo's (`resnet20`), `timm/NAME`, `torchvision/NAME`, somebody's own `package.module:function`.
 
-Everything wrong with a name or a knob is found here and said in one line, whichever library it concerns.
+Everything wrong with a name or an option is found here and said in one line, whichever library it concerns.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from leanconv.zoo.networks import ZOO
 __all__ = ["construct", "is_own_code", "list_models", "size_of_name", "without_downloads"]
 
 
-def construct(name: str, knobs: Mapping[str, Any]) -> nn.Module:
+def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network called `name`, as its constructor gives it.
 
-    Raises `UnknownName` for a name or a knob that does not exist, `LeanconvError` for a value the constructor refuses.
+    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value the constructor refuses.
     """
     with _working_folder_importable():
         source = _find(name)
-        _check_knobs(name, source.origin, knobs)
-        model = _call(name, source, knobs)
+        _check_options(name, source.origin, options)
+        model = _call(name, source, options)
     if not isinstance(model, nn.Module):
         raise LeanconvError(
             f"{name} returned a {type(model).__name__}, not an nn.Module: name a function that builds a network"
@@ -81,25 +81,25 @@ def is_own_code(name: str) -> bool:
     return re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
 
 
-def without_downloads(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """`knobs` for rebuilding a saved model, whose weights come from the folder and not from the net.
+def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` for rebuilding a saved model, whose weights come from the folder and not from the net.
 
     Where torchvision's `weights` decide more than the weights (a detector's frozen norms, Inception's preprocessing)
     they stay.
     """
-    knobs = dict(knobs)
+    options = dict(options)
     if name.startswith("timm/"):
-        for knob in ("pretrained", "checkpoint_path"):
-            knobs.pop(knob, None)
+        for option in ("pretrained", "checkpoint_path"):
+            options.pop(option, None)
     elif name.startswith("torchvision/"):
         home = _find(name).origin.__module__
         if re.fullmatch(r"torchvision\.models\.(video\.)?\w+", home) and not home.endswith(("googlenet", "inception")):
-            knobs.pop("weights", None)
-    return knobs
+            options.pop("weights", None)
+    return options
 
 
 class _Source(NamedTuple):
-    """What to call, and the function whose signature and module tell the legal knobs."""
+    """What to call, and the function whose signature and module tell the legal options."""
 
     build: Callable[..., Any]
     origin: Callable[..., Any]
@@ -115,7 +115,7 @@ def _find(name: str) -> _Source:
         if not timm.is_model(inner):
             raise unknown("model", name, _timm_names())
         return _Source(
-            lambda **knobs: timm.create_model(inner, **knobs), timm.model_entrypoint(inner.partition(".")[0])
+            lambda **options: timm.create_model(inner, **options), timm.model_entrypoint(inner.partition(".")[0])
         )
     if library == "torchvision":
         from torchvision import models
@@ -124,7 +124,7 @@ def _find(name: str) -> _Source:
             raise unknown("model", name, _torchvision_names())
         build = models.get_model_builder(inner)
         if "weights_backbone" in inspect.signature(build).parameters:  # by default it would download some
-            return _Source(lambda **knobs: build(**{"weights_backbone": None, **knobs}), build)
+            return _Source(lambda **options: build(**{"weights_backbone": None, **options}), build)
         return _Source(build, build)
     if is_own_code(name):
         function = _import(name)
@@ -210,42 +210,42 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
     return {name: p for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY and name != "self"}
 
 
-def _check_knobs(name: str, origin: Callable[..., Any], knobs: Mapping[str, Any]) -> None:
+def _check_options(name: str, origin: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse what the signature refuses, before anything is built."""
     known = _parameters(origin)
     if known is None:
         return
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        for knob in knobs:
-            if knob not in known:
-                raise _unknown_knob(name, knob, known)
+        for option in options:
+            if option not in known:
+                raise _unknown_option(name, option, known)
     single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = [k for k, p in known.items() if p.kind in single and p.default is p.empty and k not in knobs]
+    missing = [k for k, p in known.items() if p.kind in single and p.default is p.empty and k not in options]
     if missing:
-        raise LeanconvError(f"{name} needs a value for {', '.join(missing)}: set it as a knob, {missing[0]}=...")
+        raise LeanconvError(f"{name} needs a value for {', '.join(missing)}: set it as an option, {missing[0]}=...")
 
 
-def _unknown_knob(name: str, knob: str, known: Iterable[str]) -> UnknownName:
+def _unknown_option(name: str, option: str, known: Iterable[str]) -> UnknownName:
     legal = sorted(set(known) - {"args", "kwargs"})
-    near = get_close_matches(knob, legal, n=1)
+    near = get_close_matches(option, legal, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UnknownName(f"{name} has no knob {knob!r}{hint}: its knobs are {', '.join(legal) or 'none'}")
+    return UnknownName(f"{name} has no option {option!r}{hint}: its options are {', '.join(legal) or 'none'}")
 
 
-def _call(name: str, source: _Source, knobs: Mapping[str, Any]) -> Any:
-    """Call the builder; what a foreign constructor says about a bad knob becomes one line with the name in front."""
+def _call(name: str, source: _Source, options: Mapping[str, Any]) -> Any:
+    """Call the builder; what a foreign constructor says about a bad option becomes one line with the name in front."""
     try:
-        return source.build(**knobs)
+        return source.build(**options)
     except LeanconvError:
         raise
     except Exception as error:
         stray = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if isinstance(error, TypeError) and stray and stray[2] in knobs:
-            # **kwargs hand the knob on to a class of the same file: its parameters are the legal ones
+        if isinstance(error, TypeError) and stray and stray[2] in options:
+            # **kwargs hand the option on to a class of the same file: its parameters are the legal ones
             inner = getattr(sys.modules.get(source.origin.__module__), stray[1], None)
             known = {**(_parameters(source.origin) or {}), **((_parameters(inner) if inner else None) or {})}
-            raise _unknown_knob(name, stray[2], known) from error
-        if not knobs and ":" in name:
+            raise _unknown_option(name, stray[2], known) from error
+        if not options and ":" in name:
             raise  # the user's own function failed by itself: its traceback is what helps
-        given = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items()) or "no knobs"
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items()) or "no options"
         raise LeanconvError(f"{name} cannot be built with {given}: {type(error).__name__}: {error}") from error

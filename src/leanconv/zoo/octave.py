@@ -24,7 +24,7 @@ KINETICS = (3, 8, 224, 224)
 
 
 def _octave(net: nn.Module, alpha: float, size: tuple[int, ...] = IMAGENET, where: str = "") -> nn.Module:
-    return rewrite(net, Octave(alpha=alpha, where=where), example_size=size).model if alpha else net
+    return rewrite(net, Octave(alpha=alpha, where=where), size=size).model if alpha else net
 
 
 def _resnet(

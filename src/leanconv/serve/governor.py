@@ -19,7 +19,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from leanconv.elastic.rows import Row, front
+from leanconv.query.rows import Row, front
 from leanconv.errors import LeanconvError
 
 __all__ = ["Governor"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from leanconv.elastic.channels import Axis, Row, resolve
+from leanconv.elastic.coupling.rows import Axis, Row, resolve
 from leanconv.elastic.width import LayerWidths, channels_at
 
 __all__ = ["Channels", "Runs", "Span", "finished"]

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leanconv.deploy.bench import BACKENDS, bench
-from leanconv.elastic.measured import input_size
-from leanconv.elastic.rows import Setting, Time
+from leanconv.query.measure import input_size
+from leanconv.query.rows import Setting, Time
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError, unknown
 
 if TYPE_CHECKING:
-    from leanconv.elastic import ElasticNet, QueryTable
+    from leanconv.elastic import ElasticNet
+    from leanconv.query import QueryTable
 
 __all__ = ["time_table"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from leanconv.deploy.load import Load
-from leanconv.elastic.governor import Governor
-from leanconv.elastic.runtime import Runtime
+from leanconv.serve.governor import Governor
+from leanconv.serve.runtime import Runtime
 from leanconv.errors import LeanconvError
 
 __all__ = ["Call", "Phase", "Trace", "serve"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from leanconv.cost import compare_latency, measure
 from leanconv.elastic.calibrate import evaluating, inputs_of
-from leanconv.elastic.ranks import rank_and_world, summed
-from leanconv.elastic.rows import Setting, Time
+from leanconv.ranks import rank_and_world, summed
+from leanconv.query.rows import Setting, Time
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError
 from leanconv.story import story_of
@@ -39,7 +39,7 @@ class Costs(NamedTuple):
 
 def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
     """The input of one image or clip in that configuration: the last one or two axes are the resolution."""
-    example: Sequence[int] = net.settings["example_size"]
+    example: Sequence[int] = net.settings["size"]
     spatial = min(len(example) - 1, 2)
     frames = () if len(example) < 4 else (config.frames or example[1],)
     return (example[0], *frames, *(config.resolution,) * spatial)

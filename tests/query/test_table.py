@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.deploy import time_table
-from leanconv.elastic import Config, QueryTable, Row, Setting, calibrate, make_elastic
-from leanconv.elastic.measured import machine
+from leanconv.query import time_table
+from leanconv.elastic import Config, calibrate, make_elastic
+from leanconv.query import QueryTable, Row, Setting
+from leanconv.query.measure import machine
 from leanconv.elastic.net import resized
-from leanconv.elastic.rows import Time
+from leanconv.query.rows import Time
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
 from leanconv.story import Story, remember
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from leanconv.elastic.channels import Row, divide, join
+from leanconv.elastic.coupling.rows import Row, divide, join
 
 __all__ = ["Dims", "Unknown", "reshaped"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.elastic.calibrate import as_configs
-from leanconv.elastic.measured import input_size
+from leanconv.query.measure import input_size
 from leanconv.elastic.net import resized, sampled
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError

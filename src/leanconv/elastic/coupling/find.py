@@ -25,13 +25,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leanconv.elastic.calls import FORMS, Count, Form
-from leanconv.elastic.channels import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
-from leanconv.elastic.kinds import MOVERS, Passed, is_layer, pass_layer
-from leanconv.elastic.ratios import Edge, assign_ratios
-from leanconv.elastic.recount import Place, Site
-from leanconv.elastic.rules import Call, Dims, Unknown, dims_after
-from leanconv.elastic.spans import Channels, finished
+from leanconv.elastic.coupling.functions import FORMS, Count, Form
+from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
+from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
+from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.patch_sizes import Place, Site
+from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
+from leanconv.elastic.slices import Channels, finished
 from leanconv.errors import LeanconvError, RewriteError, unknown
 from leanconv.rewrites.swap import duplicate
 
@@ -126,7 +126,7 @@ def trace(
     except Exception as error:
         raise RewriteError(
             f"{tracer.where}: the forward pass fails on an input of size {tuple(size)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); pass example_size= the size of one input"
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}); pass size= the size of one input"
         ) from error
     tracer.check()
     assign_ratios(tracer.edges)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.elastic.channels import (
+from leanconv.elastic.coupling.rows import (
     Axis,
     Row,
     Segment,
@@ -29,7 +29,7 @@ from leanconv.elastic.channels import (
     scaled,
     unify,
 )
-from leanconv.elastic.shapes import Dims, Unknown, reshaped
+from leanconv.elastic.coupling.shapes import Dims, Unknown, reshaped
 
 __all__ = ["Call", "Dims", "Unknown", "broadcast", "contract", "dims_after", "hold", "loose", "refixed"]
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanconv.elastic.channels import Row, Segment, align, cut, pin
-from leanconv.elastic.rules import Call, broadcast, contract, hold, loose, refixed
-from leanconv.elastic.shapes import Dims, Unknown, reshaped
+from leanconv.elastic.coupling.rows import Row, Segment, align, cut, pin
+from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, hold, loose, refixed
+from leanconv.elastic.coupling.shapes import Dims, Unknown, reshaped
 
 __all__ = ["FORMS", "Answer", "Count", "Form"]
 

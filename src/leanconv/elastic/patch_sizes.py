@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch.overrides import TorchFunctionMode
 
-from leanconv.elastic.calls import FORMS
-from leanconv.elastic.spans import Channels
+from leanconv.elastic.coupling.functions import FORMS
+from leanconv.elastic.slices import Channels
 from leanconv.errors import RewriteError
 
 __all__ = ["Place", "Recounting", "Site", "Sites"]

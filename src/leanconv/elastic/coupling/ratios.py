@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from leanconv.elastic.channels import Axis, Row, Segment, resolve
+from leanconv.elastic.coupling.rows import Axis, Row, Segment, resolve
 
 __all__ = ["Edge", "assign_ratios"]
 

@@ -15,9 +15,12 @@ from elastic_nets import elastic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.deploy import Call, Load, Trace, serve
+from leanconv.deploy import Load
+from leanconv.serve import Call, Trace, serve
 from leanconv.deploy.load import pin
-from leanconv.elastic import Governor, Row, Runtime, calibrate
+from leanconv.elastic import calibrate
+from leanconv.query import Row
+from leanconv.serve import Governor, Runtime
 from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.report import plot_trace
 

@@ -1,4 +1,4 @@
-"""The knobs of mutual learning, from the command line's `--set` to the objective that is trained."""
+"""The options of mutual learning, from the command line's `--set` to the objective that is trained."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from leanconv.errors import LeanconvError
 from leanconv.recipes import get_recipe, run_recipe
 
 
-def test_every_knob_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = save(create_model("resnet20", num_classes=10), tmp_path / "teacher")
     made: list[dict[str, Any]] = []
     original = MutualObjective.__init__
 
-    def noted(self: MutualObjective, *args: Any, **knobs: Any) -> None:
-        made.append(knobs)
-        original(self, *args, **knobs)
+    def noted(self: MutualObjective, *args: Any, **options: Any) -> None:
+        made.append(options)
+        original(self, *args, **options)
 
     monkeypatch.setattr(MutualObjective, "__init__", noted)
     changes = [
@@ -34,9 +34,9 @@ def test_every_knob_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     recipe = get_recipe("demo", tiny=True, overrides=changes)
     result = run_recipe(recipe, tmp_path / "run", progress=False, latency=False)
-    (knobs,) = made
-    assert type(knobs.pop("teacher")).__name__ == "CifarResNet"
-    assert knobs == {
+    (options,) = made
+    assert type(options.pop("teacher")).__name__ == "CifarResNet"
+    assert options == {
         "num_random": 1,
         "seed": 0,
         "temperature": 2.0,
@@ -52,7 +52,7 @@ def test_every_knob_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.Mo
     assert {config.resolution for config in (row.config for row in result.table.rows)} == {32, 20}  # US-Net+
 
 
-def test_bad_knobs_are_refused_before_training(tmp_path: Path) -> None:
+def test_bad_options_are_refused_before_training(tmp_path: Path) -> None:
     for change, message in (
         ("elastic.hard_labels=2", "hard_labels is a share from 0 to 1"),
         ("elastic.train_resolutions=[20]", "must include 32"),
