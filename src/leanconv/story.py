@@ -49,7 +49,7 @@ class Story:
             (stem, {_RENAMED.get(name, name): value for name, value in settings.items()})
             for stem, settings in data.get("steps", ())
         )
-        options = data.get("options", data.get("knobs", {}))  # "knobs" in what was leanconv 0.1 saved
+        options = data.get("options", data.get("knobs", {}))  # "knobs" as leanconv 0.1 wrote
         return cls(model=data["model"], options=dict(options), steps=steps)
 
 
