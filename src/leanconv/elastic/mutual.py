@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from leanconv.elastic.backward import part_by_part, together
 from leanconv.elastic.net import ElasticNet
-from leanconv.elastic.width import Config, LayerWidths
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
 
 __all__ = ["MutualObjective", "plan_step"]
@@ -50,18 +50,14 @@ def plan_step(
     """
     draw = random.Random(f"{seed}/{step}")
     low, high = widths
-    students: list[float] = sorted((draw.uniform(low, high) for _ in range(num_random)), reverse=True)
+    students = sorted((Width(draw.uniform(low, high)) for _ in range(num_random)), reverse=True)
     if layer_widths:
-        students = [LayerWidths(low, high, draw.getrandbits(32)) for _ in students]
-    clips: list[int | None] = list(frames) or [None]
-    teacher = Config(float(high), max(resolutions), max(frames, default=None))
-    return (
-        teacher,
-        *(
-            Config(width, draw.choice(list(resolutions)), draw.choice(clips) if frames else None)
-            for width in (*students, float(low))
-        ),
+        students = [Width.by_layer(low, high, draw.getrandbits(32)) for _ in students]
+    drawn = (
+        Config(width, draw.choice(list(resolutions)), draw.choice(list(frames)) if frames else None)
+        for width in (*students, low)
     )
+    return (Config(high, max(resolutions), max(frames, default=None)), *drawn)
 
 
 class MutualObjective(nn.Module):
@@ -161,52 +157,51 @@ class MutualObjective(nn.Module):
     ) -> Iterator[Tensor]:
         """The loss of each configuration of `plan` in turn; nothing of one is held once the next is asked for."""
 
-        def told(name: str, value: Tensor) -> Tensor:
+        def add(name: str, value: Tensor) -> Tensor:
             parts[name] = parts.get(name, 0) + value.detach()
             return value
 
         full, *students = plan
-        wisdom = self._soft(self._taught(inputs)) if self._teacher else None
-        logits = self._answer(full, inputs)
-        loss = told("ce", F.cross_entropy(logits, targets))
-        if wisdom is None:
-            wisdom = self._soft(logits.detach())
-            parts["kl"] = torch.zeros_like(parts["ce"])
+        if self._teacher:
+            with torch.no_grad():
+                teacher_log_probs = self._log_probs(self._teacher[0](inputs))
+            logits = self._logits(full, inputs)
+            loss = add("ce", F.cross_entropy(logits, targets))
+            loss = loss + add("kl", self._distance(logits, teacher_log_probs))
         else:
-            loss = loss + told("kl", self._distance(logits, wisdom))
+            logits = self._logits(full, inputs)
+            loss = add("ce", F.cross_entropy(logits, targets))
+            teacher_log_probs = self._log_probs(logits.detach())
+            parts["kl"] = torch.zeros_like(parts["ce"])
         del logits
         yield loss
         del loss
         for student in students:
-            logits = self._answer(student, inputs)
-            loss = told("kl", (1 - self.hard_labels) * self._distance(logits, wisdom))
+            logits = self._logits(student, inputs)
+            loss = add("kl", (1 - self.hard_labels) * self._distance(logits, teacher_log_probs))
             if self.hard_labels:
-                loss = loss + told("student_ce", self.hard_labels * F.cross_entropy(logits, targets))
+                loss = loss + add("student_ce", self.hard_labels * F.cross_entropy(logits, targets))
             del logits
             yield loss
             del loss
 
-    def _answer(self, config: Config, inputs: Tensor) -> Tensor:
+    def _logits(self, config: Config, inputs: Tensor) -> Tensor:
         with self.net.at(*config):
             logits: Tensor = self.net(inputs)
         return logits
 
-    def _taught(self, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self._teacher[0](inputs)
-        return logits
-
-    def _soft(self, logits: Tensor) -> Tensor:
+    def _log_probs(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits / self.temperature, dim=1)
 
-    def _distance(self, logits: Tensor, wisdom: Tensor) -> Tensor:
-        if logits.shape != wisdom.shape:
+    def _distance(self, logits: Tensor, teacher_log_probs: Tensor) -> Tensor:
+        if logits.shape != teacher_log_probs.shape:
             raise LeanconvError(
-                f"the teacher's answer has shape {tuple(wisdom.shape)}, a student's {tuple(logits.shape)}: distilling "
-                "compares them number by number, so a teacher needs the same classes, and a network whose outputs "
-                "follow the size of its input a single resolution"
+                f"the teacher's answer has shape {tuple(teacher_log_probs.shape)}, a student's {tuple(logits.shape)}: "
+                "distilling compares them number by number, so a teacher needs the same classes, and a network whose "
+                "outputs follow the size of its input a single resolution"
             )
-        return F.kl_div(self._soft(logits), wisdom, reduction="batchmean", log_target=True) * self.temperature**2
+        log_probs = self._log_probs(logits)
+        return F.kl_div(log_probs, teacher_log_probs, reduction="batchmean", log_target=True) * self.temperature**2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moving or casting the objective takes the teacher along."""
@@ -216,7 +211,7 @@ class MutualObjective(nn.Module):
 
 
 def _checked(net: ElasticNet, resolutions: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(net.checked(net.widths[1], resolution).resolution for resolution in resolutions)
+    chosen = tuple(net.checked(None, resolution).resolution for resolution in resolutions)
     if not chosen or max(chosen) != net.resolutions[0]:
         raise LeanconvError(
             f"resolutions to train at must include {net.resolutions[0]}, at which the full network teaches, got "

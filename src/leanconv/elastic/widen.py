@@ -9,41 +9,37 @@ configuration; those of the new network do not exist before it is trained or cal
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, index_tensor
-from leanconv.elastic.width import Config
-
-if TYPE_CHECKING:
-    from leanconv.elastic.net import ElasticNet
+from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor
+from leanconv.elastic.slices import Axes, Channels
+from leanconv.elastic.width import ActiveConfig, Config, Width
 
 __all__ = ["widen"]
 
 
 @torch.no_grad()
-def widen(net: ElasticNet) -> None:
-    """Give every elastic tensor of `net` room for the largest width, in place; the same draw every time."""
+def widen(model: nn.Module, active: ActiveConfig) -> None:
+    """Give every elastic tensor of `model` room for the largest width, in place; the same draw every time."""
     generator = torch.Generator().manual_seed(0)
-    dial = net.dial
-    for module in net.modules():
+    original = Config(1.0, active.largest.resolution, active.largest.frames)
+    for module in model.modules():
         if not isinstance(module, Elastic):
             continue
-        for name, axes in module.slices.items():
+        for name, axes in module.elastic_layer.tensors.items():
             old = module._parameters.get(name)
             if old is not None:
                 module._parameters[name] = nn.Parameter(_wider(old, axes, generator), old.requires_grad)
             elif (buffer := module._buffers.get(name)) is not None:
                 module._buffers[name] = _wider(buffer, axes, None)
         if isinstance(module, ElasticBatchNorm) and module.remembers:
-            _new_statistics(module, Config(1.0, dial.native, dial.native_frames))
-        vars(module).update(module._attributes_at(dial.widest))
-    dial.blank = True
+            _new_statistics(module, original)
+        vars(module).update(module.attributes_at(active.largest.width))
 
 
-def _wider(old: Tensor, axes: Axes, generator: torch.Generator | None) -> Tensor:
+def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None) -> Tensor:
     """The tensor at full size; `generator` None for one whose values repeat."""
     if old.is_meta:
         return old.new_empty([size if c is None else c.full for size, c in zip(old.shape, axes, strict=True)])
@@ -60,7 +56,7 @@ def _wider(old: Tensor, axes: Axes, generator: torch.Generator | None) -> Tensor
             wider = old.new_full(shape, float(old.float().mean()))
         else:
             wider = (torch.randn(shape, generator=generator) * scale).to(old)
-        wider.index_copy_(axis, index_tensor(channels.runs(1.0), old.device), old.detach())
+        wider.index_copy_(axis, index_tensor(channels.runs(Width(1.0)), old.device), old.detach())
         old = wider
     return old
 
@@ -71,8 +67,9 @@ def _new_statistics(norm: ElasticBatchNorm, original: Config) -> None:
     assert mean is not None
     assert isinstance(var, Tensor)
     norm.store(original, mean, var)
-    full = norm.outputs.full
+    full = norm.elastic_layer.outputs.full
     norm._buffers["running_mean"] = mean.new_zeros(full)
     norm._buffers["running_var"] = var.new_ones(full)
     if (seen := norm._buffers.get("num_batches_tracked")) is not None:
         norm._buffers["num_batches_tracked"] = torch.zeros_like(seen)
+    norm.elastic_untrained_at_full_width = True

@@ -1,19 +1,18 @@
 """Which channels belong together: one forward pass of any network without computing, watching operations and layers.
 
 Layers with weights per channel (convolutions, BatchNorm, linear, PReLU, chains of convolutions) are seen as modules, by
-hooks; calls that hold channel counts as functions (`calls.py`); everything else as aten operations (`rules.py`), by a
+hooks; calls that hold channel counts as functions (`functions`); everything else as aten operations (`aten_ops`), by a
 dispatch mode over fake tensors. No graph is made and nothing is rewritten, so any Python in a forward is fine.
 
-The network's input and outputs are never sliced. Parameters beside the layers (a layer scale, a norm's gamma) follow
-the channels that they meet. An operation that nobody knows is an obstacle: an error that names the module, unless the
-channels it meets are fixed anyway.
+The network's input and outputs are never sliced. Parameters of other modules (a layer scale, a norm's gamma) follow the
+channels that they meet. An operation without a rule is an obstacle: an error that names the module, unless the channels
+it meets are fixed anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -25,64 +24,43 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leanconv.elastic.coupling.functions import FORMS, Count, Form
-from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
-from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
+from leanconv.elastic.coupling.aten_ops import Call, dims_after
+from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
+from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
 from leanconv.elastic.coupling.ratios import Edge, assign_ratios
-from leanconv.elastic.patch_sizes import Place, Site
-from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
-from leanconv.elastic.slices import Channels, finished
+from leanconv.elastic.coupling.rows import (
+    Axis,
+    CannotFollow,
+    Dims,
+    Row,
+    Segment,
+    fix,
+    fix_passive,
+    is_sliceable,
+    makers,
+    resolve,
+    unify,
+)
+from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
+from leanconv.elastic.width import channels_at
 from leanconv.errors import LeanconvError, RewriteError, unknown
 from leanconv.rewrites.swap import duplicate
 
-__all__ = ["Beside", "Layer", "Traced", "fake_input", "trace"]
+__all__ = ["Found", "fake_input", "find"]
 
 
-class Layer(NamedTuple):
-    """What an elastic layer reads and makes; the two are the same object where the layer changes no channels.
-
-    `columns` is the input of one group where the groups of a convolution stay; `pieces` are those of a layer that
-    reorders channels: for each, the channels before it and those in it.
-    """
-
-    inputs: Channels
-    outputs: Channels
-    columns: Channels | None = None
-    pieces: tuple[tuple[Channels, Channels], ...] = ()
-
-
-class Beside(NamedTuple):
-    """What a module that is no layer has to slice: the axes of its own tensors, and the counts in its calls.
-
-    `calls` says how often its forward calls each function that may hold counts.
-    """
-
-    tensors: dict[str, tuple[Channels | None, ...]]
-    sites: dict[Place, Site]
-    calls: dict[Any, int]
-
-
-class Traced(NamedTuple):
+class Found(NamedTuple):
     """The elastic parts of a network by qualified name, and the layers that keep their width, with the reason."""
 
-    layers: dict[str, Layer]
-    beside: dict[str, Beside]
+    layers: dict[str, Layer[Channels]]
+    others: dict[str, OtherLayer]
     kept: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Obstacle:
-    where: str
-    reason: str
-    rows: tuple[Row, ...]
+class _Call(NamedTuple):
+    """A call that holds counts, while tracing; `attribute` of its module holds the numbers, if one does."""
 
-
-@dataclass
-class _Found:
-    """A call that holds counts, while tracing."""
-
-    numbers: list[int]
-    counts: dict[int, Count]
+    counts: Counts[Row]
     attribute: str | None
 
 
@@ -92,7 +70,7 @@ def fake_input(model: nn.Module, size: Sequence[int]) -> Tensor:
     return torch.empty((2, *size), device=like.device, dtype=like.dtype)
 
 
-def trace(
+def find(
     model: nn.Module,
     size: Sequence[int],
     *,
@@ -100,7 +78,7 @@ def trace(
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
     widest: float = 1.0,
-) -> Traced:
+) -> Found:
     """The layers of `model`, by qualified name, with the channels they read and make.
 
     Args:
@@ -119,7 +97,7 @@ def trace(
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), tracer.hooks():
             x = fake_input(scratch, size)
-            with tracer, _Calls(tracer):
+            with tracer, _Functions(tracer):
                 tracer.finish(scratch(x))
     except LeanconvError:
         raise
@@ -129,11 +107,11 @@ def trace(
             f"{str(error).splitlines()[0] if str(error) else 'no message'}); pass size= the size of one input"
         ) from error
     tracer.check()
-    assign_ratios(tracer.edges)
-    return tracer.traced(divisor, widest)
+    assign_ratios([Edge(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
+    return tracer.found(divisor, widest)
 
 
-class _Calls(TorchFunctionMode):
+class _Functions(TorchFunctionMode):
     """Hands the calls that hold channel counts to the tracer."""
 
     def __init__(self, tracer: _Tracer) -> None:
@@ -143,36 +121,33 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        form = FORMS.get(func)
-        if form is None:
+        rule = FUNCTION_RULES.get(func)
+        if rule is None:
             return func(*args, **(kwargs or {}))
-        return self.tracer.call(form, func, args, kwargs or {})
+        return self.tracer.function(rule, Call(func, args, kwargs or {}))
 
 
-@dataclass
-class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    model: nn.Module
-    keep: tuple[str, ...]
-    ratios: dict[str, float]
-    edges: list[Edge] = field(default_factory=list)
+class _Tracer(TorchDispatchMode):
+    """Follows rows of channels through one forward pass."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, model: nn.Module, keep: tuple[str, ...], ratios: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.model, self.keep, self.ratios = model, keep, ratios
         self.stack: list[str] = []
-        self.calls: list[dict[Any, int]] = []  # how often each module on the stack has called what may hold counts
+        self.made: list[dict[Any, int]] = []  # how often each module on the stack has called what may hold counts
         self.inside = 0  # how many layers we are in: their own operations are not looked at
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
-        self.rows: dict[str, Passed] = {}
-        self.found: dict[str, dict[Place, _Found]] = {}
-        self.called: dict[str, dict[Any, int]] = {}
-        self.obstacles: list[_Obstacle] = []
-        self.modules = dict(self.model.named_modules())
-        layers = [name for name, module in self.modules.items() if is_layer(module)]
-        for pattern in (*self.keep, *self.ratios):
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise unknown("layer pattern", pattern, layers)
-        self.owned: dict[int, tuple[str, str]] = {}  # tensors beside the layers: id to module and attribute
-        inside = tuple(f"{name}." for name in layers)
+        self.layers: dict[str, Layer[Row]] = {}
+        self.calls: dict[str, dict[Place, _Call]] = {}
+        self.made_by: dict[str, dict[Any, int]] = {}
+        self.obstacles: list[tuple[str, str, tuple[Row, ...]]] = []  # where, why, and the channels it concerns
+        self.modules = dict(model.named_modules())
+        names = [name for name, module in self.modules.items() if is_layer(module)]
+        for pattern in (*keep, *ratios):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise unknown("layer pattern", pattern, names)
+        self.owned: dict[int, tuple[str, str]] = {}  # tensors of other modules: id to module and attribute
+        inside = tuple(f"{name}." for name in names)
         for name, module in self.modules.items():
             if not is_layer(module) and not name.startswith(inside):
                 for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -184,18 +159,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The innermost module at work."""
         return self.stack[-1] if self.stack and self.stack[-1] else type(self.model).__name__
 
-    def lookup(self, tensor: object) -> Dims | None:
+    def dims_of(self, tensor: object) -> Dims | None:
         """What lies on the axes of a tensor; None for one that no layer has touched."""
+        if isinstance(tensor, Tensor) and id(tensor) in self.owned and id(tensor) not in self.seen:
+            passive = ((Segment(Axis(int(size), passive=True), 1),) if size > 1 else None for size in tensor.shape)
+            self.seen[id(tensor)] = tensor, tuple(passive)
         found = self.seen.get(id(tensor))
-        if found is None and isinstance(tensor, Tensor) and id(tensor) in self.owned:
-            dims = tuple((Segment(Axis(int(size), passive=True), 1),) if size > 1 else None for size in tensor.shape)
-            self.know(tensor, dims)
-            return dims
         return None if found is None else found[1]
-
-    def know(self, tensor: Tensor, dims: Dims) -> None:
-        """Remember what lies on the axes of a tensor."""
-        self.seen[id(tensor)] = (tensor, dims)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -213,7 +183,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enter(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             self.stack.append(name)
-            self.calls.append({})
+            self.made.append({})
             self.inside += is_layer(module)
 
         return hook
@@ -225,108 +195,98 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not self.inside:
                     self._layer(name, module, next(iter((*args, *kwargs.values()))), result)
             self.stack.pop()
-            self.called[name] = self.calls.pop()
+            self.made_by[name] = self.made.pop()
 
         return hook
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if self._untouched(args, kwargs):
-            return result
-        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not results:
-            return result
-        try:
-            dims = dims_after(Call(func, args, kwargs, result, self.lookup))
-        except (Unknown, Misfit) as reason:
-            self._obstacle(str(reason), args, kwargs)
-            dims = ()
-        for tensor in results:
-            self.know(tensor, dims if tensor.ndim == len(dims) else (None,) * tensor.ndim)
+        result = func(*args, **(kwargs or {}))
+        call = Call(func, args, kwargs or {}, result, self.dims_of)
+        results = _tensors(result)
+        if results and not self._untouched(call):
+            with self._following(call, results):
+                dims = dims_after(call)
+                self._set(results, [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results])
         return result
 
-    def call(self, form: Form, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def function(self, rule: FunctionRule, call: Call) -> Any:
         """One call of a function that may hold channel counts."""
         # Inside an elastic chain other modules will move the channels.
-        if form.numbers is not None and not (self.inside and isinstance(self.modules[self.stack[-1]], MOVERS)):
-            for calls in self.calls:
-                calls[func] = calls.get(func, 0) + 1
-        if self._untouched(args, kwargs):
-            return func(*args, **kwargs)
-        numbers = [] if form.numbers is None else form.numbers(args, kwargs)
+        if rule.numbers is not None and not (self.inside and isinstance(self.modules[self.stack[-1]], MOVERS)):
+            for made in self.made:
+                made[call.func] = made.get(call.func, 0) + 1
+        numbers = None if self._untouched(call) else [] if rule.numbers is None else rule.numbers(call)
         if numbers is None:
-            return func(*args, **kwargs)
+            return call.func(*call.args, **call.kwargs)
         self.inside += 1
         try:
-            result = func(*args, **kwargs)
+            result = call.func(*call.args, **call.kwargs)
         finally:
             self.inside -= 1
-        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        try:
-            answer = form.rule(Call(func, args, kwargs, result, self.lookup), numbers)
-            for tensor, dims in zip(results, answer.dims, strict=True):
-                self.know(tensor, dims)
-            if answer.counts:
-                self._note(func, _Found(numbers, answer.counts, self._attribute(args, func)))
-        except (Unknown, Misfit) as reason:
-            self._obstacle(str(reason), args, kwargs)
-            for tensor in results:
-                self.know(tensor, (None,) * tensor.ndim)
+        results = _tensors(result)
+        with self._following(call, results):
+            dims, counts = rule.rule(Call(call.func, call.args, call.kwargs, result, self.dims_of), numbers)
+            self._set(results, dims)
+            if counts:
+                self._note(call, Counts(tuple(numbers), counts))
         return result
 
-    def _untouched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _set(self, results: Sequence[Tensor], dims: Sequence[Dims]) -> None:
+        for tensor, of in zip(results, dims, strict=True):
+            self.seen[id(tensor)] = tensor, of
+
+    def _untouched(self, call: Call) -> bool:
         """Whether there is nothing to follow: inside a layer, or no tensor that one has touched."""
-        tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        return bool(self.inside) or all(self.lookup(tensor) is None for tensor in tensors)
+        return bool(self.inside) or all(self.dims_of(tensor) is None for tensor in _tensors((call.args, call.kwargs)))
 
-    def _note(self, func: Any, found: _Found) -> None:
-        """Keep a call with counts; made a second time, it must count the same channels."""
-        calls = self.found.setdefault(self.stack[-1], {})
-        known = calls.setdefault((func, self.calls[-1][func] - 1), found)
-        if known.counts.keys() != found.counts.keys():
-            raise Unknown("its forward is called twice and does different things")
-        for number, count in known.counts.items():
-            unify(count.row, found.counts[number].row)
+    @contextmanager
+    def _following(self, call: Call, results: Sequence[Tensor]) -> Iterator[None]:
+        """Where channels cannot be followed the results hold none, and there is an obstacle."""
+        try:
+            yield
+        except CannotFollow as reason:
+            self._obstacle(str(reason), _tensors((call.args, call.kwargs)))
+            self._set(results, [(None,) * tensor.ndim for tensor in results])
 
-    def _attribute(self, args: tuple[Any, ...], func: Any) -> str | None:
-        """The attribute of the module at work that holds the numbers of a call, if it is one object with them."""
-        module = self.modules[self.stack[-1]]
-        if isinstance(module, nn.GroupNorm) and func.__name__ == "group_norm":
-            return "num_groups"
-        held = {id(value): name for name, value in vars(module).items() if isinstance(value, (tuple, list)) and value}
-        return next((held[id(arg)] for arg in args if id(arg) in held), None)
-
-    def _obstacle(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        rows = tuple(row for tensor in tensors for row in self.lookup(tensor) or () if row is not None)
+    def _obstacle(self, reason: str, tensors: Sequence[Tensor]) -> None:
+        rows = tuple(row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None)
         for row in rows:
-            if all(segment.axis.passive for segment in resolve(row)):
-                pin(row, reason)
-        self.obstacles.append(_Obstacle(self.where, reason, rows))
+            fix_passive(row, reason)
+        self.obstacles.append((self.where, reason, rows))
+
+    def _note(self, call: Call, counts: Counts[Row]) -> None:
+        """Keep a call with counts; made a second time, it must count the same channels."""
+        module = self.modules[self.stack[-1]]
+        held = {id(value): name for name, value in vars(module).items() if isinstance(value, (tuple, list)) and value}
+        attribute = next((held[id(arg)] for arg in call.args if id(arg) in held), None)
+        if isinstance(module, nn.GroupNorm) and call.name == "group_norm":
+            attribute = "num_groups"
+        calls = self.calls.setdefault(self.stack[-1], {})
+        first = calls.setdefault((call.func, self.made[-1][call.func] - 1), _Call(counts, attribute)).counts
+        if first.of.keys() != counts.of.keys():
+            raise CannotFollow("its forward is called twice and does different things")
+        for place, (row, _) in first.of.items():
+            unify(row, counts.of[place][0])
 
     def _layer(self, name: str, module: nn.Module, x: Any, y: Any) -> None:
-        dims = self.lookup(x) or (None,) * x.ndim
         try:
-            passed = pass_layer(name, module, dims, x, y)
-            if name in self.rows:  # a module that is used twice must be sliced the same way both times
-                unify(self.rows[name].inputs, passed.inputs)
-                unify(self.rows[name].outputs, passed.outputs)
+            layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
+            if name in self.layers:  # a module that is used twice must be sliced the same way both times
+                unify(self.layers[name].inputs, layer.inputs)
+                unify(self.layers[name].outputs, layer.outputs)
             else:
-                self.rows[name] = passed
-                self._asked_for(name, passed.outputs)
-            if passed.mixes:
-                self.edges.append(Edge(passed.inputs, passed.outputs))
-            self.know(y, passed.dims)
-        except (Unknown, Misfit) as reason:
-            self._obstacle(f"{type(module).__name__}: {reason}", (x,), {})
-            self.know(y, (None,) * y.ndim)
+                self.layers[name] = layer
+                self._as_asked(name, layer.outputs)
+        except CannotFollow as reason:
+            self._obstacle(f"{type(module).__name__}: {reason}", [x])
+            dims = (None,) * y.ndim
+        self._set([y], [dims])
 
-    def _asked_for(self, name: str, out: Row) -> None:
+    def _as_asked(self, name: str, out: Row) -> None:
         if any(fnmatchcase(name, pattern) for pattern in self.keep):
-            pin(out, "it was asked to keep its width")
+            fix(out, "it was asked to keep its width")
         for pattern, ratio in self.ratios.items():
             if fnmatchcase(name, pattern):
                 for segment in resolve(out):
@@ -334,65 +294,74 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
-        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        tensors = _tensors(output)
         if not tensors:
             raise RewriteError(
                 f"{type(self.model).__name__} returns {type(output).__name__}: an elastic network must return tensors, "
                 "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
             )
         for tensor in tensors:
-            for row in self.lookup(tensor) or ():
+            for row in self.dims_of(tensor) or ():
                 if row is not None:
-                    pin(row, "it makes an output of the network")
+                    fix(row, "it makes an output of the network")
 
     def check(self) -> None:
         """Raise for the first obstacle in the way of elastic channels, and where no channels are elastic at all."""
-        for obstacle in self.obstacles:
-            names = dict.fromkeys(name for row in obstacle.rows if not is_fixed(row) for name in _loose_makers(row))
+        for where, reason, rows in self.obstacles:
+            names = list(dict.fromkeys(name for row in rows for name in makers(row, sliceable=True)))
             if names:
-                shown = ", ".join(map(repr, list(names)[:8])) + (", ..." if len(names) > 8 else "")
+                shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
                 raise RewriteError(
-                    f"{obstacle.where}: {obstacle.reason}, so these channels cannot follow the width; they are made by "
+                    f"{where}: {reason}, so these channels cannot follow the width; they are made by "
                     f"{len(names)} layers: pass keep=[{shown}] to leave those at full width"
                 )
-        if all(is_fixed(passed.outputs) for passed in self.rows.values()):
+        if not any(is_sliceable(layer.outputs) for layer in self.layers.values()):
             raise RewriteError(
                 f"{type(self.model).__name__}: no layer's width can be changed; every channel is an input or an output "
                 "of the network or was asked to be kept, so there is nothing to make elastic"
             )
 
-    def traced(self, divisor: int, widest: float) -> Traced:
-        """The finished channels of everything."""
+    def found(self, divisor: int, widest: float) -> Found:
+        """The channels of everything, which will change no more."""
+        known: dict[Row, Channels] = {}
 
         def done(row: Row) -> Channels:
-            return finished(row, divisor, widest)
+            row = resolve(row)
+            return known.setdefault(row, Channels(_slice(*segment, divisor, widest) for segment in row))
 
-        layers, kept = {}, {}
-        for name, (row, out, _, _, columns, pieces) in self.rows.items():
-            inputs = done(row)
-            ends = tuple((done(before), done(part)) for before, part in pieces)
-            layers[name] = Layer(
-                inputs, inputs if out is row else done(out), None if columns is None else done(columns), ends
-            )
-            if out is not row and is_fixed(out):
-                kept[name] = resolve(out)[0].axis.fixed or ""
-        beside: dict[str, Beside] = {}
-
-        def of(name: str) -> Beside:
-            return beside.setdefault(name, Beside({}, {}, self.called.get(name, {})))
-
+        kept = {
+            name: resolve(layer.outputs)[0].axis.fixed or ""
+            for name, layer in self.layers.items()
+            if layer.outputs is not layer.inputs and not is_sliceable(layer.outputs)
+        }
+        tensors: dict[str, dict[str, Any]] = {}
         for key, (name, attribute) in self.owned.items():
-            axes = tuple(None if row is None else done(row) for row in self.seen[key][1]) if key in self.seen else ()
+            axes = tuple(row and done(row) for row in self.seen[key][1]) if key in self.seen else ()
             if any(axis is not None and axis.moves for axis in axes):
-                of(name).tensors[attribute] = axes
-        for name, calls in self.found.items():
-            for place, found in calls.items():
-                counts = {i: (done(count.row), count.per) for i, count in found.counts.items()}
-                counts = {i: count for i, count in counts.items() if count[0].moves}
-                if counts:
-                    of(name).sites[place] = Site(tuple(found.numbers), counts, found.attribute)
-        return Traced(layers, beside, kept)
+                tensors.setdefault(name, {})[attribute] = axes
+        others = {}
+        for name in dict.fromkeys((*tensors, *self.calls)):
+            attributes, calls = {}, {}
+            for place, (counts, attribute) in self.calls.get(name, {}).items():
+                moving = {i: count for i, count in counts.map(done).of.items() if count[0].moves}
+                if moving and attribute is not None:
+                    attributes[attribute] = Counts(counts.numbers, moving)
+                elif moving:
+                    calls[place] = Counts(counts.numbers, moving)
+            if attributes or calls or name in tensors:
+                others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made_by.get(name, {}))
+        return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
 
 
-def _loose_makers(row: Row) -> tuple[str, ...]:
-    return makers(tuple(segment for segment in resolve(row) if segment.axis.fixed is None))
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def _slice(axis: Axis, unit: int, divisor: int, widest: float) -> Slice:
+    """A segment that will change no more, with room for the width `widest`."""
+    if axis.fixed or axis.passive:
+        return Slice(axis.units, unit)
+    ratio = (axis.ratio or Fraction(1)) * axis.share
+    room = channels_at(axis.units * axis.size, widest, divisor=divisor, ratio=ratio, quantum=axis.size) // axis.size
+    law = axis.size, divisor, ratio
+    return Slice(axis.units, unit, law, room if widest > 1 else 0, axis.group.root.name)

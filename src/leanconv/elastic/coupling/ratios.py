@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from leanconv.elastic.coupling.rows import Axis, Row, Segment, resolve
 
-__all__ = ["Edge", "assign_ratios"]
+
 
 ONE = Fraction(1)
 
