@@ -19,9 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, own_tensors
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
+=======
+from leanconv.elastic.coupling.find import trace
+from leanconv.elastic.coupling.modules import CONVOLUTIONS
+from leanconv.elastic.extract import extract
+from leanconv.elastic.graphs import slices_as_layers
+from leanconv.elastic.layers.chains import make_chain, make_gather
+from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
+from leanconv.elastic.layers.others import make_beside
+from leanconv.elastic.probe import probe
+from leanconv.elastic.widen import widen
+from leanconv.elastic.width import Config, Dial, LayerWidths
+from leanconv.errors import LeanconvError, RewriteError
+from leanconv.ops.chain import ConvChain
+from leanconv.rewrites.guards import refuse_model
+>>>>>>> main
 from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 

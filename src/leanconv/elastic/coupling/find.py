@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+<<<<<<< HEAD
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
 from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
@@ -43,6 +44,15 @@ from leanconv.elastic.coupling.rows import (
 )
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
+=======
+from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
+from leanconv.elastic.coupling.functions import FORMS, Count, Form
+from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
+from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
+from leanconv.elastic.patch_sizes import Place, Site
+from leanconv.elastic.slices import Channels, finished
+>>>>>>> main
 from leanconv.errors import LeanconvError, RewriteError, unknown
 from leanconv.rewrites.swap import duplicate
 

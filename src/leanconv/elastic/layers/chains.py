@@ -16,11 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
+<<<<<<< HEAD
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
 from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Runs, cached
 from leanconv.elastic.width import ActiveConfig, Config, Width
+=======
+from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, ElasticConv, become, pick
+from leanconv.elastic.narrowed_plan import Border, Subplan, left_of
+from leanconv.elastic.slices import Channels, Runs
+from leanconv.elastic.width import Config, Dial
+>>>>>>> main
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad

@@ -21,9 +21,38 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+<<<<<<< HEAD
 from leanconv.elastic.slices import Axes, Channels, Layer, OtherLayer, Runs, cached
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import NotCalibrated
+=======
+from leanconv.elastic.coupling.find import Layer
+from leanconv.elastic.coupling.modules import CONVOLUTIONS, TRANSPOSED
+from leanconv.elastic.slices import Channels, Runs
+from leanconv.elastic.width import Config, Dial
+from leanconv.errors import NotCalibrated, RewriteError
+
+__all__ = [
+    "Axes",
+    "Elastic",
+    "ElasticBatchNorm",
+    "ElasticConv",
+    "ElasticConvTranspose",
+    "ElasticInstanceNorm",
+    "ElasticLinear",
+    "ElasticPReLU",
+    "become",
+    "index_tensor",
+    "make_leaf",
+    "pick",
+    "pick_all",
+]
+
+BANK = ("mean_", "var_")
+
+Axes = tuple[Channels | None, ...]
+"""The channels on each axis of a tensor; None is never sliced."""
+>>>>>>> main
 
 
 class MadeClass(nn.Module):
