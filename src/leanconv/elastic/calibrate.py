@@ -17,21 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-<<<<<<< HEAD
 from leanconv.elastic.layers.leaves import ElasticBatchNorm, use_statistics
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
 from leanconv.ranks import rank_and_world, summed
-=======
-from leanconv.elastic.width import Config, LayerWidths
-from leanconv.errors import DataError, LeanconvError
-from leanconv.ranks import rank_and_world, summed
-
-if TYPE_CHECKING:
-    from leanconv.elastic.layers.leaves import ElasticBatchNorm
-    from leanconv.elastic.net import ElasticNet
->>>>>>> main
 
 __all__ = ["as_configs", "calibrate", "evaluating", "inputs_of"]
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from leanconv.elastic.coupling.find import fake_input, find
+from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
+from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.graphs import slices_as_layers
 from leanconv.elastic.layers.chains import make_chain, make_reordering
@@ -23,7 +21,6 @@ from leanconv.elastic.width import ActiveConfig, Config
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
-from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 __all__ = ["from_settings", "make_elastic"]
@@ -32,7 +29,7 @@ PAPER_RESOLUTIONS = (224, 192, 160, 128)
 
 
 def make_elastic(
-    model: nn.Module,
+    model: nn.Module | ModelHolder,
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = PAPER_RESOLUTIONS,
     *,
@@ -70,6 +67,7 @@ def make_elastic(
     ...     net(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 22, 22])
     """
+    model = as_module(model, error=RewriteError)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")
@@ -153,47 +151,30 @@ def _probe(net: ElasticNet, size: Sequence[int]) -> None:
     Code with channel counts of its own shows up here. Raises `RewriteError` naming the module where the network does
     not run.
     """
-    low, high = net.widths
-    # A copy, because a forward may remember tensors, and these are fake ones.
-    scratch = duplicate(net, share_tensors=True).eval()
-    assert isinstance(scratch, ElasticNet)
+    dry = DryRun(net, size, error=RewriteError)
+    scratch = cast("ElasticNet", dry.model)
     others = {name: module for name, module in scratch.named_modules() if isinstance(module, ElasticOther)}
     for module in others.values():
         module.elastic_needed = set()
-    shortest = net.frames[-1] if net.frames else None
+    (low, high), shortest = net.widths, net.frames[-1] if net.frames else None
     middle = 0.4 * low + 0.6 * high
     for width, resolution, frames in ((low, None, None), (middle, None, None), (high, net.resolutions[-1], shortest)):
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _naming(scratch) as stack:
-            try:
-                with scratch.at(width, resolution, frames):
-                    scratch(fake_input(scratch, size))
-            except Exception as error:
-                where = next((name for name in reversed(stack) if name), type(net.model).__name__)
-                clip = "" if frames is None else f", {frames} frames"
-                raise RewriteError(
-                    f"{where}: the network does not run at width {width:g} and resolution "
-                    f"{resolution or net.resolutions[0]}{clip} ({type(error).__name__}: {str(error).splitlines()[0]}): "
-                    "a forward holds channel counts or map sizes as constants; read them from the tensors, or pass "
-                    "keep= with the layers that feed it, or other resolutions="
-                ) from error
+        try:
+            with scratch.at(width, resolution, frames):
+                dry.run()
+        except LeanconvError as error:
+            cause = error.__cause__ or error
+            where = dry.stack.path_of(cause).removeprefix("model").lstrip(".") or type(net.model).__name__
+            clip = "" if frames is None else f", {frames} frames"
+            raise RewriteError(
+                f"{where}: the network does not run at width {width:g} and resolution "
+                f"{resolution or net.resolutions[0]}{clip} ({one_line(cause)}): a forward holds channel counts or map "
+                "sizes as constants; read them from the tensors, or pass keep= with the layers that feed it, or other "
+                "resolutions="
+            ) from error
     for name, module in list(net.named_modules()):
         if isinstance(module, ElasticOther):
             module.drop_unneeded_patches(others[name].elastic_needed or ())
-
-
-@contextmanager
-def _naming(net: ElasticNet) -> Iterator[list[str]]:
-    """The names of the modules at work, innermost last; on an exception they stay as they were."""
-    stack: list[str] = []
-    handles = []
-    for name, module in net.model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _checked_widths(widths: Sequence[float]) -> tuple[float, float]:

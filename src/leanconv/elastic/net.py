@@ -19,26 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-<<<<<<< HEAD
+from leanconv.dryrun import duplicate
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, own_tensors
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
-=======
-from leanconv.elastic.coupling.find import trace
-from leanconv.elastic.coupling.modules import CONVOLUTIONS
-from leanconv.elastic.extract import extract
-from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.layers.chains import make_chain, make_gather
-from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
-from leanconv.elastic.layers.others import make_beside
-from leanconv.elastic.probe import probe
-from leanconv.elastic.widen import widen
-from leanconv.elastic.width import Config, Dial, LayerWidths
-from leanconv.errors import LeanconvError, RewriteError
-from leanconv.ops.chain import ConvChain
-from leanconv.rewrites.guards import refuse_model
->>>>>>> main
-from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 __all__ = ["ElasticNet", "resized", "sampled"]
@@ -143,6 +127,11 @@ class ElasticNet(nn.Module):
             for resolution in self.resolutions
             for width in widths
         )
+
+    @property
+    def default_input_size(self) -> tuple[int, ...]:
+        """One input in the native configuration, without the batch axis."""
+        return tuple(self.settings["size"])
 
     @property
     def norms(self) -> tuple[ElasticBatchNorm, ...]:

@@ -28,10 +28,14 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def cached(known: dict[K, V], key: K, make: Callable[[], V], most: int = 128) -> V:
-    """What `make` gave for that key; all is dropped when there are `most`: training draws new widths for ever."""
+MOST = 128
+"""Widths whose channels are kept in a cache: training draws new ones for ever."""
+
+
+def cached(known: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """What `make` gave for that key; all is dropped when there are `MOST`."""
     if key not in known:
-        if len(known) >= most:
+        if len(known) >= MOST:
             known.clear()
         known[key] = make()
     return known[key]

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """A configuration of an elastic network in plain numbers, the rounding law, and the configuration in force.
-=======
-"""Mutual learning: width, resolution and frames in plain integers: how many channels a layer keeps; the dial.
->>>>>>> main
 
     c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C at width 1, w width)
 

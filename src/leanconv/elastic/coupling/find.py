@@ -11,20 +11,18 @@ it meets are fixed anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-<<<<<<< HEAD
+from leanconv.dryrun import DryRun
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
 from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
@@ -44,19 +42,7 @@ from leanconv.elastic.coupling.rows import (
 )
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
-=======
-from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
-from leanconv.elastic.coupling.functions import FORMS, Count, Form
-from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
-from leanconv.elastic.coupling.ratios import Edge, assign_ratios
-from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
-from leanconv.elastic.patch_sizes import Place, Site
-from leanconv.elastic.slices import Channels, finished
->>>>>>> main
-from leanconv.errors import LeanconvError, RewriteError, unknown
-from leanconv.rewrites.swap import duplicate
-
-__all__ = ["Found", "fake_input", "find"]
+from leanconv.errors import RewriteError, unknown
 
 
 class Found(NamedTuple):
@@ -72,12 +58,6 @@ class _Call(NamedTuple):
 
     counts: Counts[Row]
     attribute: str | None
-
-
-def fake_input(model: nn.Module, size: Sequence[int]) -> Tensor:
-    """A batch of two inputs of `size` (without the batch axis), like the model's parameters; made in fake mode."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.empty((2, *size), device=like.device, dtype=like.dtype)
 
 
 def find(
@@ -101,21 +81,9 @@ def find(
 
     Raises `RewriteError` naming the module where channels cannot follow the width.
     """
-    # A copy, because a forward may remember tensors (tables of positions), and these would be fake ones.
-    scratch = duplicate(model, share_tensors=True).eval()
-    tracer = _Tracer(scratch, tuple(keep), dict(ratios or {}))
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), tracer.hooks():
-            x = fake_input(scratch, size)
-            with tracer, _Functions(tracer):
-                tracer.finish(scratch(x))
-    except LeanconvError:
-        raise
-    except Exception as error:
-        raise RewriteError(
-            f"{tracer.where}: the forward pass fails on an input of size {tuple(size)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); pass size= the size of one input"
-        ) from error
+    dry = DryRun(model, size, error=RewriteError)
+    tracer = _Tracer(model, dry, tuple(keep), dict(ratios or {}))
+    tracer.finish(dry.run(tracer, _Functions(tracer)).outputs)
     tracer.check()
     assign_ratios([Edge(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
     return tracer.found(divisor, widest)
@@ -140,34 +108,36 @@ class _Functions(TorchFunctionMode):
 class _Tracer(TorchDispatchMode):
     """Follows rows of channels through one forward pass."""
 
-    def __init__(self, model: nn.Module, keep: tuple[str, ...], ratios: dict[str, float]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.model, self.keep, self.ratios = model, keep, ratios
-        self.stack: list[str] = []
-        self.made: list[dict[Any, int]] = []  # how often each module on the stack has called what may hold counts
-        self.inside = 0  # how many layers we are in: their own operations are not looked at
+    def __init__(self, model: nn.Module, dry: DryRun, keep: tuple[str, ...], ratios: dict[str, float]) -> None:
+        super().__init__()
+        self.stack, self.keep, self.ratios = dry.stack, keep, ratios
+        self.stack.on_enter.append(self._enter)
+        self.stack.on_leave.append(self._leave)
+        self.made: list[dict[Any, int]] = []  # how often each module at work has called what may hold counts
+        self.in_function = False  # the operations that make one up are not looked at
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
         self.layers: dict[str, Layer[Row]] = {}
         self.calls: dict[str, dict[Place, _Call]] = {}
         self.made_by: dict[str, dict[Any, int]] = {}
         self.obstacles: list[tuple[str, str, tuple[Row, ...]]] = []  # where, why, and the channels it concerns
-        self.modules = dict(model.named_modules())
-        names = [name for name, module in self.modules.items() if is_layer(module)]
+        self.modules = dict(model.named_modules())  # the model's own: their buffers have values
+        self.name = type(model).__name__
+        self.sliced = [name for name, module in self.modules.items() if is_layer(module)]
         for pattern in (*keep, *ratios):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise unknown("layer pattern", pattern, names)
+            if not any(fnmatchcase(name, pattern) for name in self.sliced):
+                raise unknown("layer pattern", pattern, self.sliced)
         self.owned: dict[int, tuple[str, str]] = {}  # tensors of other modules: id to module and attribute
-        inside = tuple(f"{name}." for name in names)
-        for name, module in self.modules.items():
-            if not is_layer(module) and not name.startswith(inside):
+        inside = tuple(f"{name}." for name in self.sliced)
+        for name, module in self.stack.modules.items():
+            if name not in self.sliced and not name.startswith(inside):
                 for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
                     if tensor is not None and tensor.is_floating_point() and tensor.ndim:
                         self.owned.setdefault(id(tensor), (name, attribute))
 
     @property
-    def where(self) -> str:
-        """The innermost module at work."""
-        return self.stack[-1] if self.stack and self.stack[-1] else type(self.model).__name__
+    def inside(self) -> bool:
+        """Whether we are in a layer or a function: their own operations are not looked at."""
+        return self.in_function or any(name in self.sliced for name in self.stack.running)
 
     def dims_of(self, tensor: object) -> Dims | None:
         """What lies on the axes of a tensor; None for one that no layer has touched."""
@@ -177,37 +147,13 @@ class _Tracer(TorchDispatchMode):
         found = self.seen.get(id(tensor))
         return None if found is None else found[1]
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch the modules."""
-        handles = []
-        for name, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(self._enter(name, module), prepend=True))
-            handles.append(module.register_forward_hook(self._leave(name, module), with_kwargs=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _enter(self, *_: Any) -> None:
+        self.made[len(self.stack.running) - 1 :] = [{}]
 
-    def _enter(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            self.stack.append(name)
-            self.made.append({})
-            self.inside += is_layer(module)
-
-        return hook
-
-    def _leave(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            if is_layer(module):
-                self.inside -= 1
-                if not self.inside:
-                    self._layer(name, module, next(iter((*args, *kwargs.values()))), result)
-            self.stack.pop()
-            self.made_by[name] = self.made.pop()
-
-        return hook
+    def _leave(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self.made_by[name] = self.made.pop()
+        if name in self.sliced and not any(outer in self.sliced for outer in self.stack.running[:-1]):
+            self._layer(name, self.modules[name], next(iter((*args, *kwargs.values()))), result)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -224,17 +170,17 @@ class _Tracer(TorchDispatchMode):
     def function(self, rule: FunctionRule, call: Call) -> Any:
         """One call of a function that may hold channel counts."""
         # Inside an elastic chain other modules will move the channels.
-        if rule.numbers is not None and not (self.inside and isinstance(self.modules[self.stack[-1]], MOVERS)):
+        if rule.numbers is not None and not (self.inside and isinstance(self.modules[self.stack.path], MOVERS)):
             for made in self.made:
                 made[call.func] = made.get(call.func, 0) + 1
         numbers = None if self._untouched(call) else [] if rule.numbers is None else rule.numbers(call)
         if numbers is None:
             return call.func(*call.args, **call.kwargs)
-        self.inside += 1
+        self.in_function = True
         try:
             result = call.func(*call.args, **call.kwargs)
         finally:
-            self.inside -= 1
+            self.in_function = False
         results = _tensors(result)
         with self._following(call, results):
             dims, counts = rule.rule(Call(call.func, call.args, call.kwargs, result, self.dims_of), numbers)
@@ -249,7 +195,7 @@ class _Tracer(TorchDispatchMode):
 
     def _untouched(self, call: Call) -> bool:
         """Whether there is nothing to follow: inside a layer, or no tensor that one has touched."""
-        return bool(self.inside) or all(self.dims_of(tensor) is None for tensor in _tensors((call.args, call.kwargs)))
+        return self.inside or all(self.dims_of(tensor) is None for tensor in _tensors((call.args, call.kwargs)))
 
     @contextmanager
     def _following(self, call: Call, results: Sequence[Tensor]) -> Iterator[None]:
@@ -264,16 +210,16 @@ class _Tracer(TorchDispatchMode):
         rows = tuple(row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None)
         for row in rows:
             fix_passive(row, reason)
-        self.obstacles.append((self.where, reason, rows))
+        self.obstacles.append((self.stack.path or self.name, reason, rows))
 
     def _note(self, call: Call, counts: Counts[Row]) -> None:
         """Keep a call with counts; made a second time, it must count the same channels."""
-        module = self.modules[self.stack[-1]]
+        module = self.modules[self.stack.path]
         held = {id(value): name for name, value in vars(module).items() if isinstance(value, (tuple, list)) and value}
         attribute = next((held[id(arg)] for arg in call.args if id(arg) in held), None)
         if isinstance(module, nn.GroupNorm) and call.name == "group_norm":
             attribute = "num_groups"
-        calls = self.calls.setdefault(self.stack[-1], {})
+        calls = self.calls.setdefault(self.stack.path, {})
         first = calls.setdefault((call.func, self.made[-1][call.func] - 1), _Call(counts, attribute)).counts
         if first.of.keys() != counts.of.keys():
             raise CannotFollow("its forward is called twice and does different things")
@@ -307,7 +253,7 @@ class _Tracer(TorchDispatchMode):
         tensors = _tensors(output)
         if not tensors:
             raise RewriteError(
-                f"{type(self.model).__name__} returns {type(output).__name__}: an elastic network must return tensors, "
+                f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
                 "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
             )
         for tensor in tensors:
@@ -327,7 +273,7 @@ class _Tracer(TorchDispatchMode):
                 )
         if not any(is_sliceable(layer.outputs) for layer in self.layers.values()):
             raise RewriteError(
-                f"{type(self.model).__name__}: no layer's width can be changed; every channel is an input or an output "
+                f"{self.name}: no layer's width can be changed; every channel is an input or an output "
                 "of the network or was asked to be kept, so there is nothing to make elastic"
             )
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-<<<<<<< HEAD
 from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size
 from leanconv.elastic.coupling.rows import (
     CannotFollow,
@@ -31,13 +30,6 @@ from leanconv.elastic.coupling.rows import (
     require_fixed,
     reshaped,
 )
-=======
-from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, hold, loose, refixed
-from leanconv.elastic.coupling.rows import Row, Segment, align, cut, pin
-from leanconv.elastic.coupling.shapes import Dims, Unknown, reshaped
-
-__all__ = ["FORMS", "Answer", "Count", "Form"]
->>>>>>> main
 
 Numbers = list[int]
 

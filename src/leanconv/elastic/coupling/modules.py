@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-<<<<<<< HEAD
 from leanconv.elastic.coupling.rows import (
     Axis,
     CannotFollow,
@@ -27,11 +26,6 @@ from leanconv.elastic.coupling.rows import (
     resolve,
 )
 from leanconv.elastic.slices import Axes, Counts, Layer
-=======
-from leanconv.elastic.coupling.aten_ops import loose
-from leanconv.elastic.coupling.rows import Axis, Row, Segment, align, cut, divide, fixed_row, is_fixed, pin, resolve
-from leanconv.elastic.coupling.shapes import Dims, Unknown
->>>>>>> main
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle
 

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from leanconv.elastic.coupling.rows import Axis, Row, Segment, resolve
 
-
-
 ONE = Fraction(1)
 
 

@@ -16,19 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
-<<<<<<< HEAD
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
 from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Runs, cached
 from leanconv.elastic.width import ActiveConfig, Config, Width
-=======
-from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, ElasticConv, become, pick
-from leanconv.elastic.narrowed_plan import Border, Subplan, left_of
-from leanconv.elastic.slices import Channels, Runs
-from leanconv.elastic.width import Config, Dial
->>>>>>> main
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
@@ -213,8 +205,8 @@ def _stage(conv: nn.Module, chain: NarrowedChain, stage: int) -> Layer[Channels]
     reads = StageChannels(chain, stage, "reads", conv.in_channels // conv.groups)
     names = {"groups": "groups", "in_channels": "slots", "out_channels": "rows"}
     counts = {name: Counts((full[what],), {0: (of[what], 1)}) for name, what in names.items()}
-    tensors = {"weight": (of["rows"], reads), "bias": (of["rows"],)}
-    return Layer(reads, of["rows"], {name: axes for name, axes in tensors.items() if name in conv._parameters}, counts)
+    tensors = {"weight": (of["rows"], reads), **({} if conv.bias is None else {"bias": (of["rows"],)})}
+    return Layer(reads, of["rows"], tensors, counts)
 
 
 def _make_mover(module: nn.Module, moves: Moves | None, active: ActiveConfig) -> nn.Module:

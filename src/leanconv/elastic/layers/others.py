@@ -12,17 +12,10 @@ from typing import Any
 
 from torch import nn
 
-<<<<<<< HEAD
 from leanconv.elastic.layers.leaves import Elastic, MadeClass, made_class, make_class_elastic
 from leanconv.elastic.patch_sizes import Patch, PatchSizes
 from leanconv.elastic.slices import OtherLayer, Place
 from leanconv.elastic.width import ActiveConfig, Config, Width
-=======
-from leanconv.elastic.coupling.find import Beside
-from leanconv.elastic.layers.leaves import Elastic, become, pick_all
-from leanconv.elastic.patch_sizes import Place, Recounting, Site, Sites
-from leanconv.elastic.width import Config, Dial
->>>>>>> main
 from leanconv.errors import RewriteError
 
 
