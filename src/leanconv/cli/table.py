@@ -12,7 +12,7 @@ from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
     from leanconv.elastic import ElasticNet
-    from leanconv.query import Setting
+    from leanconv.query import TimingSetup
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
     from dataclasses import asdict
 
     from leanconv.elastic import ElasticNet, calibrate
-    from leanconv.query import QueryTable, time_table
+    from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table, save_curves
 
     network, images, recipe = open_run(model, data, side, trust_code=trust_code)
@@ -52,7 +52,7 @@ def run(
         raise LeanconvError(f"{model} has a single configuration: a query table is for elastic networks")
     if out is not None and out.suffix not in (".json", ".csv"):
         raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
-    settings = _settings(backends or ["eager"], threads, batches) if latency else []
+    setups = _setups(backends or ["eager"], threads, batches) if latency else []
     sides = [network.checked(network.widths[1], side).resolution for side in resolutions] or network.resolutions
     configs = [config for config in network.configurations(step) if config.resolution in sides]
     missing = [config for config in configs if not network.can_evaluate(*config)]
@@ -62,16 +62,8 @@ def run(
         calibrate(network, images.train_loader(), missing)
         if store:
             _store(network, Path(model))
-    direct = bool(settings) and settings[0].backend == "eager"
-    measured = QueryTable.measure(
-        network,
-        images.eval_loader(),
-        configs=configs,
-        latency=direct,
-        threads=threads[0],
-        batch=batches[0],
-    )
-    measured = time_table(measured, network, settings[direct:])
+    measured = QueryTable.measure(network, images.eval_loader(), configs=configs, latency=False)
+    measured = measured.timed(network, setups)
     if out is not None:
         measured.save(out)
     if plots is not None:
@@ -88,13 +80,13 @@ def _store(network: ElasticNet, folder: Path) -> None:
     save(network, folder / "model" if (folder / "model").is_dir() else folder)
 
 
-def _settings(backends: list[str], threads: list[int], batches: list[int]) -> list[Setting]:
+def _setups(backends: list[str], threads: list[int], batches: list[int]) -> list[TimingSetup]:
     """Every back-end with every number of threads and batch: one latency column each."""
     from itertools import product
 
-    from leanconv.query import Setting
+    from leanconv.query import TimingSetup
 
     for name, values in (("--threads", threads), ("--batch", batches)):
         if min(values) < 1:
             raise LeanconvError(f"{name} {min(values)}: expected a whole number from 1")
-    return list(dict.fromkeys(Setting(*choice) for choice in product(backends, threads, batches)))
+    return list(dict.fromkeys(TimingSetup(*choice) for choice in product(backends, threads, batches)))

@@ -1,6 +1,6 @@
 """The rows of a query table: what one configuration scores and costs, in plain numbers, and how they are written down.
 
-A time belongs to a setting: the back-end that ran the network, its threads and the batch. In a file a setting is a
+A time belongs to a setup: the back-end that ran the network, its threads and the batch. In a file a setup is a
 name, `onnxruntime_t4_b8`: three columns of a CSV (`_median_ms`, `_low_ms`, `_high_ms`), or a list of three in JSON.
 """
 
@@ -14,17 +14,21 @@ from typing import Any, NamedTuple
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError, UnknownName
 
-__all__ = ["Row", "Setting", "Time", "cells", "columns", "front", "read_row"]
+__all__ = ["EAGER", "Row", "Time", "TimingSetup", "cells", "columns", "front", "read_row"]
 
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
 
 
-class Setting(NamedTuple):
+EAGER = "eager"
+"""The back-end that is torch as it is."""
+
+
+class TimingSetup(NamedTuple):
     """How latency was measured: the back-end, its threads, and the images per call.
 
-    >>> Setting("openvino", 4, 1).tag, Setting.from_tag("eager_t1_b8")
-    ('openvino_t4_b1', Setting(backend='eager', threads=1, batch=8))
+    >>> TimingSetup("openvino", 4, 1).tag, TimingSetup.from_tag("eager_t1_b8")
+    ('openvino_t4_b1', TimingSetup(backend='eager', threads=1, batch=8))
     """
 
     backend: str
@@ -33,15 +37,15 @@ class Setting(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """The name of the setting in files and messages."""
+        """The name of the setup in files and messages."""
         return f"{self.backend}_t{self.threads}_b{self.batch}"
 
     @classmethod
-    def from_tag(cls, tag: str) -> Setting:
+    def from_tag(cls, tag: str) -> TimingSetup:
         """The inverse of `tag`; `UnknownName` for what is none."""
         found = re.fullmatch(r"(\w+)_t([1-9]\d*)_b([1-9]\d*)", tag)
         if found is None:
-            raise UnknownName(f"{tag!r} is no setting of a latency: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
+            raise UnknownName(f"{tag!r} is no timing setup: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
         return cls(found[1], int(found[2]), int(found[3]))
 
 
@@ -58,7 +62,7 @@ class Row:
     """One configuration: `accuracy` from 0 to 1, `macs` per image, milliseconds with their 10 and 90 % quantiles.
 
     `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum of activations
-    alive at once. `latency_ms` is of the table's first setting, `times` has those of all others by their tags.
+    alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their tags.
     `pareto` tells that no other row has at least its accuracy for at most its MACs.
     """
 
@@ -145,5 +149,5 @@ def read_row(data: Mapping[str, Any]) -> Row:
         latency_ms=maybe("latency_ms"),
         latency_low_ms=maybe("latency_low_ms"),
         latency_high_ms=maybe("latency_high_ms"),
-        times={Setting.from_tag(tag).tag: time for tag, time in times.items()},
+        times={TimingSetup.from_tag(tag).tag: time for tag, time in times.items()},
     )

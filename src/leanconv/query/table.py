@@ -11,28 +11,22 @@ import csv
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from leanconv.elastic.calibrate import as_configs
+from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
+from leanconv.files import write_text
 from leanconv.query import rows as tabular
 from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
-from leanconv.query.rows import Row, Setting, Time
+from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
 
-if TYPE_CHECKING:
-    from leanconv.elastic.net import ElasticNet
-
 __all__ = ["QueryTable", "Row"]
-
-EAGER = "eager"
-"""The back-end of the first setting: torch as it is."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class QueryTable:
         accuracy, images = accuracies(net, loader, wanted)
         rows = [
             Row(
-                width=config.width,
+                width=float(config.width),
                 resolution=config.resolution,
                 frames=config.frames,
                 accuracy=accuracy[config],
@@ -98,20 +92,30 @@ class QueryTable:
             for config in wanted
         ]
         table = cls(tuple(rows), describe(net, images))
-        if not latency:
-            return table
-        setting, first = Setting(EAGER, threads, batch), rank_and_world()[0] == 0
-        times = latencies(net, wanted, setting, rounds=rounds) if first else {}
-        return table.with_times(setting, from_first(times), rounds=rounds)
+        return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
-    def with_times(self, setting: Setting, times: Mapping[Config, Time], *, rounds: int) -> Self:
-        """The table with latencies measured in `setting`; the first ones are what `pick` goes by unless told.
+    def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:
+        """The table with the latency of every row of `net` in each of `setups`, see `query.measure.latencies`.
 
-        Configurations without a time keep none. Raises `LeanconvError` for a setting that the table has.
+        In a distributed run the first process measures. Raises `LeanconvError` for a table of another model, and for a
+        setup that it has already.
         """
-        if setting.tag in self.settings:
-            raise LeanconvError(f"the query table has latencies of {setting.tag} already: measure another setting")
-        first = not self.settings
+        self.check(net)
+        configs = [row.config for row in self.rows]
+        found = latencies(net, configs, setups, rounds=rounds) if rank_and_world()[0] == 0 else {}
+        table = self
+        for setup, times in from_first(found).items():
+            table = table.with_times(setup, times, rounds=rounds)
+        return table
+
+    def with_times(self, setup: TimingSetup, times: Mapping[Config, Time], *, rounds: int) -> Self:
+        """The table with latencies measured in `setup`; the first ones are what `pick` goes by unless told.
+
+        Configurations without a time keep none. Raises `LeanconvError` for a setup that the table has.
+        """
+        if setup.tag in self.setups:
+            raise LeanconvError(f"the query table has latencies of {setup.tag} already: measure another setup")
+        first = not self.setups
         rows = []
         for row in self.rows:
             time = times.get(row.config)
@@ -121,26 +125,26 @@ class QueryTable:
                 median, low, high = time
                 rows.append(replace(row, latency_ms=median, latency_low_ms=low, latency_high_ms=high))
             else:
-                rows.append(replace(row, times={**row.times, setting.tag: time}))
-        told = {**setting._asdict(), "rounds": rounds}
-        more = {"latency": told} if first else {"latencies": {**self.about.get("latencies", {}), setting.tag: told}}
+                rows.append(replace(row, times={**row.times, setup.tag: time}))
+        entry = {**setup._asdict(), "rounds": rounds}
+        more = {"latency": entry} if first else {"latencies": {**self.about.get("latencies", {}), setup.tag: entry}}
         return replace(self, rows=tuple(rows), about={**self.about, **more})
 
     @property
-    def settings(self) -> tuple[str, ...]:
-        """The tags of the settings in which latency was measured, the first one first."""
-        first = self._first_setting
+    def setups(self) -> tuple[str, ...]:
+        """The tags of the setups in which latency was measured, the first one first."""
+        first = self._first_setup
         others = tuple(dict.fromkeys(tag for row in self.rows for tag in row.times))
         return others if first is None else (first, *others)
 
     @property
-    def _first_setting(self) -> str | None:
+    def _first_setup(self) -> str | None:
         """The tag of what the rows' own `latency_ms` is of."""
-        told = self.about.get("latency") or {}
-        if not told and all(row.latency_ms is None for row in self.rows):
+        entry = self.about.get("latency") or {}
+        if not entry and all(row.latency_ms is None for row in self.rows):
             return None
-        backend = str(told.get("backend", EAGER)).split()[-1]  # tables of the first version say "torch eager"
-        return Setting(backend, told.get("threads", 1), told.get("batch", 1)).tag
+        backend = str(entry.get("backend", EAGER)).split()[-1]  # tables of the first version say "torch eager"
+        return TimingSetup(backend, entry.get("threads", 1), entry.get("batch", 1)).tag
 
     def front(self, by: str = "macs") -> tuple[Row, ...]:
         """The rows that no other beats in accuracy and cost (macs, params, peak_bytes, latency_ms), the cheapest first.
@@ -159,13 +163,13 @@ class QueryTable:
         max_peak_bytes: float | None = None,
         max_latency_ms: float | None = None,
         min_accuracy: float | None = None,
-        setting: str | None = None,
+        setup: str | None = None,
         any_machine: bool = False,
     ) -> Row:
         """The most accurate row within all given limits; of equally accurate ones that of fewest MACs.
 
         With `min_accuracy` alone, the cheapest row that reaches it. Never a row over a limit, and nothing between rows.
-        `max_latency_ms` is of `setting`, one of `settings`, default the first.
+        `max_latency_ms` is of `setup`, one of `setups`, default the first.
         Raises `BudgetError` when no row is within the limits, saying what the cheapest would need; `LeanconvError` for
         a latency limit on a table without latencies, or with those of another machine unless `any_machine`.
 
@@ -181,14 +185,14 @@ class QueryTable:
         if not self.rows:
             raise BudgetError("the query table has no rows, so there is nothing to pick: measure one first")
         if "latency_ms" in upper:
-            self.check_latency(setting, any_machine=any_machine)
+            self.check_latency(setup, any_machine=any_machine)
         if "peak_bytes" in upper and all(row.peak_bytes is None for row in self.rows):
             raise LeanconvError(
                 "this table was measured without memory, by an older leanconv, so max_peak_bytes cannot be judged: "
                 "measure it again"
             )
 
-        own, chosen = self._first_setting, setting or next(iter(self.settings), "")
+        own, chosen = self._first_setup, setup or next(iter(self.setups), "")
 
         def value(row: Row, name: str) -> Any:
             if name == "latency_ms" and chosen != own:
@@ -222,15 +226,15 @@ class QueryTable:
                     f"{mine[what]}, so what it promises would not hold: measure the table of this network"
                 )
 
-    def check_latency(self, setting: str | None = None, *, any_machine: bool = False) -> None:
-        """Raise `LeanconvError` unless the table has latencies (of `setting`), and of this machine."""
-        if not self.settings:
+    def check_latency(self, setup: str | None = None, *, any_machine: bool = False) -> None:
+        """Raise `LeanconvError` unless the table has latencies (of `setup`), and of this machine."""
+        if not self.setups:
             raise LeanconvError(
                 "this table was measured without latencies, so max_latency_ms cannot be judged: measure it with "
                 "latency=True on the machine that will run the network"
             )
-        if setting is not None and setting not in self.settings:
-            raise unknown("setting of a latency", setting, self.settings)
+        if setup is not None and setup not in self.setups:
+            raise unknown("timing setup", setup, self.setups)
         there = elsewhere(self.about)
         if there is not None and not any_machine:
             raise LeanconvError(
@@ -243,19 +247,8 @@ class QueryTable:
 
         Raises `UnknownName` for another suffix. The file is complete or not there.
         """
-        path = Path(path)
-        text = {".json": self._json, ".csv": self._csv}[_suffix(path)]()
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8", newline="")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise LeanconvError(f"{path}: the query table cannot be written ({error.strerror or error})") from error
-        finally:
-            with suppress(OSError):  # also where a folder on the way is a file
-                temporary.unlink()
-        return path
+        text = {".json": self._json, ".csv": self._csv}[_suffix(Path(path))]()
+        return write_text(path, text, what="the query table")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
+from leanconv.report.serve_log import plot_serve_log
 from leanconv.report.sheet import Column, Sheet, print_table
 from leanconv.report.tables import (
     bench_table,
@@ -14,7 +15,6 @@ from leanconv.report.tables import (
     query_table,
     skipped_table,
 )
-from leanconv.report.trace import plot_trace
 from leanconv.report.units import binary, percent, ratio, si
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "percent",
     "plot_accuracy_latency",
     "plot_accuracy_macs",
-    "plot_trace",
+    "plot_serve_log",
     "print_table",
     "query_table",
     "ratio",
