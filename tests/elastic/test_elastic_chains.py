@@ -14,7 +14,7 @@ from torch import nn
 from elastic_nets import masked, randomized
 from leanconv.cost import measure
 from leanconv.elastic import make_elastic
-from leanconv.elastic.layers.chains import ElasticMover
+from leanconv.elastic.layers.chains import ElasticChain
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.narrowed_plan import narrowed_plan
 from leanconv.ops.chain import ConvChain
@@ -135,6 +135,6 @@ def test_copies_and_pickles():
         with twin.at(0.5):
             assert torch.equal(twin(x), expected)
         assert net.active is not twin.active
-        borders = [m for m in twin.modules() if isinstance(m, ElasticMover)]
-        assert len(borders) == 3
-        assert all(border.elastic_config is twin.active for border in borders)
+        (chain,) = (m for m in twin.modules() if isinstance(m, ElasticChain))
+        assert [step for step in chain.elastic_steps if isinstance(step, int)] == [0, 1, 2]
+        assert all(m.elastic_config is twin.active for m in (chain, chain.conv1, chain.conv2))

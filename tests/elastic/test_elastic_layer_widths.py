@@ -52,7 +52,7 @@ def test_equal_seeds_are_equal_widths_wherever_they_are_drawn():
     assert Width.by_layer(0.25, 1.0, seed=5).of("a") == width.of("a") != width.of("b")
     plan = plan_step(0, 3, (0.25, 1.0), (32, 24), layer_widths=True)
     assert plan == plan_step(0, 3, (0.25, 1.0), (32, 24), layer_widths=True)
-    assert [config.width.draw is not None for config in plan] == [False, True, True, False]
+    assert [config.width.drawn is not None for config in plan] == [False, True, True, False]
     assert (plan[0].width, plan[-1].width) == (1.0, 0.25)
     assert plan[1].width != plan[2].width
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.ratios import assign_ratios
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Segment, align, fix, fixed_row, resolve, unify
 from leanconv.elastic.slices import MOST, Channels, Slice
 from leanconv.elastic.width import Config, Width, channels_at, make_divisible
@@ -119,9 +119,7 @@ def test_bottleneck_and_expansion_ratios():
     stream[0].axis.stream = True
     narrow, expanded, out = row(16), row(96), row(24)
     expanded[0].axis.depthwise = True
-    assign_ratios(
-        [Edge(image, middle), Edge(middle, stream), Edge(image, narrow), Edge(narrow, expanded), Edge(expanded, out)]
-    )
+    assign_ratios([(image, middle), (middle, stream), (image, narrow), (narrow, expanded), (expanded, out)])
     ratios = [r[0].axis.ratio for r in (stream, middle, narrow, expanded, out)]
     assert ratios == [None, Fraction(1, 4), Fraction(1), Fraction(6), None]
 
@@ -129,5 +127,5 @@ def test_bottleneck_and_expansion_ratios():
 def test_widening_alone_is_no_expansion():
     narrow, wide, wider = row(32), row(64), row(128)
     narrow[0].axis.depthwise = wide[0].axis.depthwise = True
-    assign_ratios([Edge(narrow, wide), Edge(wide, wider)])
+    assign_ratios([(narrow, wide), (wide, wider)])
     assert wide[0].axis.ratio is None

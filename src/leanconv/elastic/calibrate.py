@@ -95,7 +95,7 @@ def as_configs(net: ElasticNet, configs: Iterable[Config | tuple[float, int]] | 
     """`configs` checked against the network, each once; None is the paper's grid."""
     checked = [net.checked(*given) for given in (net.configurations() if configs is None else configs)]
     for config in checked:
-        if config.width.draw is not None:
+        if config.width.drawn is not None:
             raise LeanconvError(
                 f"{config.width!r} has a width for every layer, which is for training: what is calibrated, measured "
                 "and run has one width for the whole network"

@@ -12,7 +12,7 @@ from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.layers.chains import make_chain, make_reordering
+from leanconv.elastic.layers.chains import ElasticReordering, make_chain
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
 from leanconv.elastic.net import ElasticNet
@@ -89,14 +89,10 @@ def make_elastic(
     active = ActiveConfig(Config(high, sides[0], lengths[0] if lengths else None))
     modules = dict(copied.named_modules())
     for name, layer in found.layers.items():
-        make = (
-            make_chain
-            if isinstance(modules[name], ConvChain)
-            else make_reordering
-            if layer.pieces
-            else make_class_elastic
-        )
-        make(modules[name], layer, active)
+        if isinstance(modules[name], ConvChain):
+            make_chain(modules[name], layer, active)
+        else:
+            make_class_elastic(modules[name], layer, active, ElasticReordering if layer.pieces else None)
     for name, other in found.others.items():
         make_other(name, modules[name], other, active)
     settings: dict[str, Any] = {

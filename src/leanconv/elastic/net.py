@@ -62,7 +62,7 @@ class ElasticNet(nn.Module):
         """(b, channels, *size) to whatever the model returns, in the configuration in force."""
         if self.training:
             self.drop_calibrations()  # the weights are about to change, and what was measured goes with them
-        return self.model(fitted(x, self.active.resolution, self.active.frames), *args, **kwargs)
+        return self.model(fitted(x, *self.active.input), *args, **kwargs)
 
     @contextmanager
     def at(
@@ -86,7 +86,7 @@ class ElasticNet(nn.Module):
                 f"width must be between {low:g} and {high:g}, the range this network was made for, got {width!r}: its "
                 "layers were never meant to run there; make it elastic with other widths="
             )
-        if isinstance(width, Width) and width.draw and not low <= width.draw[0] <= width.draw[1] <= high:
+        if isinstance(width, Width) and width.drawn and not low <= width.drawn[0] <= width.drawn[1] <= high:
             raise LeanconvError(f"{width!r} reaches beyond the widths {low:g} to {high:g} of this network")
         if resolution is not None and resolution not in self.resolutions:
             raise LeanconvError(
@@ -213,7 +213,7 @@ class ElasticNet(nn.Module):
                 if "forward" in vars(module):  # chosen when the module was made
                     vars(module)["forward"] = getattr(module, vars(module)["forward"].__name__)
             else:
-                own_tensors(module, module._parameters)
+                own_tensors(module, like=module)
         story = story_of(self)
         if story is not None:
             settings = {"width": float(config.width), "resolution": config.resolution}

@@ -14,19 +14,21 @@ from typing import Any, Generic, TypeVar
 
 from leanconv.elastic.width import Width, channels_at
 
-__all__ = ["Axes", "Channels", "Counts", "Layer", "OtherLayer", "Place", "Runs", "Slice", "cached"]
+__all__ = ["MOST", "Axes", "Channels", "Counts", "Layer", "OtherLayer", "Place", "Runs", "Slice", "cached", "counting"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+T = TypeVar("T", covariant=True)
+U = TypeVar("U")
 
 Runs = tuple[tuple[int, int], ...]
 """Channels as (start, length), in order."""
 
+Axes = tuple[T | None, ...]
+"""The channels on each axis of a tensor; None is never sliced."""
+
 Place = tuple[Any, int]
 """A function, and how many times it was called before in the same forward."""
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-T = TypeVar("T")
-U = TypeVar("U")
-
 
 MOST = 128
 """Widths whose channels are kept in a cache: training draws new ones for ever."""
@@ -115,10 +117,6 @@ class Channels:
         return f"Channels({self.full}, {len(self.slices)} slices)"
 
 
-Axes = tuple[T | None, ...]
-"""The channels on each axis of a tensor; None is never sliced."""
-
-
 @dataclass(frozen=True)
 class Counts(Generic[T]):
     """Numbers of a call or an attribute, as the full network has them, some of which count channels.
@@ -138,6 +136,11 @@ class Counts(Generic[T]):
         return {place: channels.count(width) // per for place, (channels, per) in self.of.items()}
 
 
+def counting(channels: U, number: int, per: int = 1) -> Counts[U]:
+    """One number, which counts channels."""
+    return Counts((number,), {0: (channels, per)})
+
+
 @dataclass(frozen=True)
 class Layer(Generic[T]):
     """A layer: the channels it reads and makes, those on its tensors and in its attributes.
@@ -155,12 +158,14 @@ class Layer(Generic[T]):
 
     def map(self, done: Callable[[T], U]) -> Layer[U]:
         """The same with other channels."""
-        tensors = {
-            name: tuple(None if one is None else done(one) for one in axes) for name, axes in self.tensors.items()
-        }
-        attributes = {name: counts.map(done) for name, counts in self.attributes.items()}
-        pieces = tuple((done(before), done(part)) for before, part in self.pieces)
-        return Layer(done(self.inputs), done(self.outputs), tensors, attributes, self.mixes, pieces)
+        return Layer(
+            done(self.inputs),
+            done(self.outputs),
+            {name: tuple(None if one is None else done(one) for one in axes) for name, axes in self.tensors.items()},
+            {name: counts.map(done) for name, counts in self.attributes.items()},
+            self.mixes,
+            tuple((done(before), done(part)) for before, part in self.pieces),
+        )
 
 
 @dataclass(frozen=True)

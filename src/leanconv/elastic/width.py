@@ -29,13 +29,13 @@ class Width(float):
     (True, 0.5)
     """
 
-    __slots__ = ("draw",)
-    draw: tuple[float, float, int] | None
+    __slots__ = ("drawn",)
+    drawn: tuple[float, float, int] | None
     """Smallest share, largest share and seed of drawn widths; the number itself then is the middle."""
 
-    def __new__(cls, share: float, draw: tuple[float, float, int] | None = None) -> Width:
+    def __new__(cls, share: float, drawn: tuple[float, float, int] | None = None) -> Width:
         made = super().__new__(cls, share)
-        made.draw = draw
+        made.drawn = drawn
         return made
 
     @classmethod
@@ -49,35 +49,30 @@ class Width(float):
 
     def of(self, group: str) -> float:
         """The share of the layers that are coupled to the layer called `group`; the same in every process."""
-        return float(self) if self.draw is None else _drawn(*self.draw, group)
+        return float(self) if self.drawn is None else _share(*self.drawn, group)
 
     def __eq__(self, other: object) -> bool:
-        theirs = getattr(other, "draw", None)
-        if self.draw is None and theirs is None:
-            return float.__eq__(self, other)  # type: ignore[arg-type]
-        return self.draw == theirs
+        drawn = getattr(other, "drawn", None)
+        return float.__eq__(self, other) if self.drawn is None and drawn is None else self.drawn == drawn
 
     def __ne__(self, other: object) -> bool:  # float has one of its own
         return not self == other
 
     def __hash__(self) -> int:
-        return float.__hash__(self) if self.draw is None else hash(self.draw)
+        return float.__hash__(self) if self.drawn is None else hash(self.drawn)
 
     def __getnewargs__(self) -> tuple[float, Any]:  # type: ignore[override]
-        return float(self), self.draw
+        return float(self), self.drawn
 
     def __repr__(self) -> str:
-        if self.draw is None:
-            return float.__repr__(self)
-        low, high, seed = self.draw
-        return f"Width.by_layer({low!r}, {high!r}, seed={seed})"
+        return float.__repr__(self) if self.drawn is None else "Width.by_layer({}, {}, seed={})".format(*self.drawn)
 
     def __format__(self, spec: str) -> str:
-        return float.__format__(self, spec) if self.draw is None else f"({self.draw[0]:g}..{self.draw[1]:g} by layer)"
+        return float.__format__(self, spec) if self.drawn is None else "({:g}..{:g} by layer)".format(*self.drawn)
 
 
 @lru_cache(4096)
-def _drawn(low: float, high: float, seed: int, group: str) -> float:
+def _share(low: float, high: float, seed: int, group: str) -> float:
     return random.Random(f"{seed}/{group}").uniform(low, high)
 
 
@@ -177,36 +172,31 @@ class ActiveConfig:
 
     def __init__(self, largest: Config) -> None:
         self.largest = largest
-        self._in_force: tuple[Width, int | None, int | None] = (largest.width, None, None)
+        self._asked: tuple[Width, int | None, int | None] = (largest.width, None, None)
 
     @contextmanager
     def use(self, width: Width, resolution: int | None, frames: int | None) -> Iterator[None]:
         """Another configuration within the scope; an input is left as it is where resolution or frames are None."""
-        before, self._in_force = self._in_force, (width, resolution, frames)
+        before, self._asked = self._asked, (width, resolution, frames)
         try:
             yield
         finally:
-            self._in_force = before
+            self._asked = before
 
     @property
     def width(self) -> Width:
         """Share of the channels that are in use."""
-        return self._in_force[0]
+        return self._asked[0]
 
     @property
-    def resolution(self) -> int | None:
-        """What the input is resized to; None where it is left as it is."""
-        return self._in_force[1]
-
-    @property
-    def frames(self) -> int | None:
-        """How many frames are taken from the input; None where all are."""
-        return self._in_force[2]
+    def input(self) -> tuple[int | None, int | None]:
+        """Resolution and frames that an input is brought to; None where it is left as it is."""
+        return self._asked[1:]
 
     @property
     def config(self) -> Config:
         """The configuration in force; an input left as it is counts as native."""
-        width, resolution, frames = self._in_force
+        width, resolution, frames = self._asked
         return Config(width, resolution or self.largest.resolution, frames or self.largest.frames)
 
     @property
@@ -217,4 +207,4 @@ class ActiveConfig:
     @property
     def original(self) -> bool:
         """Whether this is the network as it was, nothing sliced and nothing added."""
-        return self.width == self.largest.width == 1
+        return self.whole and self.width == 1

@@ -11,6 +11,7 @@ it meets are fixed anyway.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -26,7 +27,7 @@ from leanconv.dryrun import DryRun
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
 from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
-from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.ratios import assign_ratios
 from leanconv.elastic.coupling.rows import (
     Axis,
     CannotFollow,
@@ -53,13 +54,6 @@ class Found(NamedTuple):
     kept: dict[str, str]
 
 
-class _Call(NamedTuple):
-    """A call that holds counts, while tracing; `attribute` of its module holds the numbers, if one does."""
-
-    counts: Counts[Row]
-    attribute: str | None
-
-
 def find(
     model: nn.Module,
     size: Sequence[int],
@@ -72,7 +66,7 @@ def find(
     """The layers of `model`, by qualified name, with the channels they read and make.
 
     Args:
-        model: any network; a copy of it that shares its tensors is run once in eval mode without computing.
+        model: any network; a copy of it is run once in eval mode without computing.
         size: its input without the batch axis.
         divisor: of the rounding law.
         keep: name patterns of layers whose outputs are never sliced.
@@ -82,10 +76,10 @@ def find(
     Raises `RewriteError` naming the module where channels cannot follow the width.
     """
     dry = DryRun(model, size, error=RewriteError)
-    tracer = _Tracer(model, dry, tuple(keep), dict(ratios or {}))
+    tracer = _Tracer(model, dry, keep, ratios or {})
     tracer.finish(dry.run(tracer, _Functions(tracer)).outputs)
     tracer.check()
-    assign_ratios([Edge(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
+    assign_ratios([(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
     return tracer.found(divisor, widest)
 
 
@@ -105,24 +99,22 @@ class _Functions(TorchFunctionMode):
         return self.tracer.function(rule, Call(func, args, kwargs or {}))
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows rows of channels through one forward pass."""
 
-    def __init__(self, model: nn.Module, dry: DryRun, keep: tuple[str, ...], ratios: dict[str, float]) -> None:
-        super().__init__()
-        self.stack, self.keep, self.ratios = dry.stack, keep, ratios
+    def __init__(self, model: nn.Module, dry: DryRun, keep: Sequence[str], ratios: Mapping[str, float]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stack, self.keep, self.ratios, self.name = dry.stack, keep, ratios, type(model).__name__
         self.stack.on_enter.append(self._enter)
         self.stack.on_leave.append(self._leave)
-        self.made: list[dict[Any, int]] = []  # how often each module at work has called what may hold counts
+        self.made: dict[str, Counter[Any]] = {}  # how often each module has called what may hold counts
         self.in_function = False  # the operations that make one up are not looked at
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
         self.layers: dict[str, Layer[Row]] = {}
-        self.calls: dict[str, dict[Place, _Call]] = {}
-        self.made_by: dict[str, dict[Any, int]] = {}
+        self.calls: dict[str, dict[Place, tuple[Counts[Row], str]]] = {}  # by module; the attribute with the numbers
         self.obstacles: list[tuple[str, str, tuple[Row, ...]]] = []  # where, why, and the channels it concerns
         self.modules = dict(model.named_modules())  # the model's own: their buffers have values
-        self.name = type(model).__name__
-        self.sliced = [name for name, module in self.modules.items() if is_layer(module)]
+        self.sliced = dict.fromkeys(name for name, module in self.modules.items() if is_layer(module))
         for pattern in (*keep, *ratios):
             if not any(fnmatchcase(name, pattern) for name in self.sliced):
                 raise unknown("layer pattern", pattern, self.sliced)
@@ -147,13 +139,28 @@ class _Tracer(TorchDispatchMode):
         found = self.seen.get(id(tensor))
         return None if found is None else found[1]
 
-    def _enter(self, *_: Any) -> None:
-        self.made[len(self.stack.running) - 1 :] = [{}]
+    def _enter(self, name: str, *_: Any) -> None:
+        self.made[name] = Counter()
 
-    def _leave(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        self.made_by[name] = self.made.pop()
-        if name in self.sliced and not any(outer in self.sliced for outer in self.stack.running[:-1]):
-            self._layer(name, self.modules[name], next(iter((*args, *kwargs.values()))), result)
+    def _leave(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
+        if name not in self.sliced or any(outer in self.sliced for outer in self.stack.running[:-1]):
+            return
+        x, module = next(iter((*args, *kwargs.values()))), self.modules[name]
+        try:
+            layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
+            if name in self.layers:  # a module that is used twice must be sliced the same way both times
+                unify(self.layers[name].inputs, layer.inputs)
+                unify(self.layers[name].outputs, layer.outputs)
+            elif any(fnmatchcase(name, pattern) for pattern in self.keep):
+                fix(layer.outputs, "it was asked to keep its width")
+            for pattern, ratio in self.ratios.items():
+                for segment in resolve(layer.outputs) if fnmatchcase(name, pattern) else ():
+                    segment.axis.ratio = Fraction(ratio).limit_denominator(1000)
+            self.layers.setdefault(name, layer)
+        except CannotFollow as reason:
+            self._obstacle(f"{type(module).__name__}: {reason}", [x])
+            dims = (None,) * y.ndim
+        self._set([y], [dims])
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -171,8 +178,8 @@ class _Tracer(TorchDispatchMode):
         """One call of a function that may hold channel counts."""
         # Inside an elastic chain other modules will move the channels.
         if rule.numbers is not None and not (self.inside and isinstance(self.modules[self.stack.path], MOVERS)):
-            for made in self.made:
-                made[call.func] = made.get(call.func, 0) + 1
+            for name in self.stack.running:
+                self.made[name][call.func] += 1
         numbers = None if self._untouched(call) else [] if rule.numbers is None else rule.numbers(call)
         if numbers is None:
             return call.func(*call.args, **call.kwargs)
@@ -214,39 +221,18 @@ class _Tracer(TorchDispatchMode):
 
     def _note(self, call: Call, counts: Counts[Row]) -> None:
         """Keep a call with counts; made a second time, it must count the same channels."""
-        module = self.modules[self.stack.path]
-        held = {id(value): name for name, value in vars(module).items() if isinstance(value, (tuple, list)) and value}
-        attribute = next((held[id(arg)] for arg in call.args if id(arg) in held), None)
+        name = self.stack.path
+        module = self.modules[name]
+        held = {id(value): key for key, value in vars(module).items() if isinstance(value, (tuple, list)) and value}
+        attribute = next((held[id(arg)] for arg in call.args if id(arg) in held), "")
         if isinstance(module, nn.GroupNorm) and call.name == "group_norm":
             attribute = "num_groups"
-        calls = self.calls.setdefault(self.stack.path, {})
-        first = calls.setdefault((call.func, self.made[-1][call.func] - 1), _Call(counts, attribute)).counts
+        place = call.func, self.made[name][call.func] - 1
+        first, _ = self.calls.setdefault(name, {}).setdefault(place, (counts, attribute))
         if first.of.keys() != counts.of.keys():
             raise CannotFollow("its forward is called twice and does different things")
-        for place, (row, _) in first.of.items():
-            unify(row, counts.of[place][0])
-
-    def _layer(self, name: str, module: nn.Module, x: Any, y: Any) -> None:
-        try:
-            layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
-            if name in self.layers:  # a module that is used twice must be sliced the same way both times
-                unify(self.layers[name].inputs, layer.inputs)
-                unify(self.layers[name].outputs, layer.outputs)
-            else:
-                self.layers[name] = layer
-                self._as_asked(name, layer.outputs)
-        except CannotFollow as reason:
-            self._obstacle(f"{type(module).__name__}: {reason}", [x])
-            dims = (None,) * y.ndim
-        self._set([y], [dims])
-
-    def _as_asked(self, name: str, out: Row) -> None:
-        if any(fnmatchcase(name, pattern) for pattern in self.keep):
-            fix(out, "it was asked to keep its width")
-        for pattern, ratio in self.ratios.items():
-            if fnmatchcase(name, pattern):
-                for segment in resolve(out):
-                    segment.axis.ratio = Fraction(ratio).limit_denominator(1000)
+        for number, (row, _) in first.of.items():
+            unify(row, counts.of[number][0])
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
@@ -292,20 +278,20 @@ class _Tracer(TorchDispatchMode):
         }
         tensors: dict[str, dict[str, Any]] = {}
         for key, (name, attribute) in self.owned.items():
-            axes = tuple(row and done(row) for row in self.seen[key][1]) if key in self.seen else ()
-            if any(axis is not None and axis.moves for axis in axes):
+            axes = tuple(None if row is None else done(row) for row in self.seen[key][1]) if key in self.seen else ()
+            if any(channels is not None and channels.moves for channels in axes):
                 tensors.setdefault(name, {})[attribute] = axes
         others = {}
         for name in dict.fromkeys((*tensors, *self.calls)):
             attributes, calls = {}, {}
-            for place, (counts, attribute) in self.calls.get(name, {}).items():
-                moving = {i: count for i, count in counts.map(done).of.items() if count[0].moves}
-                if moving and attribute is not None:
-                    attributes[attribute] = Counts(counts.numbers, moving)
-                elif moving:
-                    calls[place] = Counts(counts.numbers, moving)
+            for place, (given, attribute) in self.calls.get(name, {}).items():
+                of = {number: count for number, count in given.map(done).of.items() if count[0].moves}
+                if of and attribute:
+                    attributes[attribute] = Counts(given.numbers, of)
+                elif of:
+                    calls[place] = Counts(given.numbers, of)
             if attributes or calls or name in tensors:
-                others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made_by.get(name, {}))
+                others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made.get(name, {}))
         return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
 
 

@@ -25,7 +25,7 @@ from leanconv.elastic.coupling.rows import (
     is_sliceable,
     resolve,
 )
-from leanconv.elastic.slices import Axes, Counts, Layer
+from leanconv.elastic.slices import Axes, Counts, Layer, counting
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle
 
@@ -65,7 +65,7 @@ def module_rule(name: str, module: nn.Module, dims: Dims, x: Tensor, y: Tensor) 
     row = dims[axis] or fixed_row(int(x.shape[axis]), "it is the network's input")
     if isinstance(module, PER_CHANNEL):
         count = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
-        layer = Layer(row, row, _per_channel(module, row), {count: Counts((int(x.shape[axis]),), {0: (row, 1)})})
+        layer = Layer(row, row, _per_channel(module, row), {count: counting(row, int(x.shape[axis]))})
         return layer, (*dims[:axis], row, *dims[axis + 1 :])
     if isinstance(module, ChannelGather):
         layer = _reordered(module, row)
@@ -86,7 +86,8 @@ def _convolved(name: str, module: nn.Module, row: Row) -> Layer[Row]:
     into, out_of = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("in_channels", "out_channels")
     ins, outs, groups = getattr(module, into), getattr(module, out_of), getattr(module, "groups", 1)
     per_group = ins // groups
-    counts = {}
+    out: Row
+    counts: dict[str, Counts[Row]] = {}
     columns: Row | None = None  # the input of one group, where the groups stay
     if groups == 1:
         columns, out = row, (Segment(Axis(outs, makers=(name,)), 1),)
@@ -101,8 +102,8 @@ def _convolved(name: str, module: nn.Module, row: Row) -> Layer[Row]:
         for one, _ in row:
             one.depthwise |= ins == groups
         out = tuple(Segment(one, unit * outs // ins) for one, unit in row)
-        counts["groups"] = Counts((groups,), {0: (row, per_group)})
-    counts |= {into: Counts((ins,), {0: (row, 1)}), out_of: Counts((outs,), {0: (out, 1)})}
+        counts["groups"] = counting(row, groups, per_group)
+    counts |= {into: counting(row, ins), out_of: counting(out, outs)}
     tensors = _per_channel(module, out)
     if "weight" in tensors:
         leading = (row, out if groups == 1 else None) if isinstance(module, TRANSPOSED) else (out, columns)

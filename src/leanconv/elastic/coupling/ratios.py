@@ -11,23 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
 
 from leanconv.elastic.coupling.rows import Axis, Row, Segment, resolve
 
 ONE = Fraction(1)
 
 
-class Edge(NamedTuple):
-    """A dense convolution or linear layer, from the channels it reads to the channels it makes."""
+def assign_ratios(edges: Sequence[tuple[Row, Row]]) -> None:
+    """Give every elastic axis its ratio; those that have one keep it.
 
-    source: Row
-    target: Row
-
-
-def assign_ratios(edges: Sequence[Edge]) -> None:
-    """Give every elastic axis on `edges` (in the order of execution) its ratio; those that have one keep it."""
-    pairs = [(resolve(edge.source), resolve(edge.target)) for edge in edges]
+    `edges` are the channels that each dense convolution or linear layer reads and makes, in the order of execution.
+    """
+    pairs = [(resolve(source), resolve(target)) for source, target in edges]
     readers: dict[int, list[int]] = {}
     for source, target in pairs:
         for segment in source:

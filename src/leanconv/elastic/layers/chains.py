@@ -2,16 +2,15 @@
 
 The leaves stay what they are, convolutions and BatchNorms with runs of channels; only which channels these are is
 decided by the plan of the whole chain instead of by the rounding law. At the borders between stages, where the full
-chain pads, shuffles, gathers or crops (or does nothing), an `ElasticMover` reads what is left into the slots that are
-left. A reordering of channels that stands alone is one, too.
+chain pads, shuffles, gathers or crops (or does nothing), what is left is read into the slots that are left.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
 from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
-from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Runs, cached
+from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
@@ -27,30 +26,22 @@ from leanconv.ops.channels import ChannelGather, ChannelPad
 
 
 class Move(NamedTuple):
-    """Append so many channels of zeros, then read these runs; `have` is how many there are before."""
+    """Append so many channels of zeros to the `have` that there are, then read these runs."""
 
     have: int
     zeros: int
     runs: Runs
 
+    def of(self, x: Tensor) -> Tensor:
+        """(B, C, *) with its channels moved."""
+        return pick(F.pad(x, (0, 0) * (x.ndim - 2) + (0, self.zeros)) if self.zeros else x, 1, self.runs)
 
-class Moves(Protocol):
-    """How channels are moved at every width."""
-
-    def at(self, width: Width) -> Move:
-        """The move at `width`."""
-
-
-class Pieces:
-    """The kept part of every piece of a reordering."""
-
-    def __init__(self, layer: Layer[Channels]) -> None:
-        self.layer = layer
-
-    def at(self, width: Width) -> Move:
-        """The move at `width`."""
-        runs = tuple((before.count(width), part.count(width)) for before, part in self.layer.pieces)
-        return Move(self.layer.inputs.count(width), 0, runs)
+    def module(self, device: torch.device) -> nn.Module:
+        """The simplest module that does it."""
+        steps: list[nn.Module] = [ChannelPad(self.zeros)] if self.zeros else []
+        if self.runs != ((0, self.have + self.zeros),):
+            steps.append(ChannelGather(numbers(self.runs), device=device))
+        return nn.Sequential(*steps) if len(steps) > 1 else steps[0] if steps else nn.Identity()
 
 
 class NarrowedChain:
@@ -59,28 +50,20 @@ class NarrowedChain:
     def __init__(self, chain: ConvChain, layer: Layer[Channels]) -> None:
         self.plan, self.layer = chain.plan, layer
         self._plans: dict[Any, NarrowedPlan] = {}
+        self._moves: dict[Any, Move] = {}
 
     def at(self, width: Width) -> NarrowedPlan:
         """The chain at `width`."""
         ends = self.layer.inputs.runs(width), self.layer.outputs.runs(width)
         return cached(self._plans, ends, lambda: narrowed_plan(self.plan, *map(numbers, ends)))
 
+    def move(self, border: int, width: Width) -> Move:
+        """What the slots behind a border read at `width`."""
+        return cached(self._moves, (border, width), lambda: self._move(border, self.at(width), width))
 
-class ChainBorder:
-    """What the slots behind a border of a chain read."""
-
-    def __init__(self, chain: NarrowedChain, border: int) -> None:
-        self.chain, self.border = chain, border
-        self._known: dict[Width, Move] = {}
-
-    def at(self, width: Width) -> Move:
-        """The move at `width`."""
-        return cached(self._known, width, lambda: self._at(width))
-
-    def _at(self, width: Width) -> Move:
-        plan = self.chain.at(width)
-        order, before = plan.borders[self.border], self.border - 1
-        have = len(plan.stages[before].rows) if self.border else self.chain.layer.inputs.count(width)
+    def _move(self, border: int, plan: NarrowedPlan, width: Width) -> Move:
+        order = plan.borders[border]
+        have = len(plan.stages[border - 1].rows) if border else self.layer.inputs.count(width)
         if order == (*range(have), *(-1,) * (len(order) - have)):
             return Move(have, len(order) - have, ((0, len(order)),))
         return Move(have, int(-1 in order), _runs([have if number < 0 else number for number in order]))
@@ -114,54 +97,40 @@ def _runs(numbers: Sequence[int]) -> Runs:
 
 
 class ElasticChain(Elastic):
-    """The chain itself, which only runs its leaves; extracted, it is one no more."""
+    """A chain with elastic leaves; `elastic_steps` are the leaves that it runs, and by number the borders between."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original forward."""
-        return super(Elastic, self).forward(*args, **kwargs)
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """A sequence of what is left; the chain it was where nothing is dropped."""
-        full = config.width == self.elastic_config.largest.width
-        made: nn.Module = object.__new__(self.kind if full else nn.Sequential)
-        plain = vars(nn.Sequential())
-        vars(made).update({name: value for name, value in vars(self).items() if full or name in plain})
-        leaves = {name: leaf for name, leaf in self._modules.items() if type(leaf) is not nn.Identity}
-        vars(made)["_modules"] = OrderedDict(leaves)
-        return self.own(made).to(next(made.parameters()).device)
-
-
-class ElasticMover(Elastic):
-    """A module that moves channels; None in `elastic_moves` where another one, before it, does its work."""
-
-    elastic_moves: Moves | None
+    elastic_chain: NarrowedChain
+    elastic_steps: list[str | int]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) to the channels that are wanted, in their order."""
-        if self.elastic_config.original:
-            x = super(Elastic, self).forward(x)
-        elif self.elastic_moves is not None:
-            move = self.elastic_moves.at(self.elastic_config.width)
-            x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, move.zeros)) if move.zeros else x
-            x = pick(x, 1, move.runs)
+        """The original forward, or that of the leaves with other moves between them."""
+        if self.elastic_config.whole:
+            whole: Tensor = super(Elastic, self).forward(x)
+            return whole
+        for step in self.elastic_steps:
+            if isinstance(step, int):
+                x = self.elastic_chain.move(step, self.elastic_config.width).of(x)
+            else:
+                x = self.get_submodule(step)(x)
         return x
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """The simplest module that moves the channels so."""
-        if config.width == self.elastic_config.largest.width == 1:
-            return self.own(self.view(config.width))
-        if self.elastic_moves is None:
-            return nn.Identity()
-        have, zeros, runs = self.elastic_moves.at(config.width)
-        pad = [ChannelPad(zeros)] if zeros else []
-        whole = runs == ((0, have + zeros),)
-        device = next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
-        steps = pad if whole else [*pad, ChannelGather(numbers(runs), device=device)]
-        return nn.Sequential(*steps) if len(steps) > 1 else steps[0] if steps else nn.Identity()
+        """A sequence of what is left; the chain it was where nothing is dropped."""
+        if config.width == self.elastic_config.largest.width:
+            return super().plain(config)
+        made = nn.Sequential()
+        vars(made).update({name: vars(self)[name] for name in vars(made)}, _modules={})
+        device = next(self.parameters()).device
+        for step in self.elastic_steps:
+            if not isinstance(step, int):
+                made.add_module(step, self.get_submodule(step))
+            elif type(moved := self.elastic_chain.move(step, config.width).module(device)) is not nn.Identity:
+                made.add_module(f"border{step}", moved)
+        return made
 
 
 def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) -> None:
-    """Make the leaves of a chain elastic, in place."""
+    """Make a chain and its leaves elastic, in place."""
     assert isinstance(module, ConvChain)
     if active.largest.width > 1:
         raise RewriteError(
@@ -169,52 +138,57 @@ def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) 
             "above 1 before it is rewritten, or build it at the largest width and take widths relative to that"
         )
     chain = NarrowedChain(module, layer)
-    stage, open_border = -1, True
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-
-    def close_border() -> None:
-        if open_border:
-            border = nn.Identity().train(module.training)
-            children[f"border{stage + 1}"] = _make_mover(border, ChainBorder(chain, stage + 1), active)
-
-    for name, leaf in list(module._modules.items()):
-        assert leaf is not None
+    stage = -1
+    steps: list[str | int] = [0]  # one border before every stage and behind the last, whatever moves channels there
+    for name, leaf in module.named_children():
         if isinstance(leaf, CONVOLUTIONS):
-            close_border()
-            stage, open_border = stage + 1, True
-            make_class_elastic(leaf, _stage(leaf, chain, stage), active)
+            stage += 1
+            make_class_elastic(leaf, _convolution(leaf, chain, stage), active)
+            steps += [name, stage + 1]
         elif isinstance(leaf, _BatchNorm):
-            rows = StageChannels(chain, stage, "rows", leaf.num_features)
-            counts = {"num_features": Counts((rows.full,), {0: (rows, 1)})}
-            tensors = {name: (rows,) for name, p in leaf._parameters.items() if p is not None}
-            make_class_elastic(leaf, Layer(rows, rows, tensors, counts), active)
-        elif isinstance(leaf, MOVERS):
-            _make_mover(leaf, ChainBorder(chain, stage + 1) if open_border else None, active)
-            open_border = False
-        children[name] = leaf
-    close_border()
-    vars(module)["_modules"] = children
-    make_class_elastic(module, layer, active, ElasticChain)
+            make_class_elastic(leaf, _norm(leaf, chain, stage), active)
+            steps.insert(-1, name)
+        elif not isinstance(leaf, MOVERS):
+            steps.insert(-1, name)
+    made = make_class_elastic(module, layer, active, ElasticChain)
+    vars(made).update(elastic_chain=chain, elastic_steps=steps)
 
 
-def _stage(conv: nn.Module, chain: NarrowedChain, stage: int) -> Layer[Channels]:
+def _convolution(conv: nn.Module, chain: NarrowedChain, stage: int) -> Layer[Channels]:
     """A convolution of a chain: some of its groups, and of these some of the places."""
     assert isinstance(conv, CONVOLUTIONS)
-    full = {"groups": conv.groups, "slots": conv.in_channels, "rows": conv.out_channels}
-    of = {what: StageChannels(chain, stage, what, count) for what, count in full.items()}
+    full = {"groups": conv.groups, "in_channels": conv.in_channels, "out_channels": conv.out_channels}
+    parts = zip(("groups", "slots", "rows"), full.values(), strict=True)
+    groups, slots, rows = (StageChannels(chain, stage, what, count) for what, count in parts)
     reads = StageChannels(chain, stage, "reads", conv.in_channels // conv.groups)
-    names = {"groups": "groups", "in_channels": "slots", "out_channels": "rows"}
-    counts = {name: Counts((full[what],), {0: (of[what], 1)}) for name, what in names.items()}
-    tensors = {"weight": (of["rows"], reads), **({} if conv.bias is None else {"bias": (of["rows"],)})}
-    return Layer(reads, of["rows"], tensors, counts)
+    counts = {name: counting(of, full[name]) for name, of in zip(full, (groups, slots, rows), strict=True)}
+    tensors = {"weight": (rows, reads), **({} if conv.bias is None else {"bias": (rows,)})}
+    return Layer(slots, rows, tensors, counts)
 
 
-def _make_mover(module: nn.Module, moves: Moves | None, active: ActiveConfig) -> nn.Module:
-    made = make_class_elastic(module, OtherLayer({}, {}, {}, {}), active, ElasticMover)
-    vars(made)["elastic_moves"] = moves
-    return made
+def _norm(norm: _BatchNorm, chain: NarrowedChain, stage: int) -> Layer[Channels]:
+    rows = StageChannels(chain, stage, "rows", norm.num_features)
+    tensors = {name: (rows,) for name, parameter in norm._parameters.items() if parameter is not None}
+    return Layer(rows, rows, tensors, {"num_features": counting(rows, rows.full)})
 
 
-def make_reordering(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) -> None:
-    """Make a reordering of channels elastic, in place."""
-    vars(make_class_elastic(module, layer, active, ElasticMover))["elastic_moves"] = Pieces(layer)
+class ElasticReordering(Elastic):
+    """A reordering of channels in pieces, of each of which the kept part is read."""
+
+    elastic_layer: Layer[Channels]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *) with its channels in another order."""
+        if self.elastic_config.original:
+            original: Tensor = super(Elastic, self).forward(x)
+            return original
+        return self._move(self.elastic_config.width).of(x)
+
+    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
+        """The same reordering of what is left."""
+        return self._move(config.width).module(next(self.buffers()).device)
+
+    def _move(self, width: Width) -> Move:
+        layer = self.elastic_layer
+        runs = tuple((before.count(width), part.count(width)) for before, part in layer.pieces)
+        return Move(layer.inputs.count(width), 0, runs)

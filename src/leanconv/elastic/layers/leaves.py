@@ -13,7 +13,6 @@ the original class that shares everything but the sliced tensors and the channel
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -38,8 +37,7 @@ class MadeClass(nn.Module):
         return _empty, (type(self).__mro__[1], self.kind), vars(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        made = _empty(type(self).__mro__[1], self.kind)
-        memo[id(self)] = made
+        memo[id(self)] = made = _empty(type(self).__mro__[1], self.kind)
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
 
@@ -56,18 +54,17 @@ def made_class(base: type[M], kind: type[nn.Module]) -> type[M]:
     return found
 
 
-def _empty(base: type[M], kind: type[nn.Module]) -> M:
-    made: M = object.__new__(made_class(base, kind))
+def _empty(base: type[Any], kind: type[nn.Module]) -> nn.Module:
+    made: nn.Module = object.__new__(made_class(base, kind))
     return made
 
 
 class Elastic(MadeClass):
-    """The parent of all elastic modules."""
+    """The parent of all elastic modules; what it adds is under names that no module of somebody else's has."""
 
     prefix = "Elastic"
     elastic_config: ActiveConfig
     elastic_layer: Layer[Channels] | OtherLayer
-    """What follows the width; under names that no module of somebody else's has."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, on the channels of the configuration in force."""
@@ -80,10 +77,10 @@ class Elastic(MadeClass):
         view: nn.Module = object.__new__(self.kind)
         vars(view).update(vars(self), **self.attributes_at(width))
         tensors = self.elastic_layer.tensors
-        for kept in ("_parameters", "_buffers"):
-            vars(view)[kept] = {
+        for held in ("_parameters", "_buffers"):
+            vars(view)[held] = {
                 name: pick_all(tensor, tensors[name], width) if name in tensors and tensor is not None else tensor
-                for name, tensor in vars(self)[kept].items()
+                for name, tensor in vars(self)[held].items()
             }
         return view
 
@@ -104,25 +101,18 @@ class Elastic(MadeClass):
         """Cut a view loose: its tensors become copies, and nothing elastic is left."""
         for name in [name for name in vars(view) if name.startswith("elastic_")]:
             del vars(view)[name]
-        own_tensors(view, self._parameters)
+        own_tensors(view, like=self)
         vars(view)["_modules"] = dict(view._modules)
         return view
 
 
-def own_tensors(module: nn.Module, like: Mapping[str, nn.Parameter | None]) -> None:
-    """Replace tensors that others hold too by copies; `like` says which parameters learn."""
+def own_tensors(module: nn.Module, like: nn.Module) -> None:
+    """Replace tensors that others hold too by copies; parameters learn as those of `like`."""
     vars(module)["_parameters"] = {
-        name: p if p is None else nn.Parameter(_copied(p), bool(like[name].requires_grad))  # type: ignore[union-attr]
+        name: p if p is None else nn.Parameter(p.detach().clone(), like.get_parameter(name).requires_grad)
         for name, p in module._parameters.items()
     }
     vars(module)["_buffers"] = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-BANK = ("mean_", "var_")
 
 
 class ElasticBatchNorm(Elastic):
@@ -146,7 +136,7 @@ class ElasticBatchNorm(Elastic):
                 self.elastic_untrained_at_full_width = False
             if self.can_evaluate(config):
                 return super(Elastic, self).forward(*args, **kwargs)
-        view = self.view(self.elastic_config.width)
+        view = self.view(config.width)
         if self.training:
             vars(view).update(track_running_stats=False, _buffers=dict.fromkeys(self._buffers))
         elif self.remembers:
@@ -180,13 +170,15 @@ class ElasticBatchNorm(Elastic):
 
     def drop_calibrations(self) -> None:
         """Drop everything that calibrations stored."""
-        for name in [name for name in self._buffers if name.startswith(BANK)]:
-            delattr(self, name)
+        for config in self.calibrated:
+            del self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
         view = self.view(config.width)
-        vars(view)["_buffers"] = {name: b for name, b in view._buffers.items() if not name.startswith(BANK)}
+        vars(view)["_buffers"] = {
+            name: b for name, b in self._buffers.items() if not name.startswith(("mean_", "var_"))
+        }
         if self.remembers:
             measured = calibrated or self.can_evaluate(config)
             mean, var = self.statistics(config) if measured else self.fresh_statistics(config)
@@ -218,7 +210,7 @@ class ElasticBatchNorm(Elastic):
         # The bank is a part of the state: what was calibrated before goes, what comes gets its place. Statistics of
         # the old weights would be wrong for the new ones.
         self.drop_calibrations()
-        for name in list(state_dict):
+        for name in state_dict:
             if name.startswith(f"{prefix}mean_w"):
                 config = Config.from_tag(name.removeprefix(f"{prefix}mean_"))
                 self.store(config, *self.fresh_statistics(config))
