@@ -170,7 +170,7 @@ def _checked(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
-    """What the story must hold besides the options: the example that gave the order, the layers that were left alone."""
+    """What the story holds besides the options: the size that gave the order, the layers that were left alone."""
     settings = to_json(step)
     del settings["stem"]
     needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)
