@@ -8,6 +8,7 @@ These are single aten operations, so there are no rules for the many ways to wri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -86,10 +87,11 @@ def dims_after(call: Call) -> Dims:
     """The dims of the call's first result. Raises `CannotFollow`."""
     if torch.Tag.pointwise in call.func.tags or call.name in POINTWISE:
         return _pointwise(call)
-    rule = ATEN_RULES.get(call.name)
-    if rule is None:
+    if maps := MAP_SIZE.search(call.name):
+        return map_size(int(maps[1]))(call)
+    if call.name not in ATEN_RULES:
         raise CannotFollow(f"{call.name} has no rule")
-    return rule(call)
+    return ATEN_RULES[call.name](call)
 
 
 # ------------------------------------------------------------------------------------------- tensors that meet
@@ -134,21 +136,17 @@ def _cat(call: Call) -> Dims:
     """The rows of one axis one behind the other."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
     along = int(call.arg(1, "dim", default=0)) % tensors[0].ndim
-    out = [None if axis == along else _aligned(call, tensors, axis) for axis in range(tensors[0].ndim)]
-    rows = [call.of(tensor)[along] for tensor in tensors]
-    if any(row is not None for row in rows):
-        parts = (
-            row or fixed_row(int(t.shape[along]), "it is a constant") for t, row in zip(tensors, rows, strict=True)
-        )
-        out[along] = sum(parts, start=())
-    return tuple(out)
+    parts = [call.of(tensor)[along] for tensor in tensors]
+    whole = [row or fixed_row(t.shape[along], "it is a constant") for t, row in zip(tensors, parts, strict=True)]
+    joined = sum(whole, start=()) if any(parts) else None
+    return tuple(joined if axis == along else _aligned(call, tensors, axis) for axis in range(tensors[0].ndim))
 
 
 def _stack(call: Call) -> Dims:
     tensors = call.args[0]
-    along = int(call.arg(1, "dim", default=0)) % (tensors[0].ndim + 1)
     dims = [_aligned(call, tensors, axis) for axis in range(tensors[0].ndim)]
-    return (*dims[:along], None, *dims[along:])
+    dims.insert(int(call.arg(1, "dim", default=0)) % (len(dims) + 1), None)
+    return tuple(dims)
 
 
 def _product(call: Call) -> Dims:
@@ -174,39 +172,40 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
 # ------------------------------------------------------------------------------------------- axes without channels
 
 
-def not_along(
-    where: Callable[[Call], Sequence[int]],
-    *,
-    gone: bool = False,
-    kept: bool = False,
-    text: str = "runs along the channels",
-) -> Rule:
-    """Operations along axes that may hold no channels: the axes are gone afterwards, kept as they were, or new ones."""
-
-    def rule(call: Call) -> Dims:
-        axes = {axis % call.x.ndim for axis in where(call)}
-        for axis in axes:
-            require_fixed(call.dims[axis], f"{call.name} {text}")
-        if kept:
-            return call.dims
-        return tuple(None if i in axes else row for i, row in enumerate(call.dims) if not (gone and i in axes))
-
-    return rule
+RUNS_ALONG = "runs along the channels"
 
 
 def map_size(axes: int) -> Rule:
     """Pools, paddings and resizes of the last `axes` axes."""
-    return not_along(lambda call: range(-axes, 0))
+
+    def rule(call: Call) -> Dims:
+        for row in call.dims[-axes:]:
+            require_fixed(row, f"{call.name} {RUNS_ALONG}")
+        return (*call.dims[:-axes], *(None,) * axes)
+
+    return rule
 
 
-def _axes(position: int, name: str, default: Any = ()) -> Callable[[Call], Sequence[int]]:
-    """The axis or axes that an argument names."""
+def _along(argument: int, name: str = "dim", *, default: int = 0, text: str = RUNS_ALONG) -> Rule:
+    """Operations along axes that keep their lengths, and may hold no channels."""
 
-    def where(call: Call) -> Sequence[int]:
-        axes = call.arg(position, name, default=default)
-        return axes if isinstance(axes, (list, tuple)) else (axes,)
+    def rule(call: Call) -> Dims:
+        axes = call.arg(argument, name, default=default)
+        for axis in axes if isinstance(axes, (list, tuple)) else (axes,):
+            require_fixed(call.dims[axis], f"{call.name} {text}")
+        return call.dims
 
-    return where
+    return rule
+
+
+def _instead(argument: int, name: str = "dim", *, default: int = 0, text: str, new: Dims = (None,)) -> Rule:
+    """Operations along one axis that may hold no channels, and that has other ones instead afterwards."""
+
+    def rule(call: Call) -> Dims:
+        axis, dims = call.axis(argument, name, default), _along(argument, name, default=default, text=text)(call)
+        return (*dims[:axis], *new, *dims[axis + 1 :])
+
+    return rule
 
 
 def _reduce(position: int) -> Rule:
@@ -264,33 +263,27 @@ def _pad(call: Call) -> Dims:
 
 def _permute(call: Call) -> Dims:
     order = list(range(call.x.ndim))
-    if call.name == "t":
-        order.reverse()
-    elif call.name == "transpose":
-        a, b = call.axis(1, "dim0"), call.axis(2, "dim1")
-        order[a], order[b] = b, a
-    else:
+    if call.name == "permute":
         order = list(call.args[1])
-    return tuple(call.dims[i] for i in order)
+    else:
+        a, b = (0, -1) if call.name == "t" else (call.axis(1, "dim0"), call.axis(2, "dim1"))
+        order[a], order[b] = order[b], order[a]
+    return tuple(call.dims[axis] for axis in order)
 
 
 def _windows(call: Call) -> Dims:
     """Windows of maps as columns, each channel's values beside each other, and back."""
     batch, row, *_ = call.dims
-    back = call.name == "col2im"
-    taps = prod(call.args[2 if back else 1])
-    return (batch, row and (shrunk if back else scaled)(row, taps), *(None,) * (1 + back))
+    if call.name == "im2col":
+        return (batch, row and scaled(row, prod(call.args[1])), None)
+    return (batch, row and shrunk(row, prod(call.args[2])), None, None)
 
 
 def _shuffled_pixels(call: Call) -> Dims:
     """Channels to pixels, whole groups of them, and back."""
     *batch, row, _, _ = call.dims
-    return (
-        *batch,
-        row and (shrunk if call.name == "pixel_shuffle" else scaled)(row, int(call.args[1]) ** 2),
-        None,
-        None,
-    )
+    moved = shrunk if call.name == "pixel_shuffle" else scaled
+    return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
 
 
 POINTWISE = {
@@ -299,26 +292,16 @@ POINTWISE = {
 }
 """Elementwise operations that aten does not tag so."""
 
-MAP_SIZE = {
-    1: ("upsample_linear1d",),
-    2: ("upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa"),
-    3: ("upsample_trilinear3d",),
-}
-MAP_SIZE_OF_ANY = (
-    *("max_pool{}d_with_indices", "avg_pool{}d", "_adaptive_avg_pool{}d", "adaptive_avg_pool{}d"),
-    *("adaptive_max_pool{}d", "max_pool{}d", "upsample_nearest{}d", "_upsample_nearest_exact{}d"),
-    *("reflection_pad{}d", "replication_pad{}d"),
-)
+MAP_SIZE = re.compile(r"(?:pool|upsample_[a-z_]*|re(?:flection|plication)_pad)([123])d")
+"""Pools, resizes and paddings, by their names."""
+
+PARTED = "divides the channels at fixed places"
 
 ATEN_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        (
-            *("detach", "alias", "lift_fresh", "contiguous", "_softmax", "_log_softmax"),
-            *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like"),
-        ),
-        lambda call: call.dims,
+        ("detach", "alias", "lift_fresh", "contiguous", "_softmax", "_log_softmax"), lambda call: call.dims
     ),
-    **{name.format(n): map_size(n) for n in (1, 2, 3) for name in (*MAP_SIZE_OF_ANY, *MAP_SIZE[n])},
+    **{f"{name}_like": lambda call: call.dims for name in ("zeros", "ones", "empty", "full", "rand")},
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"), _reduce(1)),
     "linalg_vector_norm": _reduce(2),
     **dict.fromkeys(
@@ -327,17 +310,15 @@ ATEN_RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
-    "flip": not_along(_axes(1, "dims"), kept=True),
-    "roll": not_along(_axes(2, "dims"), kept=True),
-    **dict.fromkeys(("cumsum", "cumprod"), not_along(_axes(1, "dim", 0), kept=True)),
-    "topk": not_along(_axes(2, "dim", -1)),
-    "sort": not_along(_axes(1, "dim", -1)),
-    "select": not_along(_axes(1, "dim", 0), gone=True, text="picks a fixed channel"),
-    "unbind": not_along(_axes(1, "dim", 0), gone=True, text="divides the channels at fixed places"),
-    **dict.fromkeys(
-        ("split", "split_with_sizes"), not_along(_axes(2, "dim", 0), text="divides the channels at fixed places")
-    ),
-    "unfold": lambda call: (*not_along(_axes(1, "dimension"))(call), None),
+    "flip": _along(1, "dims"),
+    "roll": _along(2, "dims"),
+    **dict.fromkeys(("cumsum", "cumprod"), _along(1)),
+    "topk": _instead(2, default=-1, text=RUNS_ALONG),
+    "sort": _instead(1, default=-1, text=RUNS_ALONG),
+    "select": _instead(1, text="picks a fixed channel", new=()),
+    "unbind": _instead(1, text=PARTED, new=()),
+    **dict.fromkeys(("split", "split_with_sizes"), _instead(2, text=PARTED)),
+    "unfold": lambda call: (*_instead(1, "dimension", text=RUNS_ALONG)(call), None),
     **dict.fromkeys(("im2col", "col2im"), _windows),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
     "expand": lambda call: (None,) * (call.result.ndim - call.x.ndim) + call.dims,

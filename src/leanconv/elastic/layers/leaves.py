@@ -185,14 +185,16 @@ class ElasticBatchNorm(Elastic):
             view._buffers.update(running_mean=mean, running_var=var)
         return self.own(view)
 
-    def statistics(self, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    def statistics(self, config: Config) -> tuple[Tensor | None, ...]:
         """Mean and variance of `config`. Raises `NotCalibrated` where there are none."""
         if self.has(config):
             return self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
+        native = self._buffers["running_mean"], self._buffers["running_var"]
         if self.can_evaluate(config):
-            return self._buffers["running_mean"], self._buffers["running_var"]
+            return native
         if running():  # without values, any statistics of that many channels will do
-            return self.fresh_statistics(config)
+            kept = self.elastic_layer.outputs.count(config.width)
+            return tuple(None if one is None else one.narrow(0, 0, kept) for one in native)
         known = ", ".join(map(str, self.calibrated[:6])) + (", ..." if len(self.calibrated) > 6 else "")
         raise NotCalibrated(
             f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: {known or 'none'}), "
