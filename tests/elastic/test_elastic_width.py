@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.elastic.coupling.ratios import assign_ratios
+from leanconv.elastic.coupling.find import assign_ratios
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Segment, align, fix, fixed_row, resolve, unify
 from leanconv.elastic.slices import MOST, Channels, Slice
 from leanconv.elastic.width import Config, Width, channels_at, make_divisible

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.graphs import slices_as_layers
 from leanconv.elastic.layers.chains import ElasticReordering, make_chain
-from leanconv.elastic.layers.leaves import Elastic, make_class_elastic
+from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
 from leanconv.elastic.net import ElasticNet
-from leanconv.elastic.widen import widen
-from leanconv.elastic.width import ActiveConfig, Config
+from leanconv.elastic.slices import Axes, Channels
+from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
@@ -57,7 +59,7 @@ def make_elastic(
         size: input without the batch axis; default (input channels of the first convolution, native, native),
             for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
-        ratios: name pattern -> ratio in the rounding law, where the one found (`coupling.ratios`) is not wanted.
+        ratios: name pattern -> ratio in the rounding law, where the one found (`assign_ratios`) is not wanted.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
     for widths, resolutions and frames that make no sense.
@@ -108,7 +110,7 @@ def make_elastic(
     net = ElasticNet(copied, active, settings, found.kept)
     net.training = copied.training
     if high > 1:
-        widen(copied, active)
+        _widen(copied, active)
     _probe(net, size)
     story = story_of(model)
     if story is not None:
@@ -139,6 +141,66 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
         return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
     model.reserve(settings["calibrated"])
     return model
+
+
+@torch.no_grad()
+def _widen(model: nn.Module, active: ActiveConfig) -> None:
+    """Give every elastic tensor of `model` room for the largest width, in place; the same draw every time.
+
+    The original is the first part. The rest of a weight is drawn from N(0, s), so that a layer of the new width scales
+    its input as the old one did: s is the root of the mean square of the original, times sqrt(C_in / C_in'). A number
+    per channel (gamma, bias, slope, layer scale) is the mean of the original ones, a buffer repeats them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    original = Config(1.0, active.largest.resolution, active.largest.frames)
+    for module in model.modules():
+        if not isinstance(module, Elastic):
+            continue
+        for name, axes in module.elastic_layer.tensors.items():
+            old = module._parameters.get(name)
+            if old is not None:
+                module._parameters[name] = nn.Parameter(_wider(old, axes, generator), old.requires_grad)
+            elif (buffer := module._buffers.get(name)) is not None:
+                module._buffers[name] = _wider(buffer, axes, None)
+        if isinstance(module, ElasticBatchNorm) and module.remembers:
+            _new_statistics(module, original)
+        vars(module).update(module.attributes_at(active.largest.width))
+
+
+def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None) -> Tensor:
+    """The tensor at full size; `generator` None for one whose values repeat."""
+    if old.is_meta:
+        return old.new_empty([size if c is None else c.full for size, c in zip(old.shape, axes, strict=True)])
+    per_channel = prod(old.shape[1:]) == 1
+    columns = axes[1].full / old.shape[1] if len(axes) > 1 and axes[1] is not None else 1.0
+    scale = float(old.float().square().mean() / columns) ** 0.5
+    for axis, channels in enumerate(axes):
+        if channels is None or channels.full == old.shape[axis]:
+            continue
+        shape = (*old.shape[:axis], channels.full, *old.shape[axis + 1 :])
+        if generator is None:
+            wider = old.index_select(axis, torch.arange(channels.full, device=old.device) % old.shape[axis])
+        elif per_channel:
+            wider = old.new_full(shape, float(old.float().mean()))
+        else:
+            wider = (torch.randn(shape, generator=generator) * scale).to(old)
+        wider.index_copy_(axis, index_tensor(channels.runs(Width(1.0)), old.device), old.detach())
+        old = wider
+    return old
+
+
+def _new_statistics(norm: ElasticBatchNorm, original: Config) -> None:
+    """Those of the network as it was become a calibrated configuration; those of the wider one start anew."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert isinstance(var, Tensor)
+    norm.store(original, mean, var)
+    full = norm.elastic_layer.outputs.full
+    norm._buffers["running_mean"] = mean.new_zeros(full)
+    norm._buffers["running_var"] = var.new_ones(full)
+    if (seen := norm._buffers.get("num_batches_tracked")) is not None:
+        norm._buffers["num_batches_tracked"] = torch.zeros_like(seen)
+    norm.elastic_untrained_at_full_width = True
 
 
 def _probe(net: ElasticNet, size: Sequence[int]) -> None:

@@ -8,21 +8,19 @@ Sandwich rule: the widths are the largest, the smallest and `num_random` uniform
 the highest resolution R with labels, every other at a resolution drawn for it and this batch, with the full network's
 answer, detached. As the reference implementation: temperature 1, no labels for sub-networks, all weights 1, KL summed
 over classes and averaged over the batch. With one resolution it is the step of US-Net.
-Deviation: one backward for all sub-networks instead of one each, which gives the same gradients for more memory;
-`low_memory` is the other way.
+Deviation: one backward for all sub-networks instead of one each: equal gradients, and more memory unless `low_memory`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.elastic.backward import part_by_part, together
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
@@ -66,19 +64,16 @@ class MutualObjective(nn.Module):
     Args:
         net: the elastic network; `objective.net` is what to save.
         num_random: random students beside the narrowest.
-        layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks) instead of one
-            for the whole network, which is the paper's way.
+        layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks), not one for all.
         seed: of the plan, together with the step.
         temperature: of teacher and students alike, the KL multiplied by its square; the paper's is 1.
-        hard_labels: share of a student's loss that is cross-entropy with the labels, the rest being distillation;
-            the paper's is 0.
+        hard_labels: share of a student's loss that is cross-entropy with the labels; the paper's is 0.
         resolutions: those to train at, of which the highest must be the network's own; default all of the network's.
             The highest alone is US-Net, and its table at the others is what the paper calls US-Net+.
         teacher: another network, whose answers to the images as they come every sub-network learns instead of the full
-            network's; the full network learns them beside the labels. It is put in evaluation mode, is never trained
-            and is in no state dict.
-        low_memory: differentiate one sub-network after the other (`backward.part_by_part`), for the memory of one and
-            equal gradients. Not for sharded parameters nor float16.
+            network's, which learns them beside the labels. It is never trained and in no state dict.
+        low_memory: differentiate one sub-network after the other (`part_by_part`), for the memory of one. Not for
+            sharded parameters nor float16.
 
     Raises `LeanconvError` for a `net` that is not elastic, and for options outside their range.
     """
@@ -126,7 +121,7 @@ class MutualObjective(nn.Module):
         """
         parts: dict[str, Tensor] = {}
         losses = self._losses(inputs, targets, self.plan(step), parts)
-        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else together(losses)
+        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else _together(losses)
         return {"loss": loss, **parts}
 
     def plan(self, step: int) -> tuple[Config, ...]:
@@ -218,3 +213,66 @@ def _checked(net: ElasticNet, resolutions: Sequence[int]) -> tuple[int, ...]:
             f"{list(chosen)}"
         )
     return tuple(sorted(set(chosen), reverse=True))
+
+
+def _together(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of scalar `parts`, to be differentiated at once."""
+    first, *others = parts
+    return sum(others, start=first)
+
+
+def part_by_part(parts: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The sum of scalar `parts`, each differentiated by `parameters` and let go before the next one is asked for.
+
+    Only the activations of one part are alive, for one more copy of the gradients. The caller's one `backward` hands
+    the gradients over, so whatever waits for them (DistributedDataParallel, accumulation, clipping) sees one backward.
+    Raises `LeanconvError` under float16 autocast, where small gradients need a scale that only the caller knows.
+
+    >>> weight = nn.Parameter(torch.tensor(3.0))
+    >>> part_by_part((weight**power for power in (1, 2)), [weight]).backward()
+    >>> weight.grad
+    tensor(7.)
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if not wanted or not torch.is_grad_enabled():
+        return _together(parts)
+    kind = wanted[0].device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+        raise LeanconvError(
+            "low memory mode computes gradients before the loss is scaled, and in float16 small ones would vanish: "
+            "use bfloat16 (precision=bf16-mixed) or set low_memory=False"
+        )
+    total: Tensor | None = None
+    gradients: list[Tensor | None] = [None] * len(wanted)
+    for part in parts:
+        value = part.detach()
+        total = value if total is None else total + value
+        for index, found in enumerate(torch.autograd.grad(part, wanted, allow_unused=True)):
+            before = gradients[index]
+            # Never in place: what autograd returns may be an expanded tensor, or shared with another parameter.
+            gradients[index] = found if before is None or found is None else before + found
+        del part, found
+    loss: Tensor = _HandedOver.apply(total, gradients, *wanted)
+    return loss
+
+
+class _HandedOver(torch.autograd.Function):
+    """The value as it is; its derivatives by the parameters are those given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: list[Tensor | None] | None = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("low memory mode lets the gradients go with the first backward; there is no second one")
+        ctx.gradients = None
+        scaled: list[Tensor | None] = []
+        while gradients:  # one by one, so that there is never a second copy of them all
+            found = gradients.pop(0)
+            scaled.append(None if found is None else found * scale)
+        return (None, None, *scaled)

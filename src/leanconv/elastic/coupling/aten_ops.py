@@ -17,23 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.elastic.coupling.rows import (
-    Axis,
-    CannotFollow,
-    Dims,
-    Row,
-    Segment,
-    fixed_row,
-    is_sliceable,
-    makers,
-    of_length,
-    require_fixed,
-    reshaped,
-    resolve,
-    scaled,
-    shrunk,
-    unify,
-)
+from leanconv.elastic.coupling import rows
+from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 
 
 @dataclass(frozen=True)
@@ -111,19 +96,19 @@ def _pointwise(call: Call) -> Dims:
 
 def broadcast(name: str, meeting: Sequence[tuple[Row | None, int]], *, streams: bool = False) -> Row | None:
     """The row of an axis on which these rows (and sizes) lie over each other."""
-    rows = [row for row, _ in meeting if row is not None]
-    if not rows:
+    given = [row for row, _ in meeting if row is not None]
+    if not given:
         return None
     if any(row is None and size > 1 for row, size in meeting):
-        for row in rows:
-            require_fixed(row, f"{name} meets a tensor of {meeting[0][1]} channels that no layer makes")
+        for row in given:
+            rows.require_fixed(row, f"{name} meets a tensor of {meeting[0][1]} channels that no layer makes")
         return None
-    merged = rows[0]
-    for row in rows[1:]:
-        apart = {id(one.axis) for one in resolve(merged)}.isdisjoint(id(one.axis) for one in resolve(row))
-        mark = streams and apart and makers(merged) and makers(row)
-        merged = unify(merged, row)
-        for segment in resolve(merged) if mark else ():
+    merged = given[0]
+    for row in given[1:]:
+        apart = {id(one.axis) for one in rows.resolve(merged)}.isdisjoint(id(one.axis) for one in rows.resolve(row))
+        mark = streams and apart and rows.makers(merged) and rows.makers(row)
+        merged = rows.unify(merged, row)
+        for segment in rows.resolve(merged) if mark else ():
             segment.axis.stream = True
     return merged
 
@@ -137,7 +122,7 @@ def _cat(call: Call) -> Dims:
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
     along = int(call.arg(1, "dim", default=0)) % tensors[0].ndim
     parts = [call.of(tensor)[along] for tensor in tensors]
-    whole = [row or fixed_row(t.shape[along], "it is a constant") for t, row in zip(tensors, parts, strict=True)]
+    whole = [row or rows.fixed_row(t.shape[along], "it is a constant") for t, row in zip(tensors, parts, strict=True)]
     joined = sum(whole, start=()) if any(parts) else None
     return tuple(joined if axis == along else _aligned(call, tensors, axis) for axis in range(tensors[0].ndim))
 
@@ -162,11 +147,11 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
     for tensor, letters in operands:
         for letter, row, size in zip(letters, call.of(tensor), tensor.shape, strict=True):
             met.setdefault(letter, []).append((row, int(size)))
-    rows = {}
+    found = {}
     for letter, meeting in met.items():
         full = max(size for _, size in meeting)
-        rows[letter] = broadcast(call.name, [(row, size) for row, size in meeting if size == full])
-    return tuple(rows[letter] for letter in out)
+        found[letter] = broadcast(call.name, [(row, size) for row, size in meeting if size == full])
+    return tuple(found[letter] for letter in out)
 
 
 # ------------------------------------------------------------------------------------------- axes without channels
@@ -180,7 +165,7 @@ def map_size(axes: int) -> Rule:
 
     def rule(call: Call) -> Dims:
         for row in call.dims[-axes:]:
-            require_fixed(row, f"{call.name} {RUNS_ALONG}")
+            rows.require_fixed(row, f"{call.name} {RUNS_ALONG}")
         return (*call.dims[:-axes], *(None,) * axes)
 
     return rule
@@ -192,7 +177,7 @@ def _along(argument: int, name: str = "dim", *, default: int = 0, text: str = RU
     def rule(call: Call) -> Dims:
         axes = call.arg(argument, name, default=default)
         for axis in axes if isinstance(axes, (list, tuple)) else (axes,):
-            require_fixed(call.dims[axis], f"{call.name} {text}")
+            rows.require_fixed(call.dims[axis], f"{call.name} {text}")
         return call.dims
 
     return rule
@@ -226,8 +211,8 @@ def _slice(call: Call) -> Dims:
     axis = call.axis(1)
     if call.result.shape == call.x.shape:
         return call.dims
-    require_fixed(call.dims[axis], f"{call.name} cuts out a fixed range of channels")
-    return (*call.dims[:axis], of_length(call.dims[axis], int(call.result.shape[axis])), *call.dims[axis + 1 :])
+    rows.require_fixed(call.dims[axis], f"{call.name} cuts out a fixed range of channels")
+    return (*call.dims[:axis], rows.of_length(call.dims[axis], int(call.result.shape[axis])), *call.dims[axis + 1 :])
 
 
 def _repeat(call: Call) -> Dims:
@@ -236,8 +221,8 @@ def _repeat(call: Call) -> Dims:
     dims = (*(None,) * (len(times) - call.x.ndim), *call.dims)
     for row, count in zip(dims, times, strict=True):
         if count > 1:
-            require_fixed(row, f"{call.name} repeats the channels")
-    return tuple(of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
+            rows.require_fixed(row, f"{call.name} repeats the channels")
+    return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
 
 
 # ------------------------------------------------------------------------------------------- channels that move
@@ -252,9 +237,9 @@ def _pad(call: Call) -> Dims:
         row, size = dims[-back], int(call.result.shape[-back])
         if row is None or (before == 0 and after == 0):
             continue
-        if not is_sliceable(row):
-            dims[-back] = fixed_row(size, "it is padded")
-        elif before or after < 0 or len(resolve(row)) > 1:
+        if not rows.is_sliceable(row):
+            dims[-back] = rows.fixed_row(size, "it is padded")
+        elif before or after < 0 or len(rows.resolve(row)) > 1:
             raise CannotFollow(f"{call.name} shifts or crops channels")
         else:
             dims[-back] = (Segment(Axis(size), 1),)
@@ -275,14 +260,14 @@ def _windows(call: Call) -> Dims:
     """Windows of maps as columns, each channel's values beside each other, and back."""
     batch, row, *_ = call.dims
     if call.name == "im2col":
-        return (batch, row and scaled(row, prod(call.args[1])), None)
-    return (batch, row and shrunk(row, prod(call.args[2])), None, None)
+        return (batch, row and rows.scaled(row, prod(call.args[1])), None)
+    return (batch, row and rows.shrunk(row, prod(call.args[2])), None, None)
 
 
 def _shuffled_pixels(call: Call) -> Dims:
     """Channels to pixels, whole groups of them, and back."""
     *batch, row, _, _ = call.dims
-    moved = shrunk if call.name == "pixel_shuffle" else scaled
+    moved = rows.shrunk if call.name == "pixel_shuffle" else rows.scaled
     return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
 
 
@@ -306,7 +291,7 @@ ATEN_RULES: dict[str, Rule] = {
     "linalg_vector_norm": _reduce(2),
     **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"),
-        lambda call: reshaped(call.name, call.dims, call.x.shape, call.result.shape),
+        lambda call: rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape),
     ),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),

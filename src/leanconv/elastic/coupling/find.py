@@ -24,23 +24,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun import DryRun
+from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
 from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
-from leanconv.elastic.coupling.ratios import assign_ratios
-from leanconv.elastic.coupling.rows import (
-    Axis,
-    CannotFollow,
-    Dims,
-    Row,
-    Segment,
-    fix,
-    fix_passive,
-    is_sliceable,
-    makers,
-    resolve,
-    unify,
-)
+from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
 from leanconv.errors import RewriteError, unknown
@@ -149,12 +137,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
             if name in self.layers:  # a module that is used twice must be sliced the same way both times
-                unify(self.layers[name].inputs, layer.inputs)
-                unify(self.layers[name].outputs, layer.outputs)
+                rows.unify(self.layers[name].inputs, layer.inputs)
+                rows.unify(self.layers[name].outputs, layer.outputs)
             elif any(fnmatchcase(name, pattern) for pattern in self.keep):
-                fix(layer.outputs, "it was asked to keep its width")
+                rows.fix(layer.outputs, "it was asked to keep its width")
             for pattern, ratio in self.ratios.items():
-                for segment in resolve(layer.outputs) if fnmatchcase(name, pattern) else ():
+                for segment in rows.resolve(layer.outputs) if fnmatchcase(name, pattern) else ():
                     segment.axis.ratio = Fraction(ratio).limit_denominator(1000)
             self.layers.setdefault(name, layer)
         except CannotFollow as reason:
@@ -214,10 +202,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._set(results, [(None,) * tensor.ndim for tensor in results])
 
     def _obstacle(self, reason: str, tensors: Sequence[Tensor]) -> None:
-        rows = tuple(row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None)
-        for row in rows:
-            fix_passive(row, reason)
-        self.obstacles.append((self.stack.path or self.name, reason, rows))
+        concerned = tuple(row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None)
+        for row in concerned:
+            rows.fix_passive(row, reason)
+        self.obstacles.append((self.stack.path or self.name, reason, concerned))
 
     def _note(self, call: Call, counts: Counts[Row]) -> None:
         """Keep a call with counts; made a second time, it must count the same channels."""
@@ -232,7 +220,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if first.of.keys() != counts.of.keys():
             raise CannotFollow("its forward is called twice and does different things")
         for number, (row, _) in first.of.items():
-            unify(row, counts.of[number][0])
+            rows.unify(row, counts.of[number][0])
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
@@ -245,19 +233,19 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             for row in self.dims_of(tensor) or ():
                 if row is not None:
-                    fix(row, "it makes an output of the network")
+                    rows.fix(row, "it makes an output of the network")
 
     def check(self) -> None:
         """Raise for the first obstacle in the way of elastic channels, and where no channels are elastic at all."""
-        for where, reason, rows in self.obstacles:
-            names = list(dict.fromkeys(name for row in rows for name in makers(row, sliceable=True)))
+        for where, reason, concerned in self.obstacles:
+            names = list(dict.fromkeys(name for row in concerned for name in rows.makers(row, sliceable=True)))
             if names:
                 shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
                 raise RewriteError(
                     f"{where}: {reason}, so these channels cannot follow the width; they are made by "
                     f"{len(names)} layers: pass keep=[{shown}] to leave those at full width"
                 )
-        if not any(is_sliceable(layer.outputs) for layer in self.layers.values()):
+        if not any(rows.is_sliceable(layer.outputs) for layer in self.layers.values()):
             raise RewriteError(
                 f"{self.name}: no layer's width can be changed; every channel is an input or an output "
                 "of the network or was asked to be kept, so there is nothing to make elastic"
@@ -268,13 +256,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known: dict[Row, Channels] = {}
 
         def done(row: Row) -> Channels:
-            row = resolve(row)
+            row = rows.resolve(row)
             return known.setdefault(row, Channels(_slice(*segment, divisor, widest) for segment in row))
 
         kept = {
-            name: resolve(layer.outputs)[0].axis.fixed or ""
+            name: rows.resolve(layer.outputs)[0].axis.fixed or ""
             for name, layer in self.layers.items()
-            if layer.outputs is not layer.inputs and not is_sliceable(layer.outputs)
+            if layer.outputs is not layer.inputs and not rows.is_sliceable(layer.outputs)
         }
         tensors: dict[str, dict[str, Any]] = {}
         for key, (name, attribute) in self.owned.items():
@@ -307,3 +295,42 @@ def _slice(axis: Axis, unit: int, divisor: int, widest: float) -> Slice:
     room = channels_at(axis.units * axis.size, widest, divisor=divisor, ratio=ratio, quantum=axis.size) // axis.size
     law = axis.size, divisor, ratio
     return Slice(axis.units, unit, law, room if widest > 1 else 0, axis.group.root.name)
+
+
+def assign_ratios(edges: Sequence[tuple[Row, Row]]) -> None:
+    """Give every elastic axis the ratio r of the rounding law, so that a block shrinks in step; those with one keep it.
+
+    R -> T, T a residual stream (or in step with one) of k times R's channels      r(R) = r(T) / k      bottlenecks
+    A -> R, R depthwise, k >= 2 times A's channels, and read by a narrower layer   r(R) = k * r(A)      expansions
+
+    All else has r = 1. On ResNet-50 stem and middle layers have 1/4, on MobileNetV2 the expanded layers 6, on
+    MobileNetV1 and VGG all have 1: the settings of MutualNet's own networks. `edges` are the channels that each dense
+    convolution or linear layer reads and makes, in the order of execution.
+    """
+    pairs = [(rows.resolve(source), rows.resolve(target)) for source, target in edges]
+    readers: dict[int, list[int]] = {}
+    for source, target in pairs:
+        for segment in source:
+            readers.setdefault(id(segment.axis), []).append(sum(part.full for part in target))
+    for source, target in pairs:
+        wide, narrow = _single(target), _single(source)
+        if wide is None or narrow is None or not wide.axis.depthwise or _settled(wide.axis):
+            continue
+        times, rest = divmod(wide.full, narrow.full)
+        if rest == 0 and times >= 2 and min(readers.get(id(wide.axis), [wide.full])) < wide.full:
+            wide.axis.ratio = times * (narrow.axis.ratio or Fraction(1))
+    for source, target in reversed(pairs):
+        part, whole = _single(source), _single(target)
+        if part is None or whole is None or _settled(part.axis) or whole.full % part.full:
+            continue
+        if _settled(whole.axis):
+            part.axis.ratio = (whole.axis.ratio or Fraction(1)) * Fraction(part.full, whole.full)
+
+
+def _settled(axis: Axis) -> bool:
+    return axis.stream or axis.ratio is not None
+
+
+def _single(row: Row) -> Segment | None:
+    """The only segment of the row where it has one and that is elastic; concatenations have no ratio."""
+    return row[0] if len(row) == 1 and row[0].axis.fixed is None else None

@@ -16,35 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size
-from leanconv.elastic.coupling.rows import (
-    CannotFollow,
-    Dims,
-    Row,
-    Segment,
-    align,
-    cut,
-    fix,
-    is_sliceable,
-    of_length,
-    require_fixed,
-    reshaped,
-)
+from leanconv.elastic.coupling.rows import CannotFollow, Dims, Row, Segment
 
 Numbers = list[int]
 
 Counted = dict[int, tuple[Row, int]]
 """Which numbers (by position) count channels: the row, and how many of it are counted as one."""
 
+Outcome = tuple[Sequence[Dims], Counted]
+"""The dims of every result, and which numbers are counts."""
+
 
 class FunctionRule(NamedTuple):
-    """How one function holds counts; without `numbers` and `again` it holds none, and only its rule is of interest.
+    """How one function holds counts, unless it only has a rule: its numbers, and the same call with others.
 
-    `rule` gives the dims of every result and which numbers are counts; `numbers` is None for a call that holds none
-    after all (a view as another dtype); `again` makes the call with other numbers.
+    `numbers` is None for a call that holds none after all (a view as another dtype).
     """
 
-    rule: Callable[[Call, Numbers], tuple[Sequence[Dims], Counted]]
+    rule: Callable[[Call, Numbers], Outcome]
     numbers: Callable[[Call], Numbers | None] | None = None
     again: Callable[[Call, Numbers], Any] | None = None
 
@@ -73,19 +64,23 @@ def _sizes(call: Call) -> Numbers | None:
     return list(sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
+def _sized_again(call: Call, numbers: Numbers) -> Any:
+    return call.func(call.x, numbers)
+
+
 def _counted(dims: Dims, numbers: Numbers) -> Counted:
     return {i: (row, 1) for i, (row, number) in enumerate(zip(dims, numbers, strict=True)) if row and number != -1}
 
 
-def _viewed(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _viewed(call: Call, numbers: Numbers) -> Outcome:
     """A view, or one axis of it divided."""
     start = call.axis(1) if call.name == "unflatten" else 0
     computed = start + numbers.index(-1) if -1 in numbers else None
-    dims = reshaped(call.name, call.dims, call.x.shape, call.result.shape, computed)
+    dims = rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape, computed)
     return [dims], _counted(dims[start : start + len(numbers)], numbers)
 
 
-def _expanded(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _expanded(call: Call, numbers: Numbers) -> Outcome:
     dims = (*(None,) * (len(numbers) - call.x.ndim), *call.dims)
     return [dims], _counted(dims, numbers)
 
@@ -103,16 +98,13 @@ def _lengths(call: Call) -> Numbers:
     return [min(size, whole - start) for start in range(0, whole, size)] if isinstance(size, int) else list(size)
 
 
-def _parts(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _parts(call: Call, numbers: Numbers) -> Outcome:
     axis = call.axis(2)
-    row = call.dims[axis]
+    rest = call.dims[axis]
     parts: list[Row | None] = []
     for number in numbers:
-        if row is None or not is_sliceable(row):
-            parts.append(of_length(row, number))
-        else:
-            part, row = cut(row, number)
-            parts.append(part)
+        part, rest = (None, None) if rest is None else rows.cut(rest, number)
+        parts.append(part)
     dims = [(*call.dims[:axis], part, *call.dims[axis + 1 :]) for part in parts]
     return dims, {i: (part, 1) for i, part in enumerate(parts) if part}
 
@@ -140,7 +132,7 @@ def _ends(call: Call) -> Numbers | None:
     return [end for item, axis in slices for end in item.indices(int(call.x.shape[axis]))[:2]]
 
 
-def _indexed(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _indexed(call: Call, numbers: Numbers) -> Outcome:
     places = iter(range(0, len(numbers), 2))
     items = _items(call)
     out: list[Row | None] = []
@@ -152,22 +144,24 @@ def _indexed(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
         elif isinstance(item, Tensor):
             if sum(isinstance(other, Tensor) for other, _ in items) > 1:
                 raise CannotFollow("it is indexed by several tensors")
-            require_fixed(row, "an index of numbers picks fixed channels")
+            rows.require_fixed(row, "an index of numbers picks fixed channels")
             out += [None] * item.ndim
         elif isinstance(item, int):
-            require_fixed(row, f"an index picks channel {item}")
+            rows.require_fixed(row, f"an index picks channel {item}")
         else:
             place = next(places)
             start, stop = numbers[place : place + 2]
             if item.step not in (None, 1):
-                require_fixed(row, "a slice with steps picks fixed channels")
-            if row is None or not is_sliceable(row):
-                out.append(of_length(row, len(range(start, stop, item.step or 1))))
+                rows.require_fixed(row, "a slice with steps picks fixed channels")
+                out.append(rows.of_length(row, len(range(start, stop, item.step))))
+            elif row is None:
+                out.append(None)
             else:
-                before, rest = cut(row, start)
-                part, _ = cut(rest, stop - start)
+                before, rest = rows.cut(row, start)
+                part, _ = rows.cut(rest, stop - start)
                 out.append(part)
-                counts |= {place: (before, 1), place + 1: ((*before, *part), 1)}
+                if rows.is_sliceable(row):
+                    counts |= {place: (before, 1), place + 1: ((*before, *part), 1)}
     return [tuple(out)], counts
 
 
@@ -188,23 +182,23 @@ def _affine(call: Call, axis: int, first: int) -> tuple[Dims, Row | None]:
     return (*call.dims[:axis], row, *call.dims[axis + 1 :]), row
 
 
-def _layer_norm(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _layer_norm(call: Call, numbers: Numbers) -> Outcome:
     if len(numbers) > 1:
         for row in call.dims[-len(numbers) :]:
-            require_fixed(row, f"{call.name} over {len(numbers)} axes at once")
+            rows.require_fixed(row, f"{call.name} over {len(numbers)} axes at once")
         return [call.dims], {}
     dims, row = _affine(call, call.x.ndim - 1, 2)
     return [dims], {0: (row, 1)} if row else {}
 
 
-def _group_norm(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _group_norm(call: Call, numbers: Numbers) -> Outcome:
     """Whole groups are dropped; a single group is a norm over all channels that are there."""
     dims, row = _affine(call, 1, 2)
     per = int(call.x.shape[1]) // numbers[0]
-    return [dims], {0: (align(row, per), per)} if row and numbers[0] > 1 else {}
+    return [dims], {0: (rows.align(row, per), per)} if row and numbers[0] > 1 else {}
 
 
-def _convolution(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]:
+def _convolution(call: Call, numbers: Numbers) -> Outcome:
     """A convolution whose weight is a parameter or a buffer of the module that calls it."""
     weight, bias = call.args[1], call.arg(2, "bias")
     row, (outs, ins, *_) = call.dims[1], call.of(weight)
@@ -213,9 +207,9 @@ def _convolution(call: Call, numbers: Numbers) -> tuple[Sequence[Dims], Counted]
         broadcast(call.name, [(row, call.x.shape[1]), (ins, weight.shape[1])])
     elif row is not None:
         if ins is not None:
-            fix(ins, "it counts the channels of one group")
+            rows.fix(ins, "it counts the channels of one group")
         per = int(call.x.shape[1]) // numbers[0]
-        row = align(row, per)
+        row = rows.align(row, per)
         made = tuple(Segment(axis, unit * weight.shape[0] // call.x.shape[1]) for axis, unit in row)
         outs = broadcast(call.name, [(made, weight.shape[0]), (outs, weight.shape[0])])
         counts[0] = row, per
@@ -270,35 +264,23 @@ def _one_number(position: int, name: str, rule: Any, default: int | None = None)
     return FunctionRule(rule, numbers, _replaced(position, name))
 
 
+PARTS = FunctionRule(_parts, _lengths, lambda call, numbers: torch.split(call.x, numbers, call.axis(2)))
+LAYER_NORM = _one_number(1, "normalized_shape", _layer_norm)
+CHANNEL_NORM = _no_counts(lambda call: _affine(call, 1, 1)[0])
+
 FUNCTION_RULES: dict[Any, FunctionRule] = {
-    **dict.fromkeys(
-        (Tensor.view, Tensor.reshape, torch.reshape),
-        FunctionRule(_viewed, _sizes, lambda call, numbers: call.func(call.x, numbers)),
-    ),
-    Tensor.expand: FunctionRule(_expanded, _sizes, lambda call, numbers: call.func(call.x, numbers)),
+    **dict.fromkeys((Tensor.view, Tensor.reshape, torch.reshape), FunctionRule(_viewed, _sizes, _sized_again)),
+    Tensor.expand: FunctionRule(_expanded, _sizes, _sized_again),
     **dict.fromkeys((Tensor.unflatten, torch.unflatten), _one_number(2, "sizes", _viewed)),
-    **dict.fromkeys(
-        (
-            *(Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes),
-            *(Tensor.chunk, torch.chunk),
-        ),
-        FunctionRule(_parts, _lengths, lambda call, numbers: torch.split(call.x, numbers, call.axis(2))),
-    ),
+    **dict.fromkeys((Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes), PARTS),
+    **dict.fromkeys((Tensor.chunk, torch.chunk), PARTS),
     Tensor.__getitem__: FunctionRule(_indexed, _ends, _index_again),
-    **dict.fromkeys(
-        (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), _one_number(1, "normalized_shape", _layer_norm)
-    ),
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), LAYER_NORM),
     **dict.fromkeys((F.group_norm, torch.group_norm), _one_number(1, "num_groups", _group_norm)),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _one_number(6, "groups", _convolution, default=1)),
-    **dict.fromkeys(
-        (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm),
-        _no_counts(lambda call: _affine(call, 1, 1)[0]),
-    ),
+    **dict.fromkeys((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm), CHANNEL_NORM),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, torch.matmul, torch.bmm, Tensor.bmm), _no_counts(_matmul)),
-    **{
-        pool: _no_counts(map_size(n + 1))
-        for n, pool in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d))
-    },
+    **{getattr(F, f"adaptive_avg_pool{n}d"): _no_counts(map_size(n)) for n in (1, 2, 3)},
     F.normalize: _no_counts(lambda call: call.dims),
     F.scaled_dot_product_attention: _no_counts(_attention),
     torch.einsum: _no_counts(_einsum),

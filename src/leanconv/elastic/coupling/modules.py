@@ -11,20 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from leanconv.elastic.coupling.rows import (
-    Axis,
-    CannotFollow,
-    Dims,
-    Row,
-    Segment,
-    align,
-    cut,
-    divide,
-    fix,
-    fixed_row,
-    is_sliceable,
-    resolve,
-)
+from leanconv.elastic.coupling import rows
+from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 from leanconv.elastic.slices import Axes, Counts, Layer, counting
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle
@@ -62,7 +50,7 @@ def module_rule(name: str, module: nn.Module, dims: Dims, x: Tensor, y: Tensor) 
     """What the layer called `name` does to an input with `dims`, and the dims of its output. Raises `CannotFollow`."""
     _require_ordinary(module)
     axis = x.ndim - 1 if isinstance(module, nn.Linear) else 1
-    row = dims[axis] or fixed_row(int(x.shape[axis]), "it is the network's input")
+    row = dims[axis] or rows.fixed_row(int(x.shape[axis]), "it is the network's input")
     if isinstance(module, PER_CHANNEL):
         count = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
         layer = Layer(row, row, _per_channel(module, row), {count: counting(row, int(x.shape[axis]))})
@@ -72,7 +60,7 @@ def module_rule(name: str, module: nn.Module, dims: Dims, x: Tensor, y: Tensor) 
         return layer, (dims[0], layer.outputs, *dims[2:])
     if not isinstance(module, nn.Linear) and x.ndim != len(module.kernel_size) + 2:  # type: ignore[arg-type]
         raise CannotFollow("its input has no batch axis")
-    moved = [i for i, other in enumerate(dims) if is_sliceable(other) and i != axis]
+    moved = [i for i, other in enumerate(dims) if rows.is_sliceable(other) and i != axis]
     if any(x.shape[i] != y.shape[i] for i in moved):
         raise CannotFollow("it runs along the channels and changes their number")
     layer = _convolved(name, module, row)
@@ -92,13 +80,13 @@ def _convolved(name: str, module: nn.Module, row: Row) -> Layer[Row]:
     if groups == 1:
         columns, out = row, (Segment(Axis(outs, makers=(name,)), 1),)
         if outs == 1:
-            fix(out, "it makes a single channel")
-    elif groups <= FEW and per_group > lcm(8, groups) and isinstance(module, CONVOLUTIONS) and is_sliceable(row):
-        columns = divide(row, (groups, per_group), 1)[1]
-        row = resolve(row)
+            rows.fix(out, "it makes a single channel")
+    elif groups <= FEW and per_group > lcm(8, groups) and isinstance(module, CONVOLUTIONS) and rows.is_sliceable(row):
+        columns = rows.divide(row, (groups, per_group), 1)[1]
+        row = rows.resolve(row)
         out = (Segment(Axis(outs // groups, makers=(name,), share=Fraction(1, groups)), 1),) * groups
     else:
-        row = align(row, per_group)
+        row = rows.align(row, per_group)
         for one, _ in row:
             one.depthwise |= ins == groups
         out = tuple(Segment(one, unit * outs // ins) for one, unit in row)
@@ -128,8 +116,8 @@ def _reordered(module: ChannelGather, row: Row) -> Layer[Row]:
         raise CannotFollow(f"it reorders the channels in {len(starts) - 1} pieces")
     pieces = []
     for start, stop in pairwise(starts):
-        before, rest = cut(row, index[start])
-        pieces.append((before, cut(rest, stop - start)[0]))
+        before, rest = rows.cut(row, index[start])
+        pieces.append((before, rows.cut(rest, stop - start)[0]))
     return Layer(row, sum((part for _, part in pieces), start=()), pieces=tuple(pieces))
 
 

@@ -172,8 +172,10 @@ def require_fixed(row: Row | None, why: str) -> None:
 
 def of_length(row: Row | None, length: int) -> Row | None:
     """A row that is fixed at another length; one that may be sliced as it is."""
-    if row is None or is_sliceable(row):
-        return row
+    return row if row is None or is_sliceable(row) else _of_length(row, length)
+
+
+def _of_length(row: Row, length: int) -> Row:
     return fixed_row(length, resolve(row)[0].axis.fixed or "")
 
 
@@ -218,10 +220,13 @@ def cut(row: Row, at: int) -> tuple[Row, Row]:
 
     All of them are in step from now on: a forward that finds the place by itself (`chunk`) finds it by proportion.
     """
-    if 0 < at < sum(segment.full for segment in row):
-        first, *others = resolve(row)
-        for segment in others:
-            first.axis.group.join(segment.axis.group)
+    row = resolve(row)
+    full = sum(segment.full for segment in row)
+    if not is_sliceable(row) and 0 < at < full:
+        return _of_length(row, at), _of_length(row, full - at)
+    if 0 < at < full:
+        for segment in row[1:]:
+            row[0].axis.group.join(segment.axis.group)
     while True:
         row = resolve(row)
         start = 0
