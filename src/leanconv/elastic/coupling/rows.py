@@ -2,10 +2,9 @@
 
 A tensor's channel axis is a row of *segments*: one after a convolution, several after a concatenation. Each segment
 counts the *units* of an *axis*, and every tensor that must agree with another shares its axis: both sides of a residual
-add, the input and output of a depthwise or grouped convolution (whole groups are dropped, so a unit is a group), a
-squeeze-and-excitation gate and what it gates. The kept part of a segment is its first units; so the kept part of a
-concatenation is a gather, never a prefix. An axis may appear in a row several times: the heads of an attention, or the
-groups behind a channel shuffle, all keep the same first channels of their own.
+add, the input and output of a grouped convolution (whole groups are dropped, so a unit is a group), a gate and what it
+gates. The kept part of a segment is its first units, so that of a concatenation is a gather. An axis may appear in a
+row several times: heads of an attention, groups behind a channel shuffle, all keep the first channels of their own.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ class CannotFollow(Exception):
 
 @dataclass(eq=False)
 class WidthGroup:
-    """Axes of one width even where every layer has its own, named after the first layer that makes one of them.
-
-    They were cut from one, lie in a row that was cut, or met one that did.
-    """
+    """Axes of one width even where every layer has its own, named after the first layer that makes one of them."""
 
     name: str = ""
     joined: WidthGroup | None = None
@@ -71,8 +67,7 @@ class Axis:
     became: tuple[tuple[Axis, int], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        if self.makers and not self.group.root.name:
-            self.group.root.name = self.makers[0]
+        self.group.root.name = self.group.root.name or "".join(self.makers[:1])
 
     def regroup(self, factor: int) -> None:
         """Put `factor` units into each unit."""
@@ -81,10 +76,8 @@ class Axis:
 
     def cut(self, at: int) -> None:
         """Split into the first `at` units and the rest."""
-        self.became = tuple(
-            (replace(self, units=units, share=self.share * Fraction(units, self.units)), 1)
-            for units in (at, self.units - at)
-        )
+        shares = ((units, self.share * Fraction(units, self.units)) for units in (at, self.units - at))
+        self.became = tuple((replace(self, units=units, share=share), 1) for units, share in shares)
 
     def merge(self, other: Axis) -> None:
         """Take over `other`, which has as many units."""
@@ -158,10 +151,10 @@ def fix(row: Row, why: str) -> None:
 
 def fix_passive(row: Row, why: str) -> bool:
     """`fix` channels that no layer makes, those of a parameter; False where a layer makes some."""
-    if not all(segment.axis.passive or segment.axis.fixed is not None for segment in resolve(row)):
-        return False
-    fix(row, why)
-    return True
+    passive = all(segment.axis.passive or segment.axis.fixed is not None for segment in resolve(row))
+    if passive:
+        fix(row, why)
+    return passive
 
 
 def require_fixed(row: Row | None, why: str) -> None:
@@ -196,23 +189,21 @@ def unify(one: Row, other: Row) -> Row:
     """Make two rows of the same length one: cut at the same places, merge the axes, whoever holds them."""
     while True:
         one, other = resolve(one), resolve(other)
-        for left, right in zip(one, other, strict=False):
-            if left.full != right.full:
-                _cut(*((left, right.full) if left.full > right.full else (right, left.full)))
-                break
-            if left.axis is not right.axis:
-                unit = lcm(left.unit, right.unit)
-                if left.full % unit:
-                    raise CannotFollow(f"{left.full} channels are in units of {left.unit} and of {right.unit} at once")
-                left.axis.regroup(unit // left.unit)
-                right.axis.regroup(unit // right.unit)
-                if unit == left.unit == right.unit:
-                    left.axis.merge(right.axis)
-                break
-            if left.unit != right.unit:
-                raise CannotFollow(f"{left.full} channels are tied to themselves in another order")
-        else:
+        pairs = zip(one, other, strict=False)
+        differing = next(((a, b) for a, b in pairs if a.full != b.full or a.axis is not b.axis), None)
+        if differing is None:
             return one
+        left, right = differing
+        if left.full != right.full:
+            _cut(*((left, right.full) if left.full > right.full else (right, left.full)))
+            continue
+        unit = lcm(left.unit, right.unit)
+        if left.full % unit:
+            raise CannotFollow(f"{left.full} channels are in units of {left.unit} and of {right.unit} at once")
+        left.axis.regroup(unit // left.unit)
+        right.axis.regroup(unit // right.unit)
+        if unit == left.unit == right.unit:
+            left.axis.merge(right.axis)
 
 
 def cut(row: Row, at: int) -> tuple[Row, Row]:
@@ -222,23 +213,17 @@ def cut(row: Row, at: int) -> tuple[Row, Row]:
     """
     row = resolve(row)
     full = sum(segment.full for segment in row)
-    if not is_sliceable(row) and 0 < at < full:
+    if 0 < at < full and not is_sliceable(row):
         return _of_length(row, at), _of_length(row, full - at)
-    if 0 < at < full:
-        for segment in row[1:]:
-            row[0].axis.group.join(segment.axis.group)
-    while True:
-        row = resolve(row)
-        start = 0
-        for index, segment in enumerate(row):
-            if start == at:
-                return row[:index], row[index:]
-            if start + segment.full > at:
-                _cut(segment, at - start)
-                break
-            start += segment.full
-        else:
-            return row, ()
+    for segment in row[1:] if 0 < at < full else ():
+        row[0].axis.group.join(segment.axis.group)
+    start = index = 0
+    while start < at and index < len(row):
+        if start + row[index].full > at:
+            _cut(row[index], at - start)
+            row = resolve(row)
+        start, index = start + row[index].full, index + 1
+    return row[:index], row[index:]
 
 
 def _cut(segment: Segment, channels: int) -> None:
@@ -270,33 +255,30 @@ def reshaped(name: str, dims: Dims, old: Sequence[int], new: Sequence[int], comp
         raise CannotFollow(f"{name} from {list(old)} to {list(new)} divides or mixes the channels")
     atoms = [big // small for small, big in pairwise(steps)][::-1]
     dealt = _dealt(new, atoms)
-    mark = None
-    if computed is not None and len(dealt[computed]) == 1:
-        mark = sum(map(len, dealt[:computed]))
+    alone = computed is not None and len(dealt[computed]) == 1
+    mark = sum(map(len, dealt[:computed])) if alone else -1  # the number of the atom that is computed
     parts: list[Row | None] = []
     for row, sizes in zip(dims, _dealt(old, atoms), strict=True):
-        whole = row is None or len(sizes) < 2
-        parts += [row] * len(sizes) if whole else divide(row or (), sizes, None if mark is None else mark - len(parts))
+        parts += [row] * len(sizes) if row is None or len(sizes) < 2 else divide(row, sizes, mark - len(parts))
     out: list[Row | None] = []
     for sizes in dealt:
-        mine, parts = parts[: len(sizes)], parts[len(sizes) :]
-        out.append(join(mine, sizes) if mine else None)
+        out.append(_join(parts[: len(sizes)], sizes))
+        parts = parts[len(sizes) :]
     return tuple(out)
 
 
 def _dealt(shape: Sequence[int], atoms: Sequence[int]) -> list[list[int]]:
     """Which of the atoms make each axis."""
     left = list(atoms)
-    out = []
+    out: list[list[int]] = []
     for size in shape:
-        mine: list[int] = []
-        while prod(mine) < size:
-            mine.append(left.pop(0))
-        out.append(mine)
+        out.append([])
+        while prod(out[-1]) < size:
+            out[-1].append(left.pop(0))
     return out
 
 
-def divide(row: Row, sizes: Sequence[int], computed: int | None = None) -> list[Row | None]:
+def divide(row: Row, sizes: Sequence[int], computed: int) -> list[Row | None]:
     """The rows of the axes of `sizes` that this one is divided into; exactly one of them can follow the width.
 
     Which one is decided by the structure that the row has already (whole groups, equal parts), else by `computed`, the
@@ -304,36 +286,33 @@ def divide(row: Row, sizes: Sequence[int], computed: int | None = None) -> list[
     shrink inside.
     """
     row = resolve(row)
+    places = [index for index, size in enumerate(sizes) if size > 1]
     if not is_sliceable(row):
-        return [of_length(row, size) if size > 1 else None for size in sizes]
+        return [_of_length(row, size) if index in places else None for index, size in enumerate(sizes)]
 
     def odd(index: int) -> int:
         outer, inner = prod(sizes[:index]), prod(sizes[index + 1 :])
         return (row != row[: len(row) // outer] * outer) + any(segment.unit % inner for segment in row)
 
-    places = [index for index, size in enumerate(sizes) if size > 1]
     chosen = min(places, key=lambda index: (odd(index), index != computed, -sizes[index]))
-    length = prod(sizes[chosen:])
-    part, rest = cut(row, length)
+    part, rest = cut(row, prod(sizes[chosen:]))
     while rest:
-        other, rest = cut(rest, length)
+        other, rest = cut(rest, prod(sizes[chosen:]))
         part = unify(part, other)
-    kept, why = shrunk(part, prod(sizes[chosen + 1 :])), "it counts groups of channels, each of which shrinks inside"
-    return [kept if index == chosen else fixed_row(size, why) if size > 1 else None for index, size in enumerate(sizes)]
+    why = "it counts groups of channels, each of which shrinks inside"
+    out = [fixed_row(size, why) if index in places else None for index, size in enumerate(sizes)]
+    out[chosen] = shrunk(part, prod(sizes[chosen + 1 :]))
+    return out
 
 
-def join(rows: Sequence[Row | None], sizes: Sequence[int]) -> Row | None:
+def _join(rows: Sequence[Row | None], sizes: Sequence[int]) -> Row | None:
     """The row of the axis that these axes are flattened into, the last one running fastest."""
-    if len(rows) == 1:
-        return rows[0] if sizes[0] > 1 else None
     places = {index: row for index, row in enumerate(rows) if row is not None and sizes[index] > 1}
-    if not places:
-        return None
+    if len(rows) == 1 or not places:
+        return places.get(0)
     moving = [index for index, row in places.items() if is_sliceable(row)]
     if len(moving) > 1:
-        moving = [
-            index for index in moving if not fix_passive(places[index], "it is flattened together with other axes")
-        ]
+        moving = [i for i in moving if not fix_passive(places[i], "it is flattened together with other axes")]
     if len(moving) > 1:
         raise CannotFollow("two axes that both hold channels are flattened into one")
     if not moving:
