@@ -89,24 +89,21 @@ def latencies(
             raise unknown("backend", setup.backend, BACKENDS)
     found: dict[TimingSetup, dict[Config, Time]] = {setup: {} for setup in setups}
     for threads in dict.fromkeys(setup.threads for setup in setups):
-        group = [setup for setup in found if setup.threads == threads]
         waiting: dict[tuple[TimingSetup, Config], Callable[[], object]] = {}
         size = 0
         with torch_threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-times-") as folder:
             for number, config in enumerate(configs):
                 static = net.extract(*config, calibrated=False).eval()
-                for setup in group:
+                for setup in (setup for setup in found if setup.threads == threads):
                     onnx = Path(folder) / f"{number}_{setup.batch}.onnx"
                     waiting[setup, config] = _call(static, config, input_size(net, config), setup, onnx)
-                size += len(group) * sum(p.nbytes for p in static.parameters())
+                    size += sum(p.nbytes for p in static.parameters())
                 if size > TOGETHER or number == len(configs) - 1:
-                    times = compare_latency(
-                        {str(i): call for i, call in enumerate(waiting.values())}, threads=threads, rounds=rounds
-                    )
-                    for (setup, done), time in zip(waiting, times.values(), strict=True):
+                    calls = {str(index): call for index, call in enumerate(waiting.values())}
+                    times = compare_latency(calls, threads=threads, rounds=rounds).values()
+                    for (setup, done), time in zip(waiting, times, strict=True):
                         found[setup][done] = Time(time.median_ms, time.low_ms, time.high_ms)
-                    waiting.clear()
-                    size = 0
+                    waiting, size = {}, 0
     return found
 
 

@@ -1,8 +1,7 @@
 """The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
-look up. Accuracy is top-1 on the loader's images, resized; MACs (multiply-adds of convolution and linear layers),
-parameters and memory are counted on the extracted network; milliseconds are medians of interleaved runs through it.
+look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -54,16 +54,9 @@ class QueryTable:
     ) -> Self:
         """Measure `configs` (default: all that are calibrated; without BatchNorm the paper's grid).
 
-        In a distributed run every process must call it, with its share of the images: all end with the same table of
-        all images, whose latencies are the first process's.
-
-        Args:
-            loader: yields (inputs, labels) of the native resolution, images that were not trained on.
-            latency: whether to time every extracted network.
-            threads: of torch, while timing.
-            batch: images per timed call.
-            rounds: of the interleaved timing.
-
+        `loader` yields (inputs, labels) of the native resolution, images that were not trained on; `threads` of torch,
+        images in a `batch` and `rounds` are those of the timing. In a distributed run every process must call it, with
+        its share of the images: all end with the same table of all images, with the first process's latencies.
         Raises `NotCalibrated` where statistics are missing and `DataError` for a loader without images.
         """
         if configs is None and net.norms:
@@ -74,12 +67,9 @@ class QueryTable:
                     "calibrate(net, loader) first, or name the configurations"
                 )
         wanted = as_configs(net, configs)
-        for config in wanted:
-            if not net.can_evaluate(*config):
-                raise NotCalibrated(
-                    f"configuration {config} (width-resolution) has no BatchNorm statistics, so its accuracy cannot be "
-                    f"measured: call calibrate(net, loader, [({config.width:g}, {config.resolution})]) first"
-                )
+        for norm in net.norms:
+            for config in wanted:
+                norm.statistics(config)  # raises where there are none
         accuracy, images = accuracies(net, loader, wanted)
         rows = [
             Row(
@@ -177,10 +167,10 @@ class QueryTable:
         >>> QueryTable(tuple(rows)).pick(max_macs=60).width
         0.5
         """
-        limits = {"macs": max_macs, "params": max_params, "peak_bytes": max_peak_bytes, "latency_ms": max_latency_ms}
+        limits = dict(zip(tabular.COSTS, (max_macs, max_params, max_peak_bytes, max_latency_ms), strict=True))
         upper = {name: limit for name, limit in limits.items() if limit is not None}
-        for name, limit in (*upper.items(), *((("accuracy", min_accuracy),) if min_accuracy is not None else ())):
-            if not isinstance(limit, (int, float)) or limit != limit:
+        for name, limit in (*limits.items(), ("accuracy", min_accuracy)):
+            if limit is not None and (not isinstance(limit, (int, float)) or limit != limit):
                 raise LeanconvError(f"the limit of {name} must be a number, got {limit!r}")
         if not self.rows:
             raise BudgetError("the query table has no rows, so there is nothing to pick: measure one first")
@@ -192,29 +182,24 @@ class QueryTable:
                 "measure it again"
             )
 
-        own, chosen = self._first_setup, setup or next(iter(self.setups), "")
+        chosen = setup or next(iter(self.setups), "")
+        other = chosen != self._first_setup
 
-        def value(row: Row, name: str) -> Any:
-            if name == "latency_ms" and chosen != own:
-                return row.times[chosen].median_ms if chosen in row.times else None
-            return getattr(row, name)
+        def cost(row: Row, name: str) -> float:
+            found: float | None = getattr(row, name)
+            if name == "latency_ms" and other:
+                found = row.times[chosen].median_ms if chosen in row.times else None
+            return math.inf if found is None else found
 
-        def within(row: Row, name: str) -> bool:
-            found = value(row, name)
-            return found is not None and found <= upper[name]
-
-        cheap = [row for row in self.rows if all(within(row, name) for name in upper)]
+        cheap = [row for row in self.rows if all(cost(row, name) <= limit for name, limit in upper.items())]
         fit = [row for row in cheap if min_accuracy is None or row.accuracy >= min_accuracy]
         if not fit:
-            least = {}
-            for name in upper:
-                known = [row for row in self.rows if value(row, name) is not None]
-                row = min(known, key=lambda row: value(row, name))
-                least[name] = f"{row.config} with {name} = {value(row, name):.10g}"
-            raise BudgetError(_why_none(upper, least, cheap, min_accuracy))
+            least = {name: min(self.rows, key=lambda row: cost(row, name)) for name in upper}
+            needs = [f"{row.config} with {name} = {cost(row, name):.10g}" for name, row in least.items()]
+            raise BudgetError(_why_none(upper, needs, cheap, min_accuracy))
         if not upper and min_accuracy is not None:
             return min(fit, key=lambda row: (row.macs, -row.accuracy))
-        return min(fit, key=lambda row: (-row.accuracy, row.macs, row.params, value(row, "latency_ms") or 0.0))
+        return min(fit, key=lambda row: (-row.accuracy, row.macs, row.params, cost(row, "latency_ms")))
 
     def check(self, net: ElasticNet) -> None:
         """Raise `LeanconvError` unless this table was measured on these weights (as far as the table tells)."""
@@ -279,9 +264,10 @@ class QueryTable:
     def _csv(self) -> str:
         out = io.StringIO()
         out.write(f"# {json.dumps(self.about)}\n")
-        writer = csv.DictWriter(out, tabular.columns(self.rows), lineterminator="\n")
+        rows = [tabular.cells(row) for row in self.rows]
+        writer = csv.DictWriter(out, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(tabular.cells(row) for row in self.rows)
+        writer.writerows(rows)
         return out.getvalue()
 
 
@@ -293,7 +279,7 @@ def _suffix(path: Path) -> str:
 
 
 def _why_none(
-    upper: Mapping[str, float], least: Mapping[str, str], cheap: Sequence[Row], min_accuracy: float | None
+    upper: Mapping[str, float], needs: Sequence[str], cheap: Sequence[Row], min_accuracy: float | None
 ) -> str:
     """The message for limits that nothing meets."""
     limits = ", ".join(f"{name} <= {limit:g}" for name, limit in upper.items())
@@ -305,6 +291,6 @@ def _why_none(
             f"{best.accuracy:.4g}; lower min_accuracy" + (" or raise the other limits" if limits else "")
         )
     return (
-        f"no configuration within {limits}: the cheapest is {'; '.join(least.values())}; raise the limit to at "
+        f"no configuration within {limits}: the cheapest is {'; '.join(needs)}; raise the limit to at "
         "least that, or make the network elastic down to smaller widths or resolutions"
     )

@@ -119,8 +119,7 @@ def serve(
     calls: list[Call] = []
     start = clock()
     for x in itertools.cycle(inputs):
-        row, scale = governor.row, governor.scale
-        second = clock() - start
+        row, scale, second = governor.row, governor.scale, clock() - start
         if second >= seconds:
             break
         competing = 0 if load is None else load(second)
