@@ -36,21 +36,17 @@ def calibrate(
 ) -> tuple[Config, ...]:
     """Measure the BatchNorm statistics of `configs` and store them in `net`; returns the configurations.
 
-    The loader is read once, up to `max_images` images (the paper: 2,000 suffice), and every batch runs in every
-    configuration. Nothing is stored unless all of them succeed. A training step afterwards drops what was stored. The
-    mode of the network is left alone.
-
-    In a distributed run (an initialised `torch.distributed` group) every process must call it, with its share of the
-    images; all end with the statistics of all images together.
+    Every batch runs in every configuration, and nothing is stored unless all of them succeed. A training step drops
+    what was stored. In a distributed run every process must call it, with its share of the images; all end with the
+    statistics of all images together.
 
     Args:
         loader: yields (inputs, ...) or inputs of the native resolution, best as they are in training.
         configs: (width, resolution) pairs; default the paper's grid, `net.configurations()`.
-        max_images: images to use, over all processes.
+        max_images: images to use, over all processes (the paper: 2,000 suffice).
         min_images: with fewer than these (or `max_images`), nothing is stored.
 
-    Raises `DataError` for a loader with too few images, and `LeanconvError` for a configuration the network does not
-    have.
+    Raises `DataError` for a loader with too few images, `LeanconvError` for a configuration the network does not have.
     """
     wanted = as_configs(net, configs)
     for name, value in (("max_images", max_images), ("min_images", min_images)):

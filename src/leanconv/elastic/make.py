@@ -45,10 +45,8 @@ def make_elastic(
 
     Every layer keeps the first channels of its weights, as many as the rounding law of `elastic.width` says; channels
     that meet in an add, a gate, a concatenation or a grouped convolution are sliced together, found by running the
-    network once without computing. The network's input and outputs are never sliced. At width 1 it is the original.
-
-    Above width 1 the layers are allocated at the largest width and the original weights are their first part; the
-    others are drawn at the same scale.
+    network once without computing. Its input and outputs are never sliced. At width 1 it is the original; for widths
+    above 1 more weights are drawn at the same scale.
 
     Args:
         model: a network of convolutions, norms, linear layers, chains, and parameters of other modules; left as it is.
@@ -152,7 +150,7 @@ def _widen(model: nn.Module, active: ActiveConfig) -> None:
     per channel (gamma, bias, slope, layer scale) is the mean of the original ones, a buffer repeats them.
     """
     generator = torch.Generator().manual_seed(0)
-    original = Config(1.0, active.largest.resolution, active.largest.frames)
+    width, *native = active.largest
     for module in model.modules():
         if not isinstance(module, Elastic):
             continue
@@ -162,9 +160,15 @@ def _widen(model: nn.Module, active: ActiveConfig) -> None:
                 module._parameters[name] = nn.Parameter(_wider(old, axes, generator), old.requires_grad)
             elif (buffer := module._buffers.get(name)) is not None:
                 module._buffers[name] = _wider(buffer, axes, None)
+        vars(module).update(module.attributes_at(width))
         if isinstance(module, ElasticBatchNorm) and module.remembers:
-            _new_statistics(module, original)
-        vars(module).update(module.attributes_at(active.largest.width))
+            # The statistics of the network as it was become a calibrated configuration.
+            module.store(Config(1.0, *native), module.get_buffer("running_mean"), module.get_buffer("running_var"))
+            mean, var = module.fresh_statistics(active.largest)
+            module._buffers.update(running_mean=mean, running_var=var)
+            if (seen := module._buffers.get("num_batches_tracked")) is not None:
+                module._buffers["num_batches_tracked"] = torch.zeros_like(seen)
+            module.elastic_untrained_at_full_width = True
 
 
 def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None) -> Tensor:
@@ -189,25 +193,10 @@ def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None)
     return old
 
 
-def _new_statistics(norm: ElasticBatchNorm, original: Config) -> None:
-    """Those of the network as it was become a calibrated configuration; those of the wider one start anew."""
-    mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert isinstance(var, Tensor)
-    norm.store(original, mean, var)
-    full = norm.elastic_layer.outputs.full
-    norm._buffers["running_mean"] = mean.new_zeros(full)
-    norm._buffers["running_var"] = var.new_ones(full)
-    if (seen := norm._buffers.get("num_batches_tracked")) is not None:
-        norm._buffers["num_batches_tracked"] = torch.zeros_like(seen)
-    norm.elastic_untrained_at_full_width = True
-
-
 def _probe(net: ElasticNet, size: Sequence[int]) -> None:
-    """Run the smallest and a middling width, the largest, and the smallest input; keep what was needed to run them.
+    """Run the smallest and a middling width, the largest, and the smallest input; keep the patches that these need.
 
-    Code with channel counts of its own shows up here. Raises `RewriteError` naming the module where the network does
-    not run.
+    Raises `RewriteError` naming the module where the network does not run.
     """
     dry = DryRun(net, size, error=RewriteError)
     scratch = cast("ElasticNet", dry.model)

@@ -1,11 +1,8 @@
 """`ElasticNet`: one set of weights that runs at any width and input resolution; made by `make_elastic`.
 
-    with net.at(width=0.5, resolution=160):
-        y = net(x)                                             N(W_{0:w}, I_{R=r}) of the paper
-
 The width is a value that all layers read (`width.ActiveConfig`), set in a scope; the resolution is a bilinear resize of
-the input (align_corners=True, as in the reference implementation); frames, for clips, are taken evenly from those of
-the input, as the journal version of the paper does. Nothing is copied to change the configuration.
+the input (align_corners=True, as in the reference implementation); frames, for clips, are taken evenly, as in the
+journal version of the paper. Nothing is copied to change the configuration.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.dryrun import duplicate
-from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, own_tensors
+from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
 from leanconv.story import remember, story_of
@@ -29,11 +26,10 @@ __all__ = ["ElasticNet", "resized", "sampled"]
 
 
 class ElasticNet(nn.Module):
-    """A network whose layers follow the configuration in force; made by `make_elastic`.
+    """A network whose layers follow the configuration in force, N(W_{0:w}, I_{R=r}) of the paper.
 
-    Outside `at` it is the full network on the input as it is. In evaluation every configuration needs its own
-    BatchNorm statistics (`calibrate`), or it raises `NotCalibrated`; the full network at the native resolution, the
-    largest, has those of the original model from the start.
+    Outside `at` it is the full network on the input as it is. In evaluation every configuration needs BatchNorm
+    statistics of its own (`calibrate`), or it raises `NotCalibrated`; the largest has those of the original model.
 
     Attributes:
         model: the network, whose leaves are elastic; its parameters have their original names.
@@ -88,24 +84,16 @@ class ElasticNet(nn.Module):
             )
         if isinstance(width, Width) and width.drawn and not low <= width.drawn[0] <= width.drawn[1] <= high:
             raise LeanconvError(f"{width!r} reaches beyond the widths {low:g} to {high:g} of this network")
-        if resolution is not None and resolution not in self.resolutions:
-            raise LeanconvError(
-                f"resolution must be one of {', '.join(map(str, self.resolutions))}, those this network was made for, "
-                f"got {resolution!r}; make it elastic with other resolutions="
-            )
-        if frames is not None and frames not in self.frames:
-            raise LeanconvError(
-                f"frames must be one of {', '.join(map(str, self.frames))}, those this network was made for, got "
-                f"{frames!r}"
-                if self.frames
-                else f"this network's frames are not elastic, got frames={frames!r}: make it elastic with frames="
-            )
-        largest = self.active.largest
-        return Config(
-            width,
-            largest.resolution if resolution is None else int(resolution),
-            largest.frames if frames is None else int(frames),
-        )
+        if frames is not None and not self.frames:
+            raise LeanconvError(f"this network's frames are not elastic, got {frames=!r}: make it elastic with frames=")
+        for name, value, known in (("resolution", resolution, self.resolutions), ("frames", frames, self.frames)):
+            if value is not None and value not in known:
+                raise LeanconvError(
+                    f"{name} must be one of {', '.join(map(str, known))}, those this network was made for, got "
+                    f"{value!r}; make it elastic with others"
+                )
+        native = self.active.largest
+        return Config(width, native.resolution if resolution is None else resolution, frames or native.frames)
 
     def configurations(self, step: float = 0.05) -> tuple[Config, ...]:
         """The paper's grid: widths from the largest down by `step`, each at every resolution and number of frames.
@@ -151,7 +139,8 @@ class ElasticNet(nn.Module):
 
     def drop_calibrations(self) -> None:
         """Drop all statistics that `calibrate` measured."""
-        first = next((module for module in self.model.modules() if isinstance(module, ElasticBatchNorm)), None)
+        norms = (m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.remembers)
+        first = next(norms, None)
         if first is not None and first.calibrated:  # a calibration concerns all norms or none
             for norm in self.norms:
                 norm.drop_calibrations()
@@ -186,10 +175,9 @@ class ElasticNet(nn.Module):
         """The network at `width` (None: the largest) built of plain modules that own their tensors.
 
         For export, folding and honest timing. `resolution` and `frames` (None: the native ones) pick the BatchNorm
-        statistics; the result resizes nothing, so give it inputs of that size. With `calibrated=False` a configuration
-        that was never measured gets statistics of mean 0 and variance 1: good for counting and timing, not for answers.
-        The training mode is kept. A module whose own code holds channel counts of the full network keeps its class
-        under a parent that replaces them.
+        statistics; the result resizes nothing. With `calibrated=False` a configuration that was never measured gets
+        mean 0 and variance 1: good for counting and timing, not for answers. The training mode is kept. A module whose
+        own code holds channel counts keeps its class under a parent that replaces them.
 
         Raises `NotCalibrated` where statistics are missing, `LeanconvError` for a configuration the network does not
         have.
@@ -206,14 +194,18 @@ class ElasticNet(nn.Module):
         static = duplicate(self.model, share_tensors=True)
         for module in reversed(list(static.modules())):  # children before their parents
             if isinstance(module, Elastic):
-                plain = module.plain(config, calibrated=calibrated)
+                with torch.enable_grad():  # a slice then requires gradients if the whole does
+                    plain = module.plain(config, calibrated=calibrated)
+                held = {name: value for name, value in vars(plain).items() if not name.startswith("elastic_")}
                 vars(module).clear()
-                vars(module).update(vars(plain))
+                vars(module).update(held)
                 module.__class__ = type(plain)  # type: ignore[assignment]
-                if "forward" in vars(module):  # chosen when the module was made
-                    vars(module)["forward"] = getattr(module, vars(module)["forward"].__name__)
-            else:
-                own_tensors(module, like=module)
+                if "forward" in held:  # chosen when the module was made
+                    vars(module)["forward"] = getattr(module, held["forward"].__name__)
+            for name, p in module._parameters.items():
+                module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
+            for name, b in module._buffers.items():
+                module._buffers[name] = b if b is None else b.clone()
         story = story_of(self)
         if story is not None:
             settings = {"width": float(config.width), "resolution": config.resolution}

@@ -8,7 +8,7 @@
     up    when for `patience` calls in a row more accurate rows fitted at `headroom`: to the least of those calls' best
 
 What is slow is the machine and not one network, so all rows share one scale. With q = 0.95 and a half life of 24 calls
-the newest call alone weighs less than 1 - q: one straggler changes nothing, two in short order do. A step up that has to
+the newest call alone weighs less than 1 - q: one straggler changes nothing, two in short order do. A step up that must
 be taken back at once doubles the patience, so that a row which the scale judges too kindly is tried ever less often.
 """
 
@@ -39,13 +39,8 @@ class Governor:
         headroom: share of the target that must be free before a more accurate row is taken.
         patience: calls in a row for which that must hold.
 
-    Attributes:
-        rows: the choice, from the fastest to the most accurate.
-        row: the one to run next.
-        scale: how many times slower than in the table a call is to be expected.
-        met: whether `row` is expected to keep the target; if not, it is the fastest there is.
-
-    Raises `LeanconvError` for rows without latencies and for settings outside their range.
+    Attribute `rows` is the choice, from the fastest to the most accurate; `scale` how many times slower than in the
+    table a call is to be expected. Raises `LeanconvError` for rows without latencies and options out of range.
 
     >>> rows = [Row(width=w, resolution=32, accuracy=w, macs=1, params=1, latency_ms=10 * w) for w in (0.25, 0.5, 1.0)]
     >>> governor = Governor(rows, target_ms=12)

@@ -1,12 +1,11 @@
 """Which channels belong together: one forward pass of any network without computing, watching operations and layers.
 
-Layers with weights per channel (convolutions, BatchNorm, linear, PReLU, chains of convolutions) are seen as modules, by
-hooks; calls that hold channel counts as functions (`functions`); everything else as aten operations (`aten_ops`), by a
-dispatch mode over fake tensors. No graph is made and nothing is rewritten, so any Python in a forward is fine.
+Layers with weights per channel are seen as modules (`modules`), calls that hold channel counts as functions
+(`functions`), everything else as aten operations (`aten_ops`). No graph is made, so any Python in a forward is fine.
 
 The network's input and outputs are never sliced. Parameters of other modules (a layer scale, a norm's gamma) follow the
-channels that they meet. An operation without a rule is an obstacle: an error that names the module, unless the channels
-it meets are fixed anyway.
+channels that they meet. An operation without a rule is an error that names the module, unless the channels it meets are
+fixed anyway.
 """
 
 from __future__ import annotations
@@ -53,15 +52,8 @@ def find(
 ) -> Found:
     """The layers of `model`, by qualified name, with the channels they read and make.
 
-    Args:
-        model: any network; a copy of it is run once in eval mode without computing.
-        size: its input without the batch axis.
-        divisor: of the rounding law.
-        keep: name patterns of layers whose outputs are never sliced.
-        ratios: name pattern -> the r of the rounding law, instead of what `assign_ratios` finds.
-        widest: the largest width that there will be weights for.
-
-    Raises `RewriteError` naming the module where channels cannot follow the width.
+    A copy of it is run once in eval mode without computing. For the arguments see `make_elastic`; `widest` is the width
+    that there will be weights for. Raises `RewriteError` naming the module where channels cannot follow the width.
     """
     dry = DryRun(model, size, error=RewriteError)
     tracer = _Tracer(model, dry, keep, ratios or {})

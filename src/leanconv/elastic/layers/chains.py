@@ -119,7 +119,7 @@ class ElasticChain(Elastic):
         if config.width == self.elastic_config.largest.width:
             return super().plain(config)
         made = nn.Sequential()
-        vars(made).update({name: vars(self)[name] for name in vars(made)}, _modules={})
+        vars(made).update({name: vars(self)[name] for name in vars(made)}, _modules={})  # its hooks and mode
         device = next(self.parameters()).device
         for step in self.elastic_steps:
             if not isinstance(step, int):

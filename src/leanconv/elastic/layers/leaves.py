@@ -13,6 +13,7 @@ the original class that shares everything but the sliced tensors and the channel
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -94,25 +95,8 @@ class Elastic(MadeClass):
         return found
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """An ordinary module with tensors of its own that computes what this one does in `config`."""
-        return self.own(self.view(config.width))
-
-    def own(self, view: nn.Module) -> nn.Module:
-        """Cut a view loose: its tensors become copies, and nothing elastic is left."""
-        for name in [name for name in vars(view) if name.startswith("elastic_")]:
-            del vars(view)[name]
-        own_tensors(view, like=self)
-        vars(view)["_modules"] = dict(view._modules)
-        return view
-
-
-def own_tensors(module: nn.Module, like: nn.Module) -> None:
-    """Replace tensors that others hold too by copies; parameters learn as those of `like`."""
-    vars(module)["_parameters"] = {
-        name: p if p is None else nn.Parameter(p.detach().clone(), like.get_parameter(name).requires_grad)
-        for name, p in module._parameters.items()
-    }
-    vars(module)["_buffers"] = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
+        """An ordinary module that computes what this one does in `config`; it may share tensors with this one."""
+        return self.view(config.width)
 
 
 class ElasticBatchNorm(Elastic):
@@ -176,31 +160,29 @@ class ElasticBatchNorm(Elastic):
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
         view = self.view(config.width)
-        vars(view)["_buffers"] = {
-            name: b for name, b in self._buffers.items() if not name.startswith(("mean_", "var_"))
-        }
+        for name in [name for name in view._buffers if name.startswith(("mean_", "var_"))]:
+            del view._buffers[name]
         if self.remembers:
             measured = calibrated or self.can_evaluate(config)
             mean, var = self.statistics(config) if measured else self.fresh_statistics(config)
             view._buffers.update(running_mean=mean, running_var=var)
-        return self.own(view)
+        return view
 
-    def statistics(self, config: Config) -> tuple[Tensor | None, ...]:
+    def statistics(self, config: Config) -> Sequence[Tensor]:
         """Mean and variance of `config`. Raises `NotCalibrated` where there are none."""
         if self.has(config):
-            return self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
-        native = self._buffers["running_mean"], self._buffers["running_var"]
-        if self.can_evaluate(config):
-            return native
-        if running():  # without values, any statistics of that many channels will do
-            kept = self.elastic_layer.outputs.count(config.width)
-            return tuple(None if one is None else one.narrow(0, 0, kept) for one in native)
-        known = ", ".join(map(str, self.calibrated[:6])) + (", ..." if len(self.calibrated) > 6 else "")
-        raise NotCalibrated(
-            f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: {known or 'none'}), "
-            "and those of another configuration would give wrong answers: call "
-            f"calibrate(net, loader, [{tuple(config)}]) first"
-        )
+            names = f"mean_{config.tag}", f"var_{config.tag}"
+        elif self.can_evaluate(config) or running():  # in a dry run there are no values, and any will do
+            names = "running_mean", "running_var"
+        else:
+            known = ", ".join(map(str, self.calibrated[:6])) + (", ..." if len(self.calibrated) > 6 else "")
+            raise NotCalibrated(
+                f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: "
+                f"{known or 'none'}), and those of another configuration would give wrong answers: call "
+                f"calibrate(net, loader, [{tuple(config)}]) first"
+            )
+        kept = self.elastic_layer.outputs.count(config.width)
+        return [self.get_buffer(name).narrow(0, 0, kept) for name in names]
 
     def fresh_statistics(self, config: Config) -> tuple[Tensor, Tensor]:
         """Mean 0 and variance 1 for every channel that is kept in `config`."""
@@ -219,7 +201,7 @@ class ElasticBatchNorm(Elastic):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def use_statistics(view: nn.Module, mean: Tensor | None, var: Tensor | None) -> None:
+def use_statistics(view: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Give the view of a BatchNorm these statistics and no others."""
     vars(view)["_buffers"] = {"running_mean": mean, "running_var": var, "num_batches_tracked": None}
 

@@ -49,7 +49,7 @@ class ElasticOther(Elastic):
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module; where its code holds counts of the full network, one that replaces them."""
-        view = self.own(self.view(config.width))
+        view = self.view(config.width)
         patches = self.patches(config.width)
         if any(patch.full[i] != number for patch in patches.values() for i, number in patch.wanted.items()):
             vars(view)["patched_sizes"] = self.elastic_method, (self.elastic_name, patches, self.elastic_layer.made)
