@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from math import lcm, prod
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +18,8 @@ from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segmen
 from leanconv.elastic.slices import Axes, Counts, Layer, counting
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle
+
+T = TypeVar("T")
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,15 +50,35 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, *PER_CHANNEL, nn.Linear, ChannelGather))
 
 
+def layer_of(
+    module: nn.Module, inputs: T, outputs: T, columns: T | None = None, groups: Counts[T] | None = None
+) -> Layer[T]:
+    """A layer's tensors and attributes with these channels on them; `columns` is what a group reads where that moves."""
+    if isinstance(module, PER_CHANNEL):
+        names = ["num_parameters" if isinstance(module, nn.PReLU) else "num_features"]
+    else:
+        names = [f"{way}_{'features' if isinstance(module, nn.Linear) else 'channels'}" for way in ("in", "out")]
+    counts = {name: counting(of, getattr(module, name)) for name, of in zip(names, (inputs, outputs), strict=False)}
+    if groups is not None:
+        counts["groups"] = groups
+    parameters = {name: p for name, p in module._parameters.items() if p is not None}
+    # A single number is for all channels.
+    first: dict[str, Axes[T]] = {name: (outputs if p.numel() > 1 else None,) for name, p in parameters.items()}
+    if isinstance(module, TRANSPOSED):
+        first["weight"] = (inputs, None if columns is None else outputs)
+    elif "weight" in first and not isinstance(module, PER_CHANNEL):
+        first["weight"] = (outputs, columns)
+    tensors = {name: (*axes, *(None,) * (parameters[name].ndim - len(axes))) for name, axes in first.items()}
+    return Layer(inputs, outputs, tensors, counts)
+
+
 def module_rule(name: str, module: nn.Module, dims: Dims, x: Tensor, y: Tensor) -> tuple[Layer[Row], Dims]:
     """What the layer called `name` does to an input with `dims`, and the dims of its output. Raises `CannotFollow`."""
     _require_ordinary(module)
     axis = x.ndim - 1 if isinstance(module, nn.Linear) else 1
     row = dims[axis] or rows.fixed_row(int(x.shape[axis]), "it is the network's input")
     if isinstance(module, PER_CHANNEL):
-        count = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
-        layer = Layer(row, row, _per_channel(module, row), {count: counting(row, int(x.shape[axis]))})
-        return layer, (*dims[:axis], row, *dims[axis + 1 :])
+        return layer_of(module, row, row), (*dims[:axis], row, *dims[axis + 1 :])
     if isinstance(module, ChannelGather):
         layer = _reordered(module, row)
         return layer, (dims[0], layer.outputs, *dims[2:])
@@ -71,41 +95,23 @@ def module_rule(name: str, module: nn.Module, dims: Dims, x: Tensor, y: Tensor) 
 
 def _convolved(name: str, module: nn.Module, row: Row) -> Layer[Row]:
     """A linear layer, a convolution, or a chain: what it reads and makes."""
-    into, out_of = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("in_channels", "out_channels")
-    ins, outs, groups = getattr(module, into), getattr(module, out_of), getattr(module, "groups", 1)
-    per_group = ins // groups
-    out: Row
-    counts: dict[str, Counts[Row]] = {}
-    columns: Row | None = None  # the input of one group, where the groups stay
+    kind = "features" if isinstance(module, nn.Linear) else "channels"
+    ins, outs, groups = getattr(module, f"in_{kind}"), getattr(module, f"out_{kind}"), getattr(module, "groups", 1)
     if groups == 1:
-        columns, out = row, (Segment(Axis(outs, makers=(name,)), 1),)
+        out: Row = (Segment(Axis(outs, makers=(name,)), 1),)
         if outs == 1:
             rows.fix(out, "it makes a single channel")
-    elif groups <= FEW and per_group > lcm(8, groups) and isinstance(module, CONVOLUTIONS) and rows.is_sliceable(row):
+        return replace(layer_of(module, row, out, row), mixes=True)
+    per_group = ins // groups
+    if groups <= FEW and per_group > lcm(8, groups) and isinstance(module, CONVOLUTIONS) and rows.is_sliceable(row):
         columns = rows.divide(row, (groups, per_group), 1)[1]
-        row = rows.resolve(row)
-        out = (Segment(Axis(outs // groups, makers=(name,), share=Fraction(1, groups)), 1),) * groups
-    else:
-        row = rows.align(row, per_group)
-        for one, _ in row:
-            one.depthwise |= ins == groups
-        out = tuple(Segment(one, unit * outs // ins) for one, unit in row)
-        counts["groups"] = counting(row, groups, per_group)
-    counts |= {into: counting(row, ins), out_of: counting(out, outs)}
-    tensors = _per_channel(module, out)
-    if "weight" in tensors:
-        leading = (row, out if groups == 1 else None) if isinstance(module, TRANSPOSED) else (out, columns)
-        tensors["weight"] = (*leading, *tensors["weight"][2:])
-    return Layer(row, out, tensors, counts, mixes=groups == 1)
-
-
-def _per_channel(module: nn.Module, row: Row) -> dict[str, Axes[Row]]:
-    """Every parameter with its first axis on that row; a single number is for all channels."""
-    return {
-        name: (row if p.numel() > 1 else None, *(None,) * (p.ndim - 1))
-        for name, p in module._parameters.items()
-        if p is not None
-    }
+        made = Segment(Axis(outs // groups, makers=(name,), share=Fraction(1, groups)), 1)
+        return layer_of(module, rows.resolve(row), (made,) * groups, columns)
+    row = rows.align(row, per_group)
+    for axis, _ in row:
+        axis.depthwise |= ins == groups
+    out = tuple(Segment(axis, unit * outs // ins) for axis, unit in row)
+    return layer_of(module, row, out, groups=counting(row, groups, per_group))
 
 
 def _reordered(module: ChannelGather, row: Row) -> Layer[Row]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
+from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS, layer_of
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
 from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
 from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting
@@ -143,33 +143,20 @@ def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) 
     for name, leaf in module.named_children():
         if isinstance(leaf, CONVOLUTIONS):
             stage += 1
-            make_class_elastic(leaf, _convolution(leaf, chain, stage), active)
+            full = {"groups": leaf.groups, "slots": leaf.in_channels, "rows": leaf.out_channels}
+            groups, slots, rows = (StageChannels(chain, stage, what, count) for what, count in full.items())
+            reads = StageChannels(chain, stage, "reads", leaf.in_channels // leaf.groups)
+            part = layer_of(leaf, slots, rows, reads, counting(groups, leaf.groups))
+            make_class_elastic(leaf, part, active)
             steps += [name, stage + 1]
         elif isinstance(leaf, _BatchNorm):
-            make_class_elastic(leaf, _norm(leaf, chain, stage), active)
+            rows = StageChannels(chain, stage, "rows", leaf.num_features)
+            make_class_elastic(leaf, layer_of(leaf, rows, rows), active)
             steps.insert(-1, name)
         elif not isinstance(leaf, MOVERS):
             steps.insert(-1, name)
     made = make_class_elastic(module, layer, active, ElasticChain)
     vars(made).update(elastic_chain=chain, elastic_steps=steps)
-
-
-def _convolution(conv: nn.Module, chain: NarrowedChain, stage: int) -> Layer[Channels]:
-    """A convolution of a chain: some of its groups, and of these some of the places."""
-    assert isinstance(conv, CONVOLUTIONS)
-    full = {"groups": conv.groups, "in_channels": conv.in_channels, "out_channels": conv.out_channels}
-    parts = zip(("groups", "slots", "rows"), full.values(), strict=True)
-    groups, slots, rows = (StageChannels(chain, stage, what, count) for what, count in parts)
-    reads = StageChannels(chain, stage, "reads", conv.in_channels // conv.groups)
-    counts = {name: counting(of, full[name]) for name, of in zip(full, (groups, slots, rows), strict=True)}
-    tensors = {"weight": (rows, reads), **({} if conv.bias is None else {"bias": (rows,)})}
-    return Layer(slots, rows, tensors, counts)
-
-
-def _norm(norm: _BatchNorm, chain: NarrowedChain, stage: int) -> Layer[Channels]:
-    rows = StageChannels(chain, stage, "rows", norm.num_features)
-    tensors = {name: (rows,) for name, parameter in norm._parameters.items() if parameter is not None}
-    return Layer(rows, rows, tensors, {"num_features": counting(rows, rows.full)})
 
 
 class ElasticReordering(Elastic):
