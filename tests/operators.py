@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanconv.ops import ChainRewrite
 from leanconv.ops.csn import ChannelSeparated
 from leanconv.ops.igc import InterleavedGroup
+from leanconv.ops.operator import ConvRewrite
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
 from leanconv.spec import ConvSpec
@@ -17,7 +17,7 @@ class Row:
     """`params` is worked out by hand from the operator's definition, not by the code under test."""
 
     name: str
-    rewrite: ChainRewrite
+    rewrite: ConvRewrite
     spec: ConvSpec
     params: int
 

@@ -1,6 +1,6 @@
-"""Folders that leanconv 0.1 has saved: its story keys `knobs` and `example_size`, read by every later version.
+"""Folders that leanconv 0.1 has saved: its story keys `knobs` and `example_size`, read ever since.
 
-The folders beside this file were written by 0.1 from `saved_nets.py`; `expected.json` is what the networks answered then.
+0.1 wrote the folders from `saved_nets.py`; `expected.json` is what the networks answered then.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from leanconv.errors import LeanconvError, PlanError, UnknownName
 from leanconv.ops import OPERATORS, conv_maker, spec_of
-from leanconv.ops.chain import ConvChain, DropIn
+from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelShuffle
 from leanconv.ops.csn import ChannelSeparated
+from leanconv.ops.drop_in import DropIn
 from leanconv.ops.igc import InterleavedGroupConv1d, InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv1d, OptimizedSeparableConv2d
 from leanconv.ops.separable import DepthSeparableConv2d, Grouped

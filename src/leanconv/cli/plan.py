@@ -10,7 +10,8 @@ from leanconv.cli.common import JsonOption, RewriteOption, SetOption, SizeOption
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.ops.chain import ChainRewrite, ConvChain
+    from leanconv.ops.chain import ConvChain
+    from leanconv.ops.drop_in import ChainRewrite
     from leanconv.plan import Plan
     from leanconv.report import Sheet
     from leanconv.spec import ConvSpec
@@ -94,12 +95,13 @@ def read_conv(text: str) -> ConvSpec:
 
 def _chain_step(text: str) -> ChainRewrite:
     from leanconv.ops import OPERATORS
-    from leanconv.ops.chain import ChainRewrite
+    from leanconv.ops.drop_in import ChainRewrite
     from leanconv.rewrites import parse_step
 
     step = parse_step(text)
     if not isinstance(step, ChainRewrite):
-        raise LeanconvError(f"{step.stem} is not planned layer by layer: expected one of {', '.join(OPERATORS)}")
+        chains = ", ".join(stem for stem, operator in OPERATORS.items() if issubclass(operator, ChainRewrite))
+        raise LeanconvError(f"{step.stem} is no chain of convolutions, so it has no plan: expected one of {chains}")
     return step
 
 
@@ -277,7 +279,7 @@ def _plan_model(
 
 
 def _skipped(done: Any) -> list[tuple[str, str]]:
-    return [(skip.name, skip.reason) for skip in done.skipped if skip.reason != "already a chain"]
+    return [(skip.name, skip.reason) for skip in done.skipped if not skip.reason.startswith("already a ")]
 
 
 def _print_sweep(step: ChainRewrite, text: str, spec: ConvSpec, json: bool) -> None:

@@ -7,21 +7,20 @@ already ours are left alone. `where` selects the layers, see `leanconv.rewrites.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ChainRewrite
-from leanconv.rewrites.chains import Applied, apply_chain
-from leanconv.rewrites.changes import Change, Flow, Rewritten, Skipped
+from leanconv.ops.operator import ConvRewrite
+from leanconv.rewrites.changes import Applied, Change, Context, Flow, Rewritten, Skipped, Step
 from leanconv.rewrites.guards import refuse_model
-from leanconv.rewrites.inflate import Inflate, apply_inflate
-from leanconv.rewrites.octave import Octave, apply_octave
+from leanconv.rewrites.inflate import Inflate
+from leanconv.rewrites.octave import Octave
+from leanconv.rewrites.operators import Everywhere
 from leanconv.rewrites.scout import Sighting, check_runs, check_size, scout
-from leanconv.rewrites.select import parse
-from leanconv.rewrites.steps import STEPS, Step, from_json, parse_step, to_json
+from leanconv.rewrites.steps import STEPS, from_json, parse_step, to_json
 from leanconv.rewrites.swap import Swapped, duplicate, swap
 from leanconv.story import remember, story_of
 
@@ -32,6 +31,7 @@ __all__ = [
     "Change",
     "Flow",
     "Skipped",
+    "Step",
     "Octave",
     "Inflate",
     "swap",
@@ -44,7 +44,7 @@ __all__ = [
 
 def rewrite(
     model: nn.Module,
-    *steps: Step,
+    *steps: ConvRewrite | Step,
     size: Sequence[int] | None = None,
     optimizer: object | None = None,
 ) -> Rewritten:
@@ -76,12 +76,12 @@ def rewrite(
     size = None if size is None else check_size(size)
     story = story_of(model)
     new = duplicate(model)
-    sighting = None if size is None else scout(new, size)
+    run = None if size is None else scout(new, size)
     changes: list[Change] = []
     skipped: list[Skipped] = []
     flows: list[Flow] = []
     for step in steps:
-        applied = _apply(new, step, sighting, size)
+        applied = _whole(step).apply(new, Context(size=size, run=run))
         new = applied.model
         changes += applied.changes
         skipped += applied.skipped
@@ -89,9 +89,10 @@ def rewrite(
         if not applied.changes:
             continue
         if story is not None:
-            story = story.then(step.stem, _settings(step, size, applied.kept))
-        if size is not None and sighting is not None:
-            sighting, size = _look_again(new, step, sighting, size, applied)
+            story = story.then(step.stem, _settings(step, size, applied))
+        if size is not None and run is not None:
+            size = applied.size or size
+            run = _run_again(applied, step, run, size)
     if story is not None:
         remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
@@ -115,8 +116,8 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
         keep = options.pop("keep", ())
         step = from_json({**options, "stem": stem})
         size = None if size is None else check_size(size)
-        sighting = None if size is None else scout(new, size)
-        new = _apply(new, step, sighting, size, keep=keep, project=False).model
+        run = None if size is None else scout(new, size)
+        new = _whole(step).apply(new, Context(size=size, run=run, keep=keep, project=False)).model
         if story is not None:
             story = story.then(stem, settings)
     if story is not None:
@@ -124,51 +125,31 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     return new
 
 
-def _apply(
-    model: nn.Module,
-    step: Step,
-    sighting: Sighting | None,
-    size: tuple[int, ...] | None,
-    *,
-    keep: Collection[str] = (),
-    project: bool = True,
-) -> Applied:
-    """One step on a model we own: the place that knows which kind of step is done how."""
-    match step:
-        case ChainRewrite():
-            return apply_chain(model, step, sighting=sighting, keep=keep, project=project)
-        case Octave():
-            return apply_octave(model, step, size=size, sighting=sighting, keep=keep, project=project)
-        case Inflate():
-            return apply_inflate(model, step)
-    raise _no_step(step)
+def _whole(step: ConvRewrite | Step) -> Step:
+    """An operator is applied to every convolution that it selects; a step says itself what it does."""
+    return Everywhere(operator=step) if isinstance(step, ConvRewrite) else step
 
 
-def _look_again(
-    new: nn.Module, step: Step, before: Sighting, size: tuple[int, ...], applied: Applied
-) -> tuple[Sighting, tuple[int, ...]]:
+def _run_again(applied: Applied, step: ConvRewrite | Step, before: Sighting, size: tuple[int, ...]) -> Sighting:
     """Run what a step has made, on the input it takes now; the outputs must have the shapes they had."""
-    if isinstance(step, ChainRewrite):
-        return check_runs(new, size, before, [change.name for change in applied.changes]), size
-    if isinstance(step, Inflate):
-        size = (size[0], step.frames, *size[1:])
-    after = scout(new, size)
+    if applied.called:
+        return check_runs(applied.model, size, before, applied.called)
+    after = scout(applied.model, size)
     if after.shapes != before.shapes:
         raise RewriteError(
             f"{step.stem}: the rewritten network gives outputs {after.shapes}, the original {before.shapes}"
         )
-    return after, size
+    return after
 
 
-def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
-    """What the story must hold besides the options: the example that gave the order, the layers that were left alone."""
+def _settings(step: ConvRewrite | Step, size: tuple[int, ...] | None, applied: Applied) -> dict[str, Any]:
+    """What the story must hold besides the options: the size that gave the order, the layers that were left alone."""
     settings = to_json(step)
     del settings["stem"]
-    needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)
-    if size is not None and needs_size:
+    if size is not None and applied.needs_size:
         settings["size"] = list(size)
-    if kept:
-        settings["keep"] = list(kept)
+    if applied.kept:
+        settings["keep"] = list(applied.kept)
     return settings
 
 
@@ -182,12 +163,12 @@ def _refuse_call(steps: tuple[object, ...], optimizer: object | None) -> None:
     if not steps:
         raise RewriteError(f"no rewrite was asked for: pass one or more of {', '.join(STEPS)}")
     for step in steps:
-        if not isinstance(step, Step):
+        if not isinstance(step, ConvRewrite | Step):
             raise _no_step(step)
 
 
 def _no_step(step: object) -> RewriteError:
-    if isinstance(step, type) and issubclass(step, Step):
+    if isinstance(step, type) and issubclass(step, ConvRewrite | Step):
         return RewriteError(f"{step.__name__} is a class, a step is one of its instances: pass {step.__name__}()")
     hint = f"parse_step({step!r}) makes one of a text" if isinstance(step, str) else "see leanconv.rewrites.steps.STEPS"
     return RewriteError(f"{type(step).__name__} is no rewrite step: {hint}")

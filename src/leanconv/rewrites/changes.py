@@ -1,17 +1,20 @@
-"""What a rewrite tells about itself: the changed layers with the fate of their weights, and the ones left alone."""
+"""What a step of a rewrite is given and what it gives back: changed layers with the fate of their weights, others."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
+from leanconv.rewrites.scout import Sighting
 from leanconv.story import Story
 
-__all__ = ["Change", "Flow", "Kept", "Rewritten", "Skipped"]
+__all__ = ["Applied", "Change", "Context", "Flow", "Kept", "Rewritten", "Skipped", "Step"]
 
 Kept = Literal["exact", "projected", "cut", "inflated", "fresh"]
 
@@ -66,6 +69,56 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a step may rely on besides its options.
+
+    `size` is the shape of one input without the batch axis and `run` what a dry run of the model on it showed, both
+    None where the caller gave no size. `keep` names layers that stay as they are whatever the step selects (a
+    replayed story has them), and without `project` new weights are drawn, because they are loaded afterwards.
+    """
+
+    size: tuple[int, ...] | None = None
+    run: Sighting | None = None
+    keep: Collection[str] = ()
+    project: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """The outcome of one step.
+
+    `kept` names layers that were left alone for a reason that a replay on a bare model could not see (a hook, a tied
+    weight). `size` is the input that the new model takes, where the step changes it. A step whose choice of layers
+    depends on a run says `needs_size`, so that a story keeps the size. `called` names the new layers that the
+    network must call under the names of the old ones.
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    kept: tuple[str, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    size: tuple[int, ...] | None = None
+    needs_size: bool = False
+    called: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """One rewrite of a whole model: a frozen dataclass of options, named by `stem` in stories and on the command line.
+
+    An operator that takes the place of one convolution at a time is a `leanconv.ops.operator.ConvRewrite` instead,
+    and needs no `apply` of its own.
+    """
+
+    stem: ClassVar[str]
+
+    @abstractmethod
+    def apply(self, model: nn.Module, context: Context) -> Applied:
+        """Carry out the step on `model`, a copy that may be changed or used up."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ConvChain
+from leanconv.ops.operator import ConvOperator
 
 __all__ = [
     "PLAIN",
@@ -81,8 +81,8 @@ def refuse_model(model: object) -> None:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether `where` should see this module: convolutions, our chains, and strangers that call themselves one."""
-    if isinstance(module, (_ConvNd, ConvChain)):
+    """Whether `where` should see this module: convolutions, our operators, and layers of others that are called one."""
+    if isinstance(module, (_ConvNd, ConvOperator)):
         return True
     is_leaf = all(child is None for child in module._modules.values())
     return is_leaf and "conv" in type(module).__name__.lower() and hasattr(module, "weight")

@@ -33,8 +33,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from leanconv.errors import LeanconvError
+from leanconv.rewrites.guards import convolutions
+from leanconv.rewrites.scout import Sighting
 
-__all__ = ["FACTS", "Layer", "Term", "Where", "parse"]
+__all__ = ["FACTS", "Layer", "Term", "Where", "layers_of", "parse"]
 
 FACTS = (
     *("kernel", "stride", "dilation", "groups", "in_channels", "out_channels", "ndim", "depth", "stage"),
@@ -123,8 +125,8 @@ class Where:
         return " ".join(other.text for other in self.terms if other is not term)
 
     @property
-    def needs_example(self) -> bool:
-        """Whether a term speaks of `stage`, which only a forward pass can tell."""
+    def needs_run(self) -> bool:
+        """Whether a term speaks of `stage`, which only a forward pass can show."""
         return any(term.fact == "stage" for term in self.terms)
 
     @property
@@ -171,6 +173,17 @@ def parse(where: str) -> Where:
     'kernel>1'
     """
     return Where(where, tuple(_term(text) for text in where.split()))
+
+
+def layers_of(model: nn.Module, sighting: Sighting | None = None) -> tuple[Layer, ...]:
+    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `sighting`."""
+    found = list(convolutions(model))
+    stages: dict[str, int] = {}
+    if sighting is not None:
+        stages = sighting.stages
+        rank = {name: position for position, name in enumerate(sighting.order)}
+        found.sort(key=lambda pair: rank.get(pair[1][0], len(rank)))  # stable: the ones that never ran stay in order
+    return tuple(Layer(module, names, depth, stages.get(names[0])) for depth, (module, names) in enumerate(found))
 
 
 def _term(text: str) -> Term:
