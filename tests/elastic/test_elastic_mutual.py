@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import NETS, elastic
-from elastic_nets import SIDES as SMALL
 from torch import nn
 
+from elastic_nets import NETS, elastic
+from elastic_nets import SIDES as SMALL
 from leanconv.elastic import MutualObjective, make_elastic, plan_step
 from leanconv.elastic.net import resized
 from leanconv.errors import LeanconvError
@@ -152,7 +152,7 @@ def test_bad_settings(make, message):
         make(elastic("residual")[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ the options
+# ---------------------------------------------------------------------------------------------------------- the options
 
 
 def by_the_equations(net, inputs, targets, plan, *, temperature=1.0, hard_labels=0.0, teacher=None):

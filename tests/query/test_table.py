@@ -6,18 +6,17 @@ import csv
 
 import pytest
 import torch
-from elastic_nets import NETS, elastic
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.query import time_table
+from elastic_nets import NETS, elastic
 from leanconv.elastic import Config, calibrate, make_elastic
-from leanconv.query import QueryTable, Row, Setting
-from leanconv.query.measure import machine
 from leanconv.elastic.net import resized
-from leanconv.query.rows import Time
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
+from leanconv.query import QueryTable, Row, Setting, time_table
+from leanconv.query.measure import machine
+from leanconv.query.rows import Time
 from leanconv.story import Story, remember
 
 CONFIGS = [(1.0, 16), (0.5, 16), (0.25, 12)]

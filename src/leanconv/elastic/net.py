@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.elastic.layers.others import make_beside
-from leanconv.elastic.layers.chains import make_chain, make_gather
+from leanconv.elastic.coupling.find import trace
+from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.extract import extract
 from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.coupling.modules import CONVOLUTIONS
+from leanconv.elastic.layers.chains import make_chain, make_gather
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
+from leanconv.elastic.layers.others import make_beside
 from leanconv.elastic.probe import probe
-from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.widen import widen
 from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError

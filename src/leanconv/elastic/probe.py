@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from leanconv.elastic.layers.others import ElasticBeside, settle
 from leanconv.elastic.coupling.find import fake_input
+from leanconv.elastic.layers.others import ElasticBeside, settle
 from leanconv.errors import RewriteError
 from leanconv.rewrites.swap import duplicate
 

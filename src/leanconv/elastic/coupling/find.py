@@ -25,12 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
 from leanconv.elastic.coupling.functions import FORMS, Count, Form
-from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
 from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
 from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
 from leanconv.elastic.patch_sizes import Place, Site
-from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
 from leanconv.elastic.slices import Channels, finished
 from leanconv.errors import LeanconvError, RewriteError, unknown
 from leanconv.rewrites.swap import duplicate

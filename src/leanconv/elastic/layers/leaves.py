@@ -20,9 +20,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, TRANSPOSED
 from leanconv.elastic.slices import Channels, Runs
-from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import NotCalibrated, RewriteError
 
