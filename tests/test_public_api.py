@@ -13,17 +13,17 @@ import leanconv
 SIGNATURES = {
     "create_model": "(name, /, **options)",
     "list_models": "(pattern='*')",
-    "rewrite": "(model, *steps, size=None, optimizer=None)",
+    "rewrite": "(model, *steps, size=None, optimizer=None, source=None, source_options=None)",
     "measure": "(model, size, *, batch=1)",
     "make_elastic": (
         "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, size=None, "
-        "keep=(), ratios=None)"
+        "keep=(), ratios=None, source=None, source_options=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
     "export": (
         "(model, path, *, size, dynamic_batch=True, tolerance=0.0001, samples=3, seed=0, opset=None, fold=True)"
     ),
-    "save": "(model, folder, *, story=None, size=None)",
+    "save": "(model, folder, *, source=None, source_options=None, story=None, size=None)",
     "load": "(folder, *, trust_code=False)",
     "OptimizedSeparable": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', num_separated=2, overlap=1.0, "

@@ -445,7 +445,7 @@ def test_wrong_steps(steps, message):
 
 
 def test_wrong_models_and_sizes():
-    with pytest.raises(RewriteError, match=r"takes an nn\.Module, got str"):
+    with pytest.raises(LeanconvError, match=r"expected a network \(an nn\.Module, .*got str: build it first"):
         rewrite("resnet18", SEPARABLE)
     for size in ((3,), (2, 3, 8, 8, 8), (3, 8, -1), (3, 8.0, 8), "3,8,8", 224):
         with pytest.raises(LeanconvError, match="size is the shape of one input without the batch axis"):
@@ -523,7 +523,8 @@ def test_a_story_grows_by_every_step_that_changed_something():
     assert story_of(result.model) == result.story
     assert story_of(net) == Story(model="tests:build")
     assert rewrite(result.model, parse_step("osep:where=3")).story == result.story
-    assert rewrite(build(), SEPARABLE).story is None
+    assert rewrite(build(), SEPARABLE).story.model is None
+    assert [stem for stem, _ in rewrite(build(), SEPARABLE).story.steps] == ["depth_separable"]
 
 
 @pytest.mark.parametrize("stem", sorted(OPERATORS))

@@ -32,6 +32,7 @@ from leanconv.deploy.verify import (
     random_input,
 )
 from leanconv.errors import LeanconvError, unknown
+from leanconv.story import ModelResult, model_of
 
 __all__ = ["BACKENDS", "BenchRow", "bench"]
 
@@ -70,7 +71,7 @@ class BenchRow:
 
 
 def bench(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | ModelResult],
     size: Sequence[int],
     *,
     backends: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino"),
@@ -84,7 +85,7 @@ def bench(
 
     `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis. The models stay untouched. Outputs that
     are further from torch's than `tolerance` times the largest of them (at least 1) disqualify a backend. BatchNorms
-    are not folded: to see what that gives, pass `fold(model, size).model` as one more model.
+    are not folded: to see what that gives, pass `fold(model, size)` as one more model.
 
     Raises:
         UnknownName: for a backend that is not in `BACKENDS`.
@@ -105,7 +106,8 @@ def bench(
     rows: list[BenchRow] = []
     candidates: dict[str, Callable[[], object]] = {}
     with _threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
-        for number, (label, model) in enumerate(models.items()):
+        for number, (label, given) in enumerate(models.items()):
+            model = model_of(given)
             refuse_elastic(model, "bench")
             subject = eval_copy(model)
             x = random_input(subject, size, batch, seed)

@@ -28,6 +28,7 @@ from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
 from leanconv.deploy.verify import compare, forward, input_size, one_line, onnxruntime_runner, random_input
 from leanconv.errors import ExportError, LeanconvError, need
+from leanconv.story import ModelResult, model_of
 
 __all__ = ["ExportReport", "export", "quiet", "refuse_elastic", "to_onnx"]
 
@@ -73,7 +74,7 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | ModelResult,
     path: str | os.PathLike[str],
     *,
     size: Sequence[int],
@@ -109,7 +110,7 @@ def export(
     True
     """
     start = time.perf_counter()
-    size, path = input_size(size), Path(path)
+    model, size, path = model_of(model), input_size(size), Path(path)
     if samples < 1:
         raise LeanconvError(f"samples must be at least 1, otherwise nothing is verified, got {samples}")
     if path.suffix != ".onnx":

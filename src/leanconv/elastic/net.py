@@ -35,7 +35,7 @@ from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
 from leanconv.rewrites.swap import duplicate
-from leanconv.story import remember, story_of
+from leanconv.story import ModelResult, begun, model_of, remember, story_of
 
 __all__ = ["ElasticNet", "from_settings", "make_elastic", "resized", "sampled"]
 
@@ -243,7 +243,7 @@ def sampled(x: Tensor, frames: int) -> Tensor:
 
 
 def make_elastic(
-    model: nn.Module,
+    model: nn.Module | ModelResult,
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = PAPER_RESOLUTIONS,
     *,
@@ -252,6 +252,8 @@ def make_elastic(
     size: Sequence[int] | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> ElasticNet:
     """A copy of `model` that runs at any width between `widths` and at any of `resolutions` (and `frames`).
 
@@ -272,6 +274,7 @@ def make_elastic(
             for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`elastic.ratios`) is not wanted.
+        source, source_options: how `model` is built, see `leanconv.rewrite`.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
     for widths, resolutions and frames that make no sense.
@@ -281,6 +284,8 @@ def make_elastic(
     ...     net(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 22, 22])
     """
+    model = model_of(model)
+    story = begun(model, source, source_options)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")
@@ -326,10 +331,8 @@ def make_elastic(
     if high > 1:
         widen(net)
     probe(net, size)
-    story = story_of(model)
-    if story is not None:
-        remember(net, story.then("elastic", settings))
-        net.tell_calibrated()
+    remember(net, story.then("elastic", settings))
+    net.tell_calibrated()
     return net
 
 

@@ -22,7 +22,7 @@ from leanconv.rewrites.operators import Everywhere
 from leanconv.rewrites.scout import Sighting, check_runs, check_size, scout
 from leanconv.rewrites.steps import STEPS, from_json, parse_step, to_json
 from leanconv.rewrites.swap import Swapped, duplicate, swap
-from leanconv.story import remember, story_of
+from leanconv.story import ModelResult, begun, model_of, remember, story_of
 
 __all__ = [
     "rewrite",
@@ -43,10 +43,12 @@ __all__ = [
 
 
 def rewrite(
-    model: nn.Module,
+    model: nn.Module | ModelResult,
     *steps: ConvRewrite | Step,
     size: Sequence[int] | None = None,
     optimizer: object | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> Rewritten:
     """A copy of `model` in which the convolutions that each step selects are replaced, one step after the other.
 
@@ -58,6 +60,9 @@ def rewrite(
             fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
             network that would no longer run is refused. Without it nothing is run.
         optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
+        source: how `model` is built, so that `save` and `load` can build it again: "package.module:function" (or a
+            class), or a name that `create_model` takes. Not needed for what `create_model` made.
+        source_options: the keywords of `source`.
 
     Raises:
         NothingToRewrite: if a step would change no layer; the message lists the nearest misses. A model whose
@@ -72,9 +77,10 @@ def rewrite(
     2: 3x3 8->8 -> depth_separable: 3x3 8->8 g8; 1x1 8->8 (584 -> 144 parameters, weights fresh)
     """
     _refuse_call(steps, optimizer)
+    model = model_of(model)
     refuse_model(model)
     size = None if size is None else check_size(size)
-    story = story_of(model)
+    story = begun(model, source, source_options)
     new = duplicate(model)
     run = None if size is None else scout(new, size)
     changes: list[Change] = []
@@ -88,13 +94,11 @@ def rewrite(
         flows += applied.flows
         if not applied.changes:
             continue
-        if story is not None:
-            story = story.then(step.stem, _settings(step, size, applied))
+        story = story.then(step.stem, _settings(step, size, applied))
         if size is not None and run is not None:
             size = applied.size or size
             run = _run_again(applied, step, run, size)
-    if story is not None:
-        remember(new, story)
+    remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from leanconv.rewrites.scout import Sighting
-from leanconv.story import Story
+from leanconv.story import ModelResult, Story
 
 __all__ = ["Applied", "Change", "Context", "Flow", "Kept", "Rewritten", "Skipped", "Step"]
 
@@ -122,11 +122,12 @@ class Step(ABC):
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class Rewritten(ModelResult):
     """The new `model` and what happened: every replaced layer, every layer left alone, and the story so far.
 
-    `flows` tells where pairs of maps at two resolutions start, flow and merge (octave only).
-    `story` is None when the model came from outside leanconv, which alone can tell how to build it again.
+    Every function that takes a network takes this as it is. `flows` says where pairs of maps at two resolutions start,
+    flow and merge (octave only). The `story` of a network from outside leanconv has no `model`, unless `source` said
+    how to build it again.
     """
 
     model: nn.Module

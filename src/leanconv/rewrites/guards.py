@@ -58,10 +58,8 @@ _WRAPPERS = {
 }
 
 
-def refuse_model(model: object) -> None:
+def refuse_model(model: nn.Module) -> None:
     """Raise `RewriteError` where `model` or a part of it is wrapped, compiled, lazy or hooked at a gradient."""
-    if not isinstance(model, nn.Module):
-        raise RewriteError(f"a rewrite takes an nn.Module, got {type(model).__name__}: build or load the model first")
     for name, module in model.named_modules():
         for base in type(module).__mro__:
             # By name: FSDP lives in a package that importing leanconv must not import.

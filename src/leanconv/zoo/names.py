@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from leanconv.errors import LeanconvError, UnknownName, unknown
+from leanconv.story import is_own_code
 from leanconv.zoo.networks import ZOO
 
-__all__ = ["construct", "is_own_code", "list_models", "size_of_name", "without_downloads"]
+__all__ = ["construct", "list_models", "size_of_name", "without_downloads"]
 
 
 def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -75,11 +76,6 @@ def size_of_name(name: str) -> tuple[int, ...] | None:
 
     size = getattr(timm.get_pretrained_cfg(inner), "input_size", None)
     return None if size is None else tuple(size)
-
-
-def is_own_code(name: str) -> bool:
-    """Whether `name` is a dotted path, "package.module:function": building it imports and runs that code."""
-    return re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
 
 
 def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
