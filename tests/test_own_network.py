@@ -17,6 +17,7 @@ from torch import nn
 import leanconv as lc
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.story import story_of
+from leanconv.zoo.names import construct
 
 NETS = """
 from torch import nn
@@ -145,11 +146,16 @@ def test_a_source_may_be_a_function_with_arguments_or_a_name(here: Path) -> None
 
     step = lc.DepthSeparable(where="two")
     new = lc.rewrite(build(width=8), step, source="my_nets:build", source_options={"width": 8})
-    again = lc.rewrite(
-        new, lc.Depthwise(where="one", init="fresh"), source="my_nets:build", source_options={"width": 8}
-    )
-    assert again.story is not None
-    assert [stem for stem, _ in again.story.steps] == ["depth_separable"]  # 3 -> 8 channels cannot be depthwise
+    lc.save(lc.rewrite(new, step), "saved")  # nothing left to do: the story has one step
+    loaded = lc.load("saved", trust_code=True)
+    story = story_of(loaded)
+    assert story is not None
+    assert story.options == {"width": 8}
+    assert [stem for stem, _ in story.steps] == ["depth_separable"]
+    plain = construct("resnet20", {"num_classes": 3})
+    assert story_of(plain) is None
+    lc.save(plain, "named", source="resnet20", source_options={"num_classes": 3})
+    assert lc.load("named").fc.out_features == 3
 
 
 def test_steps_add_up_whoever_says_the_source(here: Path) -> None:
@@ -173,7 +179,7 @@ def test_a_source_that_is_none(here: Path, source: str) -> None:
 
     with pytest.raises(LeanconvError, match=r"source says how the network is built, 'package\.module:function'"):
         lc.save(MyNet(), "saved", source=source)
-    with pytest.raises(LeanconvError, match="source_options .* are keywords of source, which is not given"):
+    with pytest.raises(LeanconvError, match=r"source_options .* are keywords of source, which is not given"):
         lc.rewrite(MyNet(), lc.OptimizedSeparable(), source_options={"width": 3})
 
 

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leanconv import __version__
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.rewrites import replay
-from leanconv.story import ModelResult, Story, begun, is_own_code, model_of, remember
+from leanconv.story import Story, begun, is_own_code, remember
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, without_downloads
 
@@ -82,7 +83,7 @@ def resolve(name_or_folder: str, options: Mapping[str, Any] | None = None, *, tr
 
 
 def save(
-    model: nn.Module | ModelResult,
+    model: nn.Module | ModelHolder,
     folder: str | os.PathLike[str],
     *,
     source: str | None = None,
@@ -102,7 +103,7 @@ def save(
     this model or the files cannot be written.
     """
     folder = Path(folder)
-    model = model_of(model)
+    model = as_module(model)
     story = story or begun(model, source, source_options)
     if story.model is None:
         raise LeanconvError(

@@ -16,7 +16,7 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelResult", "Story", "begun", "is_own_code", "model_of", "remember", "story_of"]
+__all__ = ["Story", "begun", "is_own_code", "remember", "story_of"]
 
 _KEY = "_leanconv_story"
 
@@ -87,7 +87,7 @@ def begun(model: nn.Module, source: str | None = None, source_options: Mapping[s
         if source_options:
             raise LeanconvError(f"source_options {dict(source_options)} are keywords of source, which is not given")
         return story
-    if not isinstance(source, str) or (":" in source and not is_own_code(source)) or not source.strip():
+    if not isinstance(source, str) or not source.strip() or _looks_wrong(source):
         raise LeanconvError(
             f"source says how the network is built, 'package.module:function' or a name that create_model takes, got "
             f"{source!r}"
@@ -105,26 +105,6 @@ def is_own_code(name: str) -> bool:
     return re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
 
 
-class ModelResult:
-    """What some functions return: a network in `model`, and what is to be said about it.
-
-    Every function that takes a network takes such a result as it is.
-    """
-
-    model: nn.Module
-
-
-def model_of(given: nn.Module | ModelResult) -> nn.Module:
-    """The network itself, where it or a result with a network in it was given.
-
-    Raises `LeanconvError` for anything else.
-    """
-    from torch import nn
-
-    model = given.model if isinstance(given, ModelResult) else given
-    if not isinstance(model, nn.Module):
-        raise LeanconvError(
-            f"expected a network (an nn.Module, or what rewrite returned), got {type(given).__name__}: build it first, "
-            "for example with create_model"
-        )
-    return model
+def _looks_wrong(source: str) -> bool:
+    """Whether a colon stands in something that is no dotted path: a file's name, say."""
+    return ":" in source and (not is_own_code(source) or source.partition(":")[0].endswith(".py"))

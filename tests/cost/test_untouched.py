@@ -160,10 +160,10 @@ CONV = nn.Conv2d(3, 4, 3)
         (CONV, (), "at least one entry"),
         (CONV, (3, 0, 8), "whole number of at least 1, got 0"),
         (CONV, (3, 8.0, 8), "whole number of at least 1, got 8.0"),
-        (nn.LazyConv2d(4, 3), (3, 8, 8), "is lazy and has no weights yet; run one batch"),
+        (nn.LazyConv2d(4, 3), (3, 8, 8), "is lazy and has no weights yet: run one batch"),
         (Locked(), (3, 8, 8), "Locked cannot be copied .*lock"),
         (lambda x: x, (3, 8, 8), "expected an nn.Module, got function"),
-        (nn.Bilinear(3, 3, 2), (3,), "Bilinear fails on an input of shape"),
+        (nn.Bilinear(3, 3, 2), (3,), "Bilinear fails on an input of shape .*; it takes 2 inputs"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")

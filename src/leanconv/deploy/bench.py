@@ -31,8 +31,8 @@ from leanconv.deploy.verify import (
     openvino_runner,
     random_input,
 )
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError, unknown
-from leanconv.story import ModelResult, model_of
 
 __all__ = ["BACKENDS", "BenchRow", "bench"]
 
@@ -71,7 +71,7 @@ class BenchRow:
 
 
 def bench(
-    models: Mapping[str, nn.Module | ModelResult],
+    models: Mapping[str, nn.Module | ModelHolder],
     size: Sequence[int],
     *,
     backends: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino"),
@@ -85,7 +85,7 @@ def bench(
 
     `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis. The models stay untouched. Outputs that
     are further from torch's than `tolerance` times the largest of them (at least 1) disqualify a backend. BatchNorms
-    are not folded: to see what that gives, pass `fold(model, size)` as one more model.
+    are not folded: to see what that gives, pass `fold(model, size).model` as one more model.
 
     Raises:
         UnknownName: for a backend that is not in `BACKENDS`.
@@ -107,7 +107,7 @@ def bench(
     candidates: dict[str, Callable[[], object]] = {}
     with _threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
         for number, (label, given) in enumerate(models.items()):
-            model = model_of(given)
+            model = as_module(given)
             refuse_elastic(model, "bench")
             subject = eval_copy(model)
             x = random_input(subject, size, batch, seed)

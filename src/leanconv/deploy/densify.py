@@ -13,16 +13,16 @@ from torch import nn
 
 from leanconv.deploy.fold import Kept, eval_copy
 from leanconv.deploy.verify import compare
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.swap import swap
-from leanconv.story import ModelResult, model_of
 
 __all__ = ["Densified", "densify"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Densified(ModelResult):
+class Densified:
     """`model` is a copy, `densified` names the chains that are now dense, `kept` the others, with reasons.
 
     `max_abs_difference` compares the outputs of the two models in eval mode; None where no size was given.
@@ -34,7 +34,7 @@ class Densified(ModelResult):
     max_abs_difference: float | None
 
 
-def densify(model: nn.Module | ModelResult, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
+def densify(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
     """A copy of `model` in which every `ConvChain` is the one dense convolution that it equals.
 
     Kernels are composed in double precision. Mode, device, dtype, requires_grad and names stay. A chain with a norm or
@@ -47,7 +47,7 @@ def densify(model: nn.Module | ModelResult, size: Sequence[int] | None = None, *
     >>> densify(net).model[0]
     Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    model = model_of(model)
+    model = as_module(model)
     kept: list[Kept] = []
 
     def rule(name: str, module: nn.Module) -> nn.Module | None:

@@ -27,8 +27,8 @@ from torch import nn
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
 from leanconv.deploy.verify import compare, forward, input_size, one_line, onnxruntime_runner, random_input
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import ExportError, LeanconvError, need
-from leanconv.story import ModelResult, model_of
 
 __all__ = ["ExportReport", "export", "quiet", "refuse_elastic", "to_onnx"]
 
@@ -74,7 +74,7 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module | ModelResult,
+    model: nn.Module | ModelHolder,
     path: str | os.PathLike[str],
     *,
     size: Sequence[int],
@@ -110,7 +110,7 @@ def export(
     True
     """
     start = time.perf_counter()
-    model, size, path = model_of(model), input_size(size), Path(path)
+    model, size, path = as_module(model), input_size(size), Path(path)
     if samples < 1:
         raise LeanconvError(f"samples must be at least 1, otherwise nothing is verified, got {samples}")
     if path.suffix != ".onnx":

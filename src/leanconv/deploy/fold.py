@@ -19,9 +19,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from leanconv.deploy.verify import compare, one_line
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelShuffle
-from leanconv.story import ModelResult, model_of
 
 __all__ = ["Folded", "Kept", "fold"]
 
@@ -39,7 +39,7 @@ class Kept(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded(ModelResult):
+class Folded:
     """`model` is a copy in eval mode, `folded` names the BatchNorms that are gone, `kept` the others, with reasons.
 
     `max_abs_difference` is the largest absolute difference between the outputs of the two models.
@@ -51,7 +51,7 @@ class Folded(ModelResult):
     max_abs_difference: float
 
 
-def fold(model: nn.Module | ModelResult, size: Sequence[int], *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
+def fold(model: nn.Module | ModelHolder, size: Sequence[int], *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
     """Fold every BatchNorm that directly follows a convolution into it; the result is for inference only.
 
     Works on a CPU copy in eval mode. A pair is folded where that is exact: the convolution is an ordinary one, called
@@ -64,7 +64,7 @@ def fold(model: nn.Module | ModelResult, size: Sequence[int], *, tolerance: floa
     >>> fold(net, (3, 8, 8)).folded
     ('1',)
     """
-    original = eval_copy(model_of(model))
+    original = eval_copy(as_module(model))
     folded = copy.deepcopy(original)
     names, kept = _fold_all(folded)
     difference = compare(original, folded, size, seed=seed)

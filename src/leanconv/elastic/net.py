@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanconv.dryrun import ModelHolder, as_module, duplicate
 from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.extract import extract
@@ -34,8 +35,7 @@ from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
-from leanconv.rewrites.swap import duplicate
-from leanconv.story import ModelResult, begun, model_of, remember, story_of
+from leanconv.story import begun, remember, story_of
 
 __all__ = ["ElasticNet", "from_settings", "make_elastic", "resized", "sampled"]
 
@@ -149,6 +149,11 @@ class ElasticNet(nn.Module):
         )
 
     @property
+    def default_input_size(self) -> tuple[int, ...]:
+        """One input in the native configuration, without the batch axis."""
+        return tuple(self.settings["size"])
+
+    @property
     def norms(self) -> tuple[ElasticBatchNorm, ...]:
         """Every BatchNorm that needs statistics."""
         return tuple(m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.remembers)
@@ -243,7 +248,7 @@ def sampled(x: Tensor, frames: int) -> Tensor:
 
 
 def make_elastic(
-    model: nn.Module | ModelResult,
+    model: nn.Module | ModelHolder,
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = PAPER_RESOLUTIONS,
     *,
@@ -284,7 +289,7 @@ def make_elastic(
     ...     net(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 22, 22])
     """
-    model = model_of(model)
+    model = as_module(model, error=RewriteError)
     story = begun(model, source, source_options)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):

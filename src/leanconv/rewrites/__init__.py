@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from leanconv.dryrun import ModelHolder, as_module, check_size, default_size, duplicate
 from leanconv.errors import RewriteError
 from leanconv.ops.operator import ConvRewrite
 from leanconv.rewrites.changes import Applied, Change, Context, Flow, Rewritten, Skipped, Step
@@ -19,10 +20,10 @@ from leanconv.rewrites.guards import refuse_model
 from leanconv.rewrites.inflate import Inflate
 from leanconv.rewrites.octave import Octave
 from leanconv.rewrites.operators import Everywhere
-from leanconv.rewrites.scout import Sighting, check_runs, check_size, scout
+from leanconv.rewrites.order import check_still_runs, order_of
 from leanconv.rewrites.steps import STEPS, from_json, parse_step, to_json
-from leanconv.rewrites.swap import Swapped, duplicate, swap
-from leanconv.story import ModelResult, begun, model_of, remember, story_of
+from leanconv.rewrites.swap import Swapped, swap
+from leanconv.story import begun, remember, story_of
 
 __all__ = [
     "rewrite",
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def rewrite(
-    model: nn.Module | ModelResult,
+    model: nn.Module | ModelHolder,
     *steps: ConvRewrite | Step,
     size: Sequence[int] | None = None,
     optimizer: object | None = None,
@@ -54,11 +55,12 @@ def rewrite(
 
     Args:
         model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
-            take over, as they do requires_grad and the qualified names.
+            take over, as they do requires_grad and the qualified names; or what an earlier `rewrite` returned.
         steps: the rewrites, for example `leanconv.OptimizedSeparable(overlap=1.0)`.
         size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
             fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
-            network that would no longer run is refused. Without it nothing is run.
+            network that would no longer run is refused. Without it nothing is run, except where a step needs it and
+            the model itself says its size, as timm's networks do.
         optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
         source: how `model` is built, so that `save` and `load` can build it again: "package.module:function" (or a
             class), or a name that `create_model` takes. Not needed for what `create_model` made.
@@ -77,17 +79,20 @@ def rewrite(
     2: 3x3 8->8 -> depth_separable: 3x3 8->8 g8; 1x1 8->8 (584 -> 144 parameters, weights fresh)
     """
     _refuse_call(steps, optimizer)
-    model = model_of(model)
+    model = as_module(model, error=RewriteError)
     refuse_model(model)
-    size = None if size is None else check_size(size)
+    whole = [_whole(step) for step in steps]
+    if size is None and any(step.needs_run for step in whole):
+        size = default_size(model)
+    size = None if size is None else check_size(size, axes=(1, 3))
     story = begun(model, source, source_options)
-    new = duplicate(model)
-    run = None if size is None else scout(new, size)
+    new = duplicate(model, error=RewriteError)
+    order = None if size is None else order_of(new, size)
     changes: list[Change] = []
     skipped: list[Skipped] = []
     flows: list[Flow] = []
-    for step in steps:
-        applied = _whole(step).apply(new, Context(size=size, run=run))
+    for step in whole:
+        applied = step.apply(new, Context(size=size, order=order))
         new = applied.model
         changes += applied.changes
         skipped += applied.skipped
@@ -95,9 +100,10 @@ def rewrite(
         if not applied.changes:
             continue
         story = story.then(step.stem, _settings(step, size, applied))
-        if size is not None and run is not None:
+        if size is not None and order is not None:
             size = applied.size or size
-            run = _run_again(applied, step, run, size)
+            changed = [change.name for change in applied.changes]
+            order = check_still_runs(new, size, order, changed, selects=step.selects)
     remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
 
@@ -113,15 +119,15 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     """
     refuse_model(model)
     story = story_of(model)
-    new = duplicate(model)
+    new = duplicate(model, error=RewriteError)
     for stem, settings in steps:
         options = dict(settings)
         size = options.pop("size", None)
         keep = options.pop("keep", ())
         step = from_json({**options, "stem": stem})
-        size = None if size is None else check_size(size)
-        run = None if size is None else scout(new, size)
-        new = _whole(step).apply(new, Context(size=size, run=run, keep=keep, project=False)).model
+        size = None if size is None else check_size(size, axes=(1, 3))
+        order = None if size is None else order_of(new, size)
+        new = _whole(step).apply(new, Context(size=size, order=order, keep=keep, project=False)).model
         if story is not None:
             story = story.then(stem, settings)
     if story is not None:
@@ -134,23 +140,11 @@ def _whole(step: ConvRewrite | Step) -> Step:
     return Everywhere(operator=step) if isinstance(step, ConvRewrite) else step
 
 
-def _run_again(applied: Applied, step: ConvRewrite | Step, before: Sighting, size: tuple[int, ...]) -> Sighting:
-    """Run what a step has made, on the input it takes now; the outputs must have the shapes they had."""
-    if applied.called:
-        return check_runs(applied.model, size, before, applied.called)
-    after = scout(applied.model, size)
-    if after.shapes != before.shapes:
-        raise RewriteError(
-            f"{step.stem}: the rewritten network gives outputs {after.shapes}, the original {before.shapes}"
-        )
-    return after
-
-
-def _settings(step: ConvRewrite | Step, size: tuple[int, ...] | None, applied: Applied) -> dict[str, Any]:
+def _settings(step: Step, size: tuple[int, ...] | None, applied: Applied) -> dict[str, Any]:
     """What the story must hold besides the options: the size that gave the order, the layers that were left alone."""
-    settings = to_json(step)
+    settings = to_json(step.options)
     del settings["stem"]
-    if size is not None and applied.needs_size:
+    if size is not None and step.needs_order:
         settings["size"] = list(size)
     if applied.kept:
         settings["keep"] = list(applied.kept)

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from leanconv.rewrites.scout import Sighting
-from leanconv.story import ModelResult, Story
+from leanconv.ops.operator import ConvRewrite
+from leanconv.rewrites.order import Order
+from leanconv.story import Story
 
 __all__ = ["Applied", "Change", "Context", "Flow", "Kept", "Rewritten", "Skipped", "Step"]
 
@@ -75,13 +76,13 @@ class Skipped:
 class Context:
     """What a step may rely on besides its options.
 
-    `size` is the shape of one input without the batch axis and `run` what a dry run of the model on it showed, both
-    None where the caller gave no size. `keep` names layers that stay as they are whatever the step selects (a
+    `size` is the shape of one input without the batch axis and `order` what a dry run of the model on it showed, both
+    None where there is no size. `keep` names layers that stay as they are whatever the step selects (a
     replayed story has them), and without `project` new weights are drawn, because they are loaded afterwards.
     """
 
     size: tuple[int, ...] | None = None
-    run: Sighting | None = None
+    order: Order | None = None
     keep: Collection[str] = ()
     project: bool = True
 
@@ -91,9 +92,7 @@ class Applied:
     """The outcome of one step.
 
     `kept` names layers that were left alone for a reason that a replay on a bare model could not see (a hook, a tied
-    weight). `size` is the input that the new model takes, where the step changes it. A step whose choice of layers
-    depends on a run says `needs_size`, so that a story keeps the size. `called` names the new layers that the
-    network must call under the names of the old ones.
+    weight). `size` is the input that the new model takes, where the step changes it.
     """
 
     model: nn.Module
@@ -102,8 +101,6 @@ class Applied:
     kept: tuple[str, ...] = ()
     flows: tuple[Flow, ...] = ()
     size: tuple[int, ...] | None = None
-    needs_size: bool = False
-    called: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +113,33 @@ class Step(ABC):
 
     stem: ClassVar[str]
 
+    @property
+    def options(self) -> Step | ConvRewrite:
+        """What holds the options of this step: the step itself."""
+        return self
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the step cannot be applied without a run, that is without a size."""
+        return False
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether the choice of layers depends on what the run shows, so that the story must keep the size."""
+        return self.needs_run
+
+    @property
+    def selects(self) -> bool:
+        """Whether the step has a `where`, which can leave a layer out."""
+        return False
+
     @abstractmethod
     def apply(self, model: nn.Module, context: Context) -> Applied:
         """Carry out the step on `model`, a copy that may be changed or used up."""
 
 
 @dataclass(frozen=True)
-class Rewritten(ModelResult):
+class Rewritten:
     """The new `model` and what happened: every replaced layer, every layer left alone, and the story so far.
 
     Every function that takes a network takes this as it is. `flows` says where pairs of maps at two resolutions start,

@@ -74,6 +74,16 @@ class Octave(Step):
             if value not in known:
                 raise LeanconvError(f"octave: {name} must be one of {', '.join(known)}, got {value!r}")
 
+    @property
+    def needs_run(self) -> bool:
+        """Always: it decides by the sizes of maps."""
+        return True
+
+    @property
+    def selects(self) -> bool:
+        """It has a `where`."""
+        return True
+
     def alpha_of(self, *names: str) -> float:
         """The share of low channels of the layer that has these qualified names."""
         fits = [alpha for pattern, alpha in self.alphas if any(fnmatchcase(name, pattern) for name in names)]
@@ -86,7 +96,7 @@ class Octave(Step):
             RewriteError: without `size`, for an untraceable model, for groups that the low channels cannot fill.
             NothingToRewrite: if no convolution would emit a pair.
         """
-        if context.size is None or context.run is None:
+        if context.size is None or context.order is None:
             raise RewriteError(
                 "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
                 "a forward pass can tell"
@@ -98,7 +108,7 @@ class Octave(Step):
         _refuse_one_axis(model)
         chains = open_chains(model)
         captured = capture(model, context.size, leaves=(ConvChain, OctConv))
-        decision = decide(captured, self, context.run, tied_parameters(model), context.keep)
+        decision = decide(captured, self, context.order, tied_parameters(model), context.keep)
         modules, functions, methods = rule_tables()
         conv = ConvRule(self, decision)
         modules |= {nn.Conv2d: conv, nn.Conv3d: conv}
@@ -114,7 +124,6 @@ class Octave(Step):
             skipped=decision.skipped,
             kept=decision.kept,
             flows=tuple(layout.flows),
-            needs_size=True,
         )
 
 

@@ -40,6 +40,26 @@ class Everywhere(Step):
         """That of the operator."""
         return self.operator.stem
 
+    @property
+    def options(self) -> ConvRewrite:
+        """The operator's."""
+        return self.operator
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether `where` speaks of stage."""
+        return parse(self.operator.where).needs_run
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether `where` speaks of an order of the layers."""
+        return parse(self.operator.where).needs_order
+
+    @property
+    def selects(self) -> bool:
+        """It has a `where`."""
+        return True
+
     def apply(self, model: nn.Module, context: Context) -> Applied:
         """Replace in `model`, in place, every selected convolution that the operator can stand for.
 
@@ -48,12 +68,12 @@ class Everywhere(Step):
             RewriteError: if the operator can stand for none of the selected convolutions.
         """
         step, where = self.operator, parse(self.operator.where)
-        if where.needs_run and context.run is None:
+        if self.needs_run and context.order is None:
             raise RewriteError(
                 f"{step.stem}: where={step.where!r} speaks of stage, which only a forward pass can show: pass "
                 "size, such as size=(3, 224, 224)"
             )
-        layers = layers_of(model, context.run)
+        layers = layers_of(model, context.order)
         tied = tied_parameters(model)
         made: dict[int, _Made] = {}
         skipped: list[Skipped] = []
@@ -87,8 +107,6 @@ class Everywhere(Step):
             changes=changes,
             skipped=tuple(skipped),
             kept=tuple(kept),
-            needs_size=where.needs_order,
-            called=tuple(change.name for change in changes),
         )
 
 

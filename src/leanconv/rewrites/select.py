@@ -34,7 +34,7 @@ from torch import nn
 
 from leanconv.errors import LeanconvError
 from leanconv.rewrites.guards import convolutions
-from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.order import Order
 
 __all__ = ["FACTS", "Layer", "Term", "Where", "layers_of", "parse"]
 
@@ -175,13 +175,13 @@ def parse(where: str) -> Where:
     return Where(where, tuple(_term(text) for text in where.split()))
 
 
-def layers_of(model: nn.Module, sighting: Sighting | None = None) -> tuple[Layer, ...]:
-    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `sighting`."""
+def layers_of(model: nn.Module, order: Order | None = None) -> tuple[Layer, ...]:
+    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `order`."""
     found = list(convolutions(model))
     stages: dict[str, int] = {}
-    if sighting is not None:
-        stages = sighting.stages
-        rank = {name: position for position, name in enumerate(sighting.order)}
+    if order is not None:
+        stages = order.stages
+        rank = {name: position for position, name in enumerate(order.names)}
         found.sort(key=lambda pair: rank.get(pair[1][0], len(rank)))  # stable: the ones that never ran stay in order
     return tuple(Layer(module, names, depth, stages.get(names[0])) for depth, (module, names) in enumerate(found))
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
-from leanconv.story import ModelResult, model_of
 
 __all__ = ["Classify", "ClassifyWithTower", "Objective"]
 
@@ -47,7 +47,7 @@ class Classify(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module | ModelResult,
+        net: nn.Module | ModelHolder,
         *,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -57,7 +57,7 @@ class Classify(nn.Module):
         super().__init__()
         if not mixup >= 0:
             raise LeanconvError(f"mixup must not be negative, got {mixup}")
-        self.net = model_of(net)
+        self.net = as_module(net)
         self.label_smoothing, self.mixup, self.seed = label_smoothing, mixup, seed
         self.norms = [module for module in self.net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
         for norm in self.norms:
@@ -107,7 +107,7 @@ class ClassifyWithTower(Classify):
 
     def __init__(
         self,
-        net: nn.Module | ModelResult,
+        net: nn.Module | ModelHolder,
         *,
         auxiliary: float = 0.4,
         drop_path: float = 0.0,
