@@ -14,8 +14,8 @@ from typing import ClassVar, get_args
 from torch import nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
-from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import Exchange, OctConv, StrideMode, merge
+from leanconv.ops.operator import ConvOperator
 from leanconv.rewrites.capture import capture
 from leanconv.rewrites.changes import Applied, Context, Skipped, Step
 from leanconv.rewrites.guards import tied_parameters
@@ -107,7 +107,7 @@ class Octave(Step):
             return Applied(model=model, skipped=skipped)
         _refuse_one_axis(model)
         chains = open_chains(model)
-        captured = capture(model, context.size, leaves=(ConvChain, OctConv))
+        captured = capture(model, context.size, leaves=(ConvOperator, OctConv))
         decision = decide(captured, self, context.order, tied_parameters(model), context.keep)
         modules, functions, methods = rule_tables()
         conv = ConvRule(self, decision)
