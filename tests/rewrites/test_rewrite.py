@@ -18,7 +18,7 @@ from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Grouped, SpatialSeparable
-from leanconv.rewrites import parse_step, replay, rewrite
+from leanconv.rewrites import Inflate, Octave, parse_step, replay, rewrite
 from leanconv.story import Story, remember, story_of
 
 SEPARABLE = DepthSeparable(init="fresh")
@@ -571,3 +571,43 @@ def test_spatial_separable_leaves_what_has_one_axis():
     result = rewrite(net, SpatialSeparable())
     assert names_of(result) == ["2"]
     assert "fewer than two spatial axes" in reasons_of(result)["1"]
+
+
+def test_what_rewrite_returns_is_rewritten_again():
+    once = rewrite(told(), DepthSeparable(where="3"))
+    twice = rewrite(once, Grouped(groups=4, where="5"))
+    assert names_of(twice) == ["5"]
+    assert [stem for stem, _ in twice.story.steps] == ["depth_separable", "group"]
+
+
+def test_a_step_that_needs_a_run_takes_the_size_that_the_model_says():
+    net = told()
+    with pytest.raises(RewriteError, match="octave: pass size"):
+        rewrite(net, Octave())
+    net.pretrained_cfg = {"input_size": (3, 32, 32)}
+    assert rewrite(net, Octave(last=True)).story.steps[0][1]["size"] == [3, 32, 32]
+    assert names_of(rewrite(net, DepthSeparable(where="kernel>1 stage=0 !stem"))) == ["3"]
+    assert rewrite(net, Octave(last=True), size=(3, 16, 16)).story.steps[0][1]["size"] == [3, 16, 16]
+
+
+class Transposed(nn.Module):
+    """Uses the weights of a convolution once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16, 16))
+
+    def forward(self, x):
+        x = self.c(torch.relu(self.b(self.a(x))))
+        return F.conv_transpose2d(x, self.b.weight, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("step", "advice"),
+    [(SEPARABLE, "!b'"), (Inflate(frames=4), "in its forward$")],
+    ids=["chain", "inflate"],
+)
+def test_a_network_that_no_longer_runs_is_no_matter_of_size(step, advice):
+    with pytest.raises(RewriteError, match=f"^Transposed no longer runs after .*b.* was replaced: .*{advice}") as error:
+        rewrite(Transposed(), step, size=(3, 16, 16))
+    assert "size" not in str(error.value).split(";")[-1]
