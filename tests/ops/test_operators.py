@@ -109,7 +109,7 @@ def test_a_fit_is_reported_or_refused(row: Row) -> None:
             made.project_(conv.weight, conv.bias)
 
 
-@every_row
+@every_operator
 def test_from_rewrite_to_a_saved_elastic_network(row: Row, tmp_path: Path) -> None:
     """Cost, elastic width, extraction, saving and loading, on a network that has one layer of the row."""
     step = replace(row.rewrite, where="1", init="fresh")
