@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
     "story": set(),
+    "files": set(),
     "ranks": set(),
     "plan": set(),
     "dryrun": set(),
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "spec", "story", "plan"}
+NO_TORCH = {"errors", "spec", "story", "files", "plan"}
 
 
 def room_of(path: Path) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from leanconv import __version__
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.files import whole_folder
 from leanconv.rewrites import replay
 from leanconv.story import Story, begun, is_own_code, remember
 from leanconv.zoo import ZOO, list_models
@@ -268,37 +268,26 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Both files under temporary names, then renamed: a new folder as a whole, in an existing one the two files."""
+    """Both files: a new folder as a whole, in an existing one the two files, the story last."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: a model is saved to a folder, name another one")
-    home = folder if folder.is_dir() else folder.absolute().parent
-    stage = home / f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp"
-    try:
-        stage.mkdir(parents=True)
-        save_file(dict(tensors), stage / WEIGHTS_FILE)
+
+    def complain(reason: str) -> CheckpointError:
+        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
+        return CheckpointError(
+            f"{folder}: the model could not be saved: {reason}; {needed} are needed, {_free(folder.absolute())} free "
+            "there; nothing was changed, free some space or name another folder"
+        )
+
+    with whole_folder(folder, complain, last=STORY_FILE, also=(SafetensorError,)) as draft:
+        save_file(dict(tensors), draft / WEIGHTS_FILE)
         weights = {
             "file": WEIGHTS_FILE,
-            "bytes": (stage / WEIGHTS_FILE).stat().st_size,
-            "sha256": _digest(stage / WEIGHTS_FILE),
+            "bytes": (draft / WEIGHTS_FILE).stat().st_size,
+            "sha256": _digest(draft / WEIGHTS_FILE),
         }
         text = json.dumps({**record, "weights": weights}, indent=2)
-        (stage / STORY_FILE).write_text(text + "\n", encoding="utf-8")
-        for file in stage.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if folder.is_dir():
-            for name in (WEIGHTS_FILE, STORY_FILE):
-                os.replace(stage / name, folder / name)
-        else:
-            os.rename(stage, folder)
-    except (OSError, SafetensorError) as error:
-        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
-        raise CheckpointError(
-            f"{folder}: the model could not be saved: {_reason(error)}; {needed} are needed, "
-            f"{_free(home)} free there; nothing was changed, free some space or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        (draft / STORY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
