@@ -1,4 +1,4 @@
-"""A model as one ONNX file that is known to compute what the model computes.
+"""A model as one ONNX file whose outputs have been compared with the model's.
 
 The file is written under a temporary name, loaded by onnxruntime, compared with torch on fresh random inputs at several
 batch sizes, and only then given its name: a file that exists is a file that was verified.

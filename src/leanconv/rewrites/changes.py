@@ -24,7 +24,7 @@ Kept = Literal["exact", "projected", "cut", "inflated", "fresh"]
 class Change:
     """One replaced layer.
 
-    `before` and `after` describe the layer in words, `weights` tells what was kept: "exact", the new layer computes the
+    `before` and `after` describe the layer in words, `weights` says what was kept: "exact", the new layer computes the
     same function; "projected", the nearest one it can express, with the relative `error` ||W - W'|| / ||W|| of the
     kernel; "cut", the same weights, part of them at half the resolution; "inflated",
     repeated in time; "fresh", newly drawn (`error` is None). `params_*` count all parameters, bias included.
@@ -161,13 +161,13 @@ class Rewritten:
         if self.changes:
             lines[0] += f": {before:,} -> {after:,} parameters in them ({after / before:.1%})"
             fates = Counter(change.weights for change in self.changes)
-            told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+            text = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
             errors = [
                 change.error for change in self.changes if change.weights == "projected" and change.error is not None
             ]
             if errors:
-                told += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
-            lines.append(f"weights: {told}")
+                text += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
+            lines.append(f"weights: {text}")
         if self.flows:
             kinds = Counter(flow.kind for flow in self.flows)
             merges = Counter(flow.reason for flow in self.flows if flow.kind == "merge").most_common(3)
@@ -178,7 +178,7 @@ class Rewritten:
             )
         if self.skipped:
             reasons = Counter(skip.reason for skip in self.skipped)
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
             more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
-            lines.append(f"{len(self.skipped)} left alone: {told}{more}")
+            lines.append(f"{len(self.skipped)} left alone: {text}{more}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a rewrite refuses to touch: whole models that are wrapped, and single convolutions that are more than they seem.
+"""What a rewrite does not touch: whole models that are wrapped, and single convolutions that are more than they seem.
 
 Whoever replaces a layer answers for everything that hung on it. A hook, a parametrization or an overridden forward
 would be lost silently, so such a layer stays as it was and the report says why; a wrapped model is an error that says
@@ -110,13 +110,13 @@ def not_plain(module: nn.Module) -> str | None:
     """Why this module may mean something else than the ordinary convolution of its settings, or None."""
     kind = type(module).__name__
     if parametrize.is_parametrized(module):
-        return None  # torch changes its class; what it is underneath is told by `not_replaceable`
+        return None  # torch changes its class; `not_replaceable` finds what it is underneath
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} is not a convolution we can plan (it is a transposed one)"
     own = _own_meaning(module)
     if own or not isinstance(module, PLAIN):
-        told = f"it defines its own {own}" if own else "it may mean something else"
-        return f"{kind} is not a plain nn.Conv1d/2d/3d: {told}"
+        why = f"it defines its own {own}" if own else "it may mean something else"
+        return f"{kind} is not a plain nn.Conv1d/2d/3d: {why}"
     return None
 
 

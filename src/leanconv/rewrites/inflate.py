@@ -33,7 +33,7 @@ class Inflate(Step):
     """Every 2D layer of a network in 3D; the new network takes clips (3, frames, H, W).
 
     Args:
-        frames: length of the clips that the following rewrites and the story take as example.
+        frames: length of the clips, in frames, for the rewrites that follow and for the story.
         temporal: lengths in time of some kernels, pairs of a name pattern and an odd length, the last fitting one
             counts; all others have length 1.
         mode: "centre" or "mean", see the head of this file.
@@ -178,13 +178,13 @@ def inflated_kernel(weight: Tensor, length: int, mode: str) -> Tensor:
 
 
 def _change(name: str, before: Conv2d, after: nn.Module) -> Change:
-    def told(conv: Any) -> str:
+    def describe(conv: Any) -> str:
         return f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
 
     return Change(
         name=name,
-        before=told(before),
-        after=f"inflate: {told(after)}",
+        before=describe(before),
+        after=f"inflate: {describe(after)}",
         weights="inflated",
         error=None,
         params_before=sum(p.numel() for p in before.parameters()),

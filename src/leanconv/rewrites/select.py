@@ -6,7 +6,7 @@ Terms are separated by white space. A term is one of
                         kernel stride dilation   the largest over the spatial axes (kernel>1: anything but 1x1)
                         groups in_channels out_channels ndim
                         depth    position among all convolutions, from 0
-                        stage    log2(example width / width of the convolution's output), rounded: a ResNet's layer1
+                        stage    log2(input width / width of the convolution's output), rounded: a ResNet's layer1
                                  to layer4 are stages 2 to 5, however large the image. Needs size; a
                                  convolution that never runs has no stage, and no comparison of it holds
     stem              the first convolution (depth=0)
@@ -69,7 +69,7 @@ class Layer:
         return self.names[0]
 
     def fact(self, name: str) -> int | None:
-        """The value of a fact, None where this module does not tell (a stranger without such an attribute)."""
+        """The value of a fact, None where this module has no such attribute (a layer of others)."""
         if name in ("depth", "stage"):
             return self.depth if name == "depth" else self.stage
         kernel = getattr(self.module, "kernel_size", None)
@@ -93,7 +93,7 @@ class Term:
     pattern: str = ""
 
     def holds(self, layer: Layer) -> bool:
-        """Whether `layer` satisfies the term. A fact that a stranger does not tell excludes nothing."""
+        """Whether `layer` satisfies the term. A fact that a layer of others does not have excludes nothing."""
         if self.fact == "stem":
             answer = layer.depth == 0
         elif self.fact:
@@ -137,7 +137,7 @@ class Where:
     def explain_nothing(self, layers: Sequence[Layer], could: Callable[[Layer], bool]) -> str:
         """Why none of `layers` is selected: who excludes how many, the nearest misses, what to pass instead.
 
-        `could` tells whether a layer could be rewritten at all, were it selected.
+        `could` says whether a layer could be rewritten at all, were it selected.
         """
         if not layers:
             return "the model has no convolution at all"
@@ -150,8 +150,8 @@ class Where:
             out = [layer for layer in layers if not term.holds(layer)]
             if out:
                 values = sorted({str(layer.fact(term.fact)) for layer in out if term.fact not in ("", "stem")})
-                told = f"{term.fact}={'|'.join(values[:4])}, " if values else ""
-                parts.append(f"{term.text} excludes {len(out)} ({told}such as {out[0].name})")
+                values_seen = f"{term.fact}={'|'.join(values[:4])}, " if values else ""
+                parts.append(f"{term.text} excludes {len(out)} ({values_seen}such as {out[0].name})")
         single = [(layer, self.failing(layer)[0]) for layer in layers if len(self.failing(layer)) == 1 and could(layer)]
         if not single:
             return f"{seen} seen: {'; '.join(parts)}; none that could be rewritten fails one term alone"

@@ -96,7 +96,7 @@ def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Source(NamedTuple):
-    """What to call, and the function whose signature and module tell the legal options."""
+    """What to call, and the function whose signature and module say which options are legal."""
 
     build: Callable[..., Any]
     origin: Callable[..., Any]
@@ -199,7 +199,7 @@ def _import(name: str) -> Callable[..., Any]:
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The parameters that a keyword can name, None where Python cannot tell."""
+    """The parameters that a keyword can name, None where Python does not say."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
