@@ -171,6 +171,9 @@ def test_steps_add_up_whoever_says_the_source(here: Path) -> None:
     x = torch.randn(1, 3, 32, 32)
     with net.eval().at(0.5), lc.load("saved", trust_code=True).at(0.5) as loaded:
         assert torch.equal(net(x), loaded.eval()(x))
+    static = net.extract(width=0.5, calibrated=False)
+    lc.save(static, "half")
+    assert torch.equal(lc.load("half", trust_code=True).eval()(x), static.eval()(x))
 
 
 @pytest.mark.parametrize("source", ["my_nets.py:build", "my_nets:", " ", 3])

@@ -99,7 +99,7 @@ def rewrite(
         flows += applied.flows
         if not applied.changes:
             continue
-        story = story.then(step.stem, _settings(step, size, applied))
+        story = story.then(step.options.stem, _settings(step, size, applied))
         if size is not None and order is not None:
             size = applied.size or size
             changed = [change.name for change in applied.changes]

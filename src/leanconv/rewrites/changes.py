@@ -1,4 +1,4 @@
-"""What a step of a rewrite is given and what it gives back: changed layers with the fate of their weights, others."""
+"""A step of a rewrite: what it is given, what it changes, and how that is reported."""
 
 from __future__ import annotations
 

@@ -36,11 +36,6 @@ class Everywhere(Step):
     operator: ConvRewrite
 
     @property
-    def stem(self) -> str:  # type: ignore[override]
-        """That of the operator."""
-        return self.operator.stem
-
-    @property
     def options(self) -> ConvRewrite:
         """The operator's."""
         return self.operator
