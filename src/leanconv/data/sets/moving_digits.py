@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from leanconv.data.builtin import digits
-from leanconv.data.seeds import generator
-from leanconv.data.splits import Split
-from leanconv.data.video_sets import VideoSet, video_csv
+from leanconv.data.sets.digits import digits
+from leanconv.data.sets.splits import Split
+from leanconv.data.sets.video_csv import video_csv
+from leanconv.data.sets.video_files import VideoSet
 from leanconv.errors import DataError
+from leanconv.seeds import generator
 
 __all__ = ["WAYS", "moving_digits", "places"]
 

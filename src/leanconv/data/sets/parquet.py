@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import ImageSet, check_labels, split_by_class
+from leanconv.data.sets.splits import ImageSet, check_labels, split_by_class
 from leanconv.errors import DataError, need
+from leanconv.machine import memory_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,8 +128,8 @@ def _check_columns(file: str, schema: Any) -> None:
 
 def _check_memory(pattern: str, files: list[str]) -> None:
     needed = sum(os.path.getsize(file) for file in files)
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > have // 2:
+    have = memory_bytes()
+    if have and needed > have // 2:
         raise DataError(
             f"{pattern}: {needed / 2**30:.1f} GiB of encoded images, more than half of the {have / 2**30:.1f} GiB"
             " of memory where they would have to be held; unpack them to folder:PATH"

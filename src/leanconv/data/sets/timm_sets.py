@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import ImageSet, check_labels
+from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError, LeanconvError, need, unknown
 
 if TYPE_CHECKING:

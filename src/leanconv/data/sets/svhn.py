@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from leanconv.data.arrays import ArrayImages, Pixels, first_folder
-from leanconv.data.seeds import mix
-from leanconv.data.splits import ImageSet, check_labels
+from leanconv.data.sets.arrays import ArrayImages, Pixels, first_folder
+from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError, need, unknown
+from leanconv.seeds import mix
 
 __all__ = ["svhn"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from leanconv.data.seeds import mix
 from leanconv.errors import DataError
+from leanconv.seeds import mix
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from leanconv.data.folder import class_folders, files_of, folder
-from leanconv.data.splits import ImageSet
+from leanconv.data.sets.folder import FolderFiles, class_folders, files_of, image_folder
+from leanconv.data.sets.splits import ImageSet
 from leanconv.errors import DataError, need
 
 __all__ = ["imagenet"]
@@ -27,14 +27,14 @@ def imagenet(path: str) -> ImageSet:
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(f"imagenet:{path}: expected the folders train/ and val/ there")
     if any(entry.is_dir() for entry in (root / "val").iterdir()):
-        return folder(path)
+        return image_folder(path)
     names = class_folders(root / "train")
     train = files_of(root / "train", names)
     files = sorted(entry.name for entry in (root / "val").iterdir() if entry.suffix.lower() in (".jpeg", ".jpg"))
     labels = _labels(root, names)
     if len(files) != len(labels):
         raise DataError(f"{root / 'val'}: {len(files)} images, but {_TRUTH} has {len(labels)} numbers: incomplete?")
-    test = type(train)(root / "val", tuple(files), torch.tensor(labels, dtype=torch.int64))
+    test = FolderFiles(root / "val", tuple(files), torch.tensor(labels, dtype=torch.int64))
     return ImageSet(train=train, test=test, class_names=tuple(names))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.data.decode import Centre, Transform
+from leanconv.data.images.decode import Centre, Transform
 from leanconv.errors import unknown
 
 if TYPE_CHECKING:

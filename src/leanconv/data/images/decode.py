@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import Problem, Split
+from leanconv.data.sets.splits import Problem, Split
 from leanconv.errors import DataError
+from leanconv.machine import usable_cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,9 +80,9 @@ def decode_all(split: Split, transform: Transform) -> tuple[Tensor, Tensor, tupl
     """
     labels = split.labels
     count = len(labels)
-    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = min(8, usable_cores())
     problems: dict[int, Problem] = {}
-    store: list[Tensor] = []  # allocated when the first image tells its shape
+    store: list[Tensor] = []  # allocated when the shape of the first image is known
 
     def one(index: int) -> Tensor | Problem:
         return decode(split, index, transform)

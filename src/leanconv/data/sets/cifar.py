@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leanconv.data.arrays import ArrayImages, Pixels, first_folder, read_pickle
-from leanconv.data.splits import ImageSet, check_labels
+from leanconv.data.sets.arrays import ArrayImages, Pixels, first_folder, read_pickle
+from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError
 
 __all__ = ["cifar10", "cifar100"]

@@ -5,25 +5,26 @@ Clips are decoded on the way. Every batch is a pure function of (seed, epoch, nu
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from leanconv.data.loaders import Loader, epoch_order, every_nth, share_out
-from leanconv.data.moving_digits import moving_digits
-from leanconv.data.splits import Problem
-from leanconv.data.video_augment import VIDEO_AUGMENTS, CentreClip, ClipShape, ClipTransform, DrawnClip, SpreadClips
-from leanconv.data.video_index import require_pyav
-from leanconv.data.video_sets import VideoSet, kinetics, sports1m, video_csv, video_folder
-from leanconv.data.video_stream import VideoStream
+from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
+from leanconv.data.loaders import every_nth
+from leanconv.data.sets.folder import video_folder
+from leanconv.data.sets.kinetics import kinetics
+from leanconv.data.sets.moving_digits import moving_digits
+from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.sports1m import sports1m
+from leanconv.data.sets.video_csv import video_csv
+from leanconv.data.sets.video_files import VideoList, VideoSet
+from leanconv.data.stream import Stream
+from leanconv.data.video.augment import VIDEO_AUGMENTS, CentreClip, ClipChoice, ClipShape, DrawnClip, SpreadClips
+from leanconv.data.video.files import VideoFiles
+from leanconv.data.video.index import require_pyav
 from leanconv.errors import DataError, unknown
 
 __all__ = ["VIDEO_KINDS", "VideoData", "VideoSample", "open_videos"]
@@ -74,23 +75,10 @@ def open_videos(
         data = open_videos("video-csv:train.csv,test.csv", frames=8, rate=2, size=112, workers=2)
         clips, labels = next(iter(data.train_loader()))                              # (8, 3, 8, 112, 112), (8,)
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in _READERS:
-        raise unknown("kind of video set", kind, _READERS)
-    if kind != "moving-digits" and not rest:
-        raise DataError(f"{spec}: expected {kind}:... with a path after the colon")
+    read = reader_of(spec, _READERS, what="kind of video set", takes="a path", embedded="moving-digits")
     require_pyav()
-    counts = (
-        ("frames", frames, 1),
-        ("rate", rate, 1),
-        ("size", size, 1),
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-        ("clips_per_video", clips_per_video, 1),
-    )
-    for name, value, least in counts:
-        if value < least:
-            raise DataError(f"{spec}: {name} must be at least {least}, got {value}")
+    check_counts(spec, 1, frames=frames, rate=rate, size=size, batch_size=batch_size, clips_per_video=clips_per_video)
+    check_counts(spec, 0, workers=workers)
     if fps is not None and not 0 < fps <= 1000:
         raise DataError(f"{spec}: fps must be above 0 and at most 1000, or None for each file's own, got {fps}")
     if augment not in VIDEO_AUGMENTS:
@@ -101,7 +89,7 @@ def open_videos(
             f"{spec}: short_side {low} to {high} must be a range of lengths that a crop of {size} pixels fits into"
         )
     return VideoData(
-        _READERS[kind](rest),
+        read(),
         shape=ClipShape(frames=frames, rate=rate, size=size, fps=None if fps is None else _rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,
@@ -122,15 +110,15 @@ class VideoSample(NamedTuple):
     clips: Tensor
 
 
-class VideoData:
-    """Training and test clips of one set of videos.
+class VideoData(LabelledData[Stream]):
+    """Training and test clips of one set of videos: (float32 (n, 3, frames, size, size); labels int64 (n,)).
 
-    Batches are (clips float32 (n, 3, frames, size, size), normalised by `mean` and `std`; labels int64 (n,)). Videos
-    that cannot be used are passed over and listed in `problems`. `open_videos` makes these.
+    Videos that are missing, broken or too short are passed over and listed in `problems`; in training another one takes
+    the place. Evaluation takes the centre clip of every test video. `open_videos` makes these.
     """
 
-    channels = 3
     unit = "video"
+    sample = "clip"
 
     def __init__(
         self,
@@ -146,79 +134,25 @@ class VideoData:
         mean: tuple[float, float, float] = _MEAN,
         std: tuple[float, float, float] = _STD,
     ) -> None:
-        self.class_names = videos.class_names
-        self.num_classes = len(videos.class_names)
-        self.size = shape.size
-        self.input_size = (self.channels, shape.frames, shape.size, shape.size)
-        self.batch_size = batch_size
-        self.mean, self.std = mean, std
-        self.seed = seed
-        self.epoch = 0
-        self._shape = shape
-        self._short_side = short_side
-        self._missing = videos.problems
-        centre = CentreClip(shape, short_side[0])
-        drawn = DrawnClip(shape, short_side, videos.mirror)
-        training: ClipTransform = drawn if augment == "video" else centre
-        self._train = VideoStream(
-            files=videos.train,
-            training=training,
-            evaluation=centre,
+        super().__init__(
+            videos.class_names,
+            input_size=(self.channels, shape.frames, shape.size, shape.size),
+            batch_size=batch_size,
             seed=seed,
-            workers=workers,
             repeats=clips_per_video,
         )
-        self._test = VideoStream(files=videos.test, training=centre, evaluation=centre, seed=seed, workers=workers)
-
-    @property
-    def train_size(self) -> int:
-        """Training videos that are there."""
-        return len(self._train.files.paths)
-
-    @property
-    def test_size(self) -> int:
-        """Test videos that are there."""
-        return len(self._test.files.paths)
+        self._videos = videos
+        self._shape = shape
+        self._short_side = short_side
+        self._workers = workers
+        self._augment = augment
+        self._given = mean, std
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """The videos that are missing, broken or too short, as far as they have been asked for."""
-        found = {problem.name: problem for problem in self._missing}
-        return tuple((found | self._train.problems | self._test.problems).values())
-
-    def write_problems(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file and the reason of every problem as CSV, with the header alone when there is none."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(draft, "w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow((self.unit, "reason"))
-                writer.writerows(self.problems)
-            os.replace(draft, path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
-        return path
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next `train_loader()` give the order and the clips of `epoch`."""
-        self.epoch = epoch
-
-    def train_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The training batches of the current epoch; process `rank` of `world` gets its share of every batch.
-
-        All batches are full, as with images; a video that cannot be used is replaced by another one. Raises `DataError`
-        when a batch cannot be shared out evenly.
-        """
-        order = epoch_order(len(self._train), self.seed, self.epoch)
-        _, chunks = share_out(order, self.batch_size, rank, world, "clips")
-        return self._loader(self._train, chunks, self.epoch)
-
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The centre clip of every test video, in file order; process `rank` of `world` gets every `world`-th video."""
-        return self._loader(self._test, every_nth(self.test_size, self.batch_size, rank, world), None)
+        missing = {problem.name: problem for problem in self._videos.problems}
+        return tuple((missing | {problem.name: problem for problem in super().problems}).values())
 
     def test_loader(self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1) -> TestVideos:
         """Every test video as a `VideoSample`: `clips` clips spread over it, times 1 (centre) or 3 crops.
@@ -228,24 +162,23 @@ class VideoData:
         """
         if clips < 1 or crops not in (1, 3):
             raise DataError(f"clips must be at least 1 and crops 1 or 3, got {clips} and {crops}")
-        taken = SpreadClips(self._shape, self._short_side[0], clips, crops)
+        files = self._files(self._videos.test, SpreadClips(self._shape, self._short_side[0], clips, crops))
         # Samples are large: workers are not to work ahead by more than one.
-        stream = replace(self._test, evaluation=taken, ahead=1)
+        stream = replace(self._test, files=files, ahead=1)
         return TestVideos(stream, every_nth(self.test_size, 1, rank, world), self._normalised)
 
-    def _loader(self, stream: VideoStream, chunks: tuple[tuple[int, ...], ...], epoch: int | None) -> Loader:
-        return Loader(
-            source=stream, chunks=chunks, epoch=epoch, finish=lambda _number, pixels: self._normalised(pixels)
-        )
+    def _source(self, *, training: bool) -> Stream:
+        videos = self._videos.train if training else self._videos.test
+        files = self._files(videos, CentreClip(self._shape, self._short_side[0]))
+        return Stream(files=files, workers=self._workers, repeats=self._repeats if training else 1)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        shift, scale = self._affine
-        return pixels.float().sub_(shift).mul_(scale)
+    def _files(self, videos: VideoList, evaluation: ClipChoice) -> VideoFiles:
+        drawn = DrawnClip(self._shape, self._short_side, self._videos.mirror)
+        training = drawn if self._augment == "video" else evaluation
+        return VideoFiles(videos=videos, training=training, evaluation=evaluation, seed=self.seed)
 
-    @cached_property
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return (255 * mean)[:, None, None, None], (1 / (255 * std))[:, None, None, None]
+    def _mean_and_std(self) -> Statistics:
+        return self._given
 
 
 @dataclass(frozen=True)
@@ -254,7 +187,7 @@ class TestVideos:
 
     __test__ = False  # pytest would take it for a test
 
-    stream: VideoStream
+    stream: Stream
     chunks: tuple[tuple[int, ...], ...]
     finish: Callable[[Tensor], Tensor]
 
@@ -263,7 +196,7 @@ class TestVideos:
 
     def __iter__(self) -> Iterator[VideoSample]:
         for pixels, labels, [video] in self.stream.batches(self.chunks, None):
-            yield VideoSample(self.stream.files.paths[video], int(labels[0]), self.finish(pixels[0]))
+            yield VideoSample(self.stream.files.name(video), int(labels[0]), self.finish(pixels[0]))
 
 
 def _rate(fps: float) -> Fraction:

@@ -1,4 +1,4 @@
-"""`folder:PATH`: images in one folder per class, already split (`train/` and `val/`) or not; videos the same way."""
+"""`folder:PATH` and `video-folder:PATH`: one folder per class, already split (`train/` and `val/`) or not."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import ImageSet, check_labels, held_out
+from leanconv.data.sets.splits import ImageSet, check_labels, held_out
+from leanconv.data.sets.video_files import SUFFIXES, VideoList, VideoSet
 from leanconv.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Files", "Kind", "class_folders", "files_of", "folder", "split_folders"]
+__all__ = ["FolderFiles", "class_folders", "files_of", "image_folder", "video_folder"]
 
 
 @dataclass(frozen=True)
-class Kind:
+class _Kind:
     """What is looked for in the folders: its name in messages, the beginning of the name of the set, the suffixes."""
 
     what: str
@@ -28,7 +29,7 @@ class Kind:
     suffixes: frozenset[str]
 
 
-_IMAGES = Kind(
+_IMAGES = _Kind(
     "image",
     "folder",
     frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")),
@@ -37,7 +38,7 @@ _TEST_NAMES = ("val", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Files:
+class FolderFiles:
     """Files below `root` and their labels."""
 
     root: Path
@@ -52,24 +53,33 @@ class Files:
 
         return Image.open(self.root / self.paths[index])
 
-    def some(self, indices: tuple[int, ...]) -> Files:
+    def some(self, indices: tuple[int, ...]) -> FolderFiles:
         """The files at `indices` only."""
-        return Files(self.root, tuple(self.paths[index] for index in indices), self.labels[list(indices)])
+        return FolderFiles(self.root, tuple(self.paths[index] for index in indices), self.labels[list(indices)])
 
 
-def folder(path: str) -> ImageSet:
+def image_folder(path: str) -> ImageSet:
     """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `validation`, `test`), or split `PATH/<class>/*`.
 
     Classes are the folder names in alphabetical order; files below a class folder are found at any depth. Without a
     `train` folder a fixed fifth of every class is held out, chosen by a hash of the file names.
     Raises `DataError` for a missing folder, an empty class, and a test class that training does not have.
     """
-    train, test, names = split_folders(path, _IMAGES)
+    train, test, names = _halves(path, _IMAGES)
     return ImageSet(train=train, test=test, class_names=names)
 
 
-def split_folders(path: str, kind: Kind) -> tuple[Files, Files, tuple[str, ...]]:
-    """Training files, test files and class names, found and refused as `folder` says."""
+def video_folder(path: str, prefix: str = "video-folder") -> VideoSet:
+    """Videos in `PATH/train/<class>/` and `PATH/val/<class>/`, or in `PATH/<class>/`, as `image_folder` finds images.
+
+    `prefix` begins the messages. Raises `DataError` as `image_folder` does.
+    """
+    train, test, names = _halves(path, _Kind("video", prefix, SUFFIXES))
+    return VideoSet(train=_as_videos(train), test=_as_videos(test), class_names=names)
+
+
+def _halves(path: str, kind: _Kind) -> tuple[FolderFiles, FolderFiles, tuple[str, ...]]:
+    """Training files, test files and class names."""
     root = Path(path).expanduser()
     if not root.is_dir():
         came = "a file" if root.exists() else "nothing"
@@ -100,6 +110,10 @@ def split_folders(path: str, kind: Kind) -> tuple[Files, Files, tuple[str, ...]]
     return whole.some(halves[0]), whole.some(halves[1]), tuple(names)
 
 
+def _as_videos(files: FolderFiles) -> VideoList:
+    return VideoList(tuple(files.name(index) for index in range(len(files.paths))), files.labels)
+
+
 def class_folders(root: Path) -> list[str]:
     """The names of the class folders in `root`, sorted; `DataError` for fewer than two."""
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -111,7 +125,7 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def files_of(root: Path, present: list[str], names: list[str] | None = None, *, kind: Kind = _IMAGES) -> Files:
+def files_of(root: Path, present: list[str], names: list[str] | None = None, *, kind: _Kind = _IMAGES) -> FolderFiles:
     """The files of the classes `present`, labelled by their place in `names`; none of them may be empty."""
     names = present if names is None else names
     paths: list[str] = []
@@ -130,7 +144,7 @@ def files_of(root: Path, present: list[str], names: list[str] | None = None, *, 
             )
         paths += found
         labels += [names.index(name)] * len(found)
-    files = Files(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    files = FolderFiles(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
     check_labels(str(root), files.labels, names, every_class=False, what=kind.what)
     return files
 

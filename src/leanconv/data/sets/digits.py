@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.data.splits import ImageSet, split_by_class
+from leanconv.data.sets.splits import ImageSet, split_by_class
 from leanconv.errors import need
 
 if TYPE_CHECKING:
