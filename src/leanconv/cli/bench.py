@@ -7,17 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    configuration,
-    find,
-    say_json,
-    write_json,
-)
+from leanconv.cli.models import configuration, find
+from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json, write_json
 
 
 def run(
@@ -51,6 +43,6 @@ def run(
     if out is not None:
         write_json([row.to_json() for row in rows], out)
     if json:
-        say_json([row.to_json() for row in rows])
+        print_json([row.to_json() for row in rows])
     else:
         print_table(bench_table(rows))

@@ -109,7 +109,7 @@ def _compare() -> None:
 
 
 def _export(table: QueryTable, network: ElasticNet, out: Path) -> list[ExportReport]:
-    from leanconv.cli.common import configuration
+    from leanconv.cli.models import configuration
     from leanconv.deploy import export
 
     full = max(row.macs for row in table.rows)

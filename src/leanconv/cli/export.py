@@ -7,16 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    ModelArgument,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    find,
-    say_json,
-)
+from leanconv.cli.models import configuration, find
+from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json
 
 
 def run(
@@ -33,7 +26,6 @@ def run(
     trust_code: TrustOption = False,
 ) -> None:
     """Export to ONNX, compare with torch on fresh inputs, then give the file its name."""
-    from leanconv.cli.common import configuration
     from leanconv.deploy import export
     from leanconv.report import export_table, print_table
 
@@ -41,6 +33,6 @@ def run(
     network, shape = configuration(found.final, found.size, width, resolution)
     report = export(network, path, size=shape, tolerance=tolerance, dynamic_batch=not fixed_batch)
     if json:
-        say_json(report.to_json())
+        print_json(report.to_json())
     else:
         print_table(export_table([report]))

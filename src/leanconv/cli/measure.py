@@ -6,15 +6,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    find,
-    say_json,
-)
+from leanconv.cli.models import find
+from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json
 
 
 def run(
@@ -37,7 +31,7 @@ def run(
         if found.rewritten:
             costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)
     if json:
-        say_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
+        print_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
         return
     if len(costs) == 1:
         for name, cost in costs.items():

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, read_amount, say_json
+from leanconv.cli.options import JsonOption
+from leanconv.cli.output import print_json
+from leanconv.cli.values import read_amount
 from leanconv.errors import LeanconvError
 
 
@@ -51,6 +53,6 @@ def run(
         any_machine=any_machine,
     )
     if json:
-        say_json(asdict(row))
+        print_json(asdict(row))
     else:
         print_table(query_table([row], title="picked"))

@@ -1,4 +1,4 @@
-"""`leanconv rewrite`: put cheaper operators where a model's convolutions are, and say what that did."""
+"""`leanconv rewrite`: put cheaper operators where a model's convolutions are, and show what that did."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    ModelArgument,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    find,
-    say_json,
-)
+from leanconv.cli.models import find
+from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
 
@@ -45,7 +38,7 @@ def run(
     if out is not None:
         save(done, out, size=found.size)
     if json:
-        say_json(
+        print_json(
             {
                 "changes": [asdict(change) for change in done.changes],
                 "skipped": [asdict(skip) for skip in done.skipped],

@@ -59,7 +59,7 @@ def run(
         five = "" if videos.video5 is None else f", video@5 {percent(videos.video5, 2)} %"
         typer.echo(
             f"clip@1 {percent(videos.clip1, 2)} %, video@1 {percent(videos.video1, 2)} %{five} on {videos.videos}"
-            f" videos (chance {percent(1 / videos.classes, 2)} %); look at {folder / 'sheet.png'}"
+            f" videos (chance {percent(1 / videos.classes, 2)} %); look at {folder / 'contact_sheet.png'}"
         )
     if result.table is not None:
         print_table(query_table(result.table.rows, title=f"query table, {folder / 'table.json'}"))

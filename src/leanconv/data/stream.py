@@ -22,8 +22,8 @@ __all__ = ["Files", "Stream"]
 class Files(Protocol):
     """Files by number, and how one of them becomes pixels. Made of plain data, so that it can be sent to a process.
 
-    `read` gives the pixels of item `number` of an epoch (None: evaluation), which shows `file`; what it learns of a
-    file that saves work the next time it keeps in `notes`, under the file's number. `replacements` are the files tried
+    `read` gives the pixels of item `number` of an epoch (None: evaluation), which shows `file`; what is found out
+    about a file and saves work the next time is kept in `notes`, under the file's number. `replacements` are the files tried
     in training where `file` cannot be used. `unit` is what one file is called: image, video.
     """
 
@@ -46,7 +46,7 @@ class Stream:
 
     In training a file that cannot be used is replaced by another one, so that every process of a distributed run makes
     the same number of equal steps; in evaluation it is left out. Either way it is added to `problems`. `notes` holds
-    what has been learned of the files, whichever process read them.
+    what has been found out about the files, whichever process read them.
     """
 
     files: Files
@@ -111,7 +111,7 @@ class _Items(Dataset[_Part]):
         self.refusal: str | None = None
         """Why this process reads no more: what it reads would take the memory that its answer needs."""
         self.at = torch.full((max(stream.workers, 1),), -1)
-        """The file that each worker is reading, in memory that all see: a worker that is killed can say nothing."""
+        """The file that each worker is reading, in memory that all share: a worker that is killed sends no answer."""
         if stream.workers:
             self.at.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -123,12 +123,12 @@ class _Items(Dataset[_Part]):
             return _refused(self.refusal)
         files, workers = self.stream.files, self.stream.workers
         problems: list[Problem] = []
-        learned: dict[int, Any] = {}
+        found_out: dict[int, Any] = {}
         for file in self._candidates(number):
             name = files.name(file)
             self._note(file)
             try:
-                pixels = files.read(file, number, self.epoch, ChainMap(learned, self.stream.notes))
+                pixels = files.read(file, number, self.epoch, ChainMap(found_out, self.stream.notes))
             except MemoryError as error:
                 self.refusal = (
                     f"{error if str(error).startswith(name) else f'{name}: memory ran out'}: use fewer workers (now"
@@ -141,12 +141,12 @@ class _Items(Dataset[_Part]):
                 continue
             finally:
                 self._note(-1)
-            return _Part(pixels, self.labels[file : file + 1], [file], problems, learned)
+            return _Part(pixels, self.labels[file : file + 1], [file], problems, found_out)
         if self.refusal is not None:
             give_up_reserve()  # here the error is gone, and with it the decoder whose threads would fill what is free
             return _refused(self.refusal, problems)
         if self.epoch is None:
-            return _Part(None, _NOTHING, [], problems, learned)
+            return _Part(None, _NOTHING, [], problems, found_out)
         name, reason = problems[-1]
         return _refused(
             f"{len(problems)} {files.unit}s in a row cannot be used for training, the last is {name}: {reason}",

@@ -1,4 +1,4 @@
-"""Worker processes that read files: what they answer, and what is said where one of them dies or memory runs out."""
+"""Worker processes that read files, and the one clear error where one of them dies or memory runs out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def collated(
 ) -> Iterator[Any]:
     """`gather` of the `items` of every chunk, made in `workers` processes, no more than there are cores.
 
-    Every process works `ahead` of what is asked for by so many chunks. Raises `DataError` where a process dies, with
+    Every process reads up to `ahead` chunks in advance. Raises `DataError` where a process dies, with
     the names of the files that they were `reading`, and where a batch does not fit in memory.
     """
     workers = min(workers, usable_cores())

@@ -69,7 +69,7 @@ class _Plain(pickle.Unpickler):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return _latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no image file needs")
+        raise pickle.UnpicklingError(f"it would import {module}.{name}, which no image file needs")
 
 
 def _latin1(text: Any, _encoding: Any = None) -> bytes:
@@ -78,7 +78,7 @@ def _latin1(text: Any, _encoding: Any = None) -> bytes:
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     if kind is not np.ndarray:
-        raise pickle.UnpicklingError("it asks for an array of a foreign kind")
+        raise pickle.UnpicklingError("it would build an array of another class")
     return np.ndarray.__new__(np.ndarray, shape, code)
 
 

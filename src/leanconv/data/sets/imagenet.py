@@ -1,7 +1,7 @@
 """`imagenet:PATH`: the 2012 challenge as published: `train/n01440764/*.JPEG`, and `val/` in one of two forms.
 
 Either `val/` has one folder per class, as most people sort it, or it is flat, as its archive unpacks
-(`ILSVRC2012_val_00000001.JPEG`, ...), and the development kit beside it says the classes:
+(`ILSVRC2012_val_00000001.JPEG`, ...), and the development kit beside it has the classes:
 `ILSVRC2012_validation_ground_truth.txt` (a number per image) and `meta.mat` (number -> folder name).
 """
 

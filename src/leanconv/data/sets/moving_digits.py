@@ -2,7 +2,7 @@
 
 The label is the way: left, right, up, down, clockwise, counterclockwise. The picture is a torus (what leaves on one
 side comes in on the other) and every start is equally likely, so the place of the digit in any single frame is uniform
-whatever the way: one frame tells nothing, and a mirrored video has another label. The files are MPEG-4 with B-frames
+whatever the way: one frame does not show the label, and a mirrored video has another one. The files are MPEG-4 with B-frames
 and a key frame every 12, and are read back through the decoder like any others.
 """
 
@@ -126,7 +126,7 @@ def _write_video(
     import av
 
     with av.open(str(path), "w") as out:
-        # A fixed fine quantizer: coarse ones leave trails that tell where the digit came from.
+        # A fixed fine quantizer: coarse ones leave trails that show where the digit came from.
         stream: Any = out.add_stream("mpeg4", rate=30, options={"qmin": "2", "qmax": "2"})
         stream.width = stream.height = _SIDE
         stream.pix_fmt = "yuv420p"

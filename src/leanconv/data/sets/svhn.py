@@ -28,7 +28,7 @@ _STD = (50.498 / 255, 51.259 / 255, 50.244 / 255)
 def svhn(text: str) -> ImageSet:
     """The digits in the folder `text`; `DataError` for missing or broken files, `MissingExtra` without scipy.
 
-    Which images are held out with `?extra=true` is decided by a hash of their numbers; the papers do not say theirs.
+    Which images are held out with `?extra=true` is decided by a hash of their numbers; the papers do not print theirs.
     """
     path, _, query = text.partition("?")
     name, _, value = query.partition("=")

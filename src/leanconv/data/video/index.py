@@ -1,7 +1,7 @@
 """What a video file holds, found without decoding it: when each frame is shown, and where decoding can start.
 
 Packets carry time stamps, so reading through them (milliseconds for a clip of ten seconds) gives the number of every
-frame. Some files lie: AVI has no presentation times, so frames that are reordered, or packed two to a packet, come out
+frame. Some files are wrong: AVI has no presentation times, so frames that are reordered, or packed two to a packet, come out
 of the decoder under other stamps. Those files are counted, frame by frame, by decoding them once (`by_count`).
 """
 
@@ -86,7 +86,7 @@ def _frames_of(path: str, size: tuple[int, int] | None) -> str:
 def open_file(path: str) -> tuple[Any, Any]:
     """PyAV's container and the video stream of a file; `DataError` when it is none.
 
-    Nothing but local files is ever opened, whatever a playlist inside the file may ask for.
+    Nothing but local files is ever opened, whatever a playlist inside the file names.
     """
     import av
 
@@ -145,7 +145,7 @@ def scan(path: str, container: Any, stream: Any) -> VideoIndex:
 
 
 def count_frames(path: str) -> VideoIndex:
-    """The index of a file whose packets do not tell its frames, by decoding all of it.
+    """The index of a file whose packets do not correspond to its frames, by decoding all of it.
 
     The decoder's time stamps are kept where they increase; else the times at which the frames are due for decoding,
     which stand for those at which they are shown; else frames are as far apart as the file's rate says.
@@ -182,7 +182,7 @@ _WHOLE = Fraction(9, 10)
 
 
 def _check_whole(path: str, container: Any, stream: Any, last: int, packets: int) -> None:
-    """Raise `DataError` where the header promises more than the file has; `last` is the last decoding time stamp."""
+    """Raise `DataError` where the header declares more than the file has; `last` is the last decoding time stamp."""
     entries = stream.index_entries
     if len(entries) and entries[-1].pos + entries[-1].size > os.path.getsize(path):
         raise DataError(f"{path}: truncated, it ends before the last frame that its header names")
@@ -195,11 +195,11 @@ def _check_whole(path: str, container: Any, stream: Any, last: int, packets: int
         return
     if there < declared * _WHOLE:
         share = float(100 * there / declared)
-        raise DataError(f"{path}: truncated, {packets} frames are there, {share:.0f} % of what its header says")
+        raise DataError(f"{path}: truncated, {packets} frames are there, {share:.0f} % of what its header declares")
 
 
 def _matroska_seconds(container: Any, stream: Any) -> Fraction:
-    """How long the video is said to be; 0 where only the length of the whole, with its sound, is told."""
+    """The declared length of the video; 0 where only that of the whole file, with its sound, is declared."""
     text = stream.metadata.get("DURATION", "")
     if text.count(":") == 2:
         hours, minutes, seconds = text.split(":")

@@ -4,7 +4,7 @@ Decoding starts at the key frame before a wanted one and ends with the last want
 decoded but never converted to RGB, and those that no other frame refers to are not even decoded. Wanted frames are
 scaled to their final size while they are converted, so a full-size picture exists one at a time and never as RGB.
 
-What the index promises is checked against what the decoder gives: where a seek lands too late, the file is read from
+The index is checked against what the decoder gives: where a seek lands too late, the file is read from
 its beginning; where the time stamps turn out to be wrong, frames are counted instead.
 """
 
@@ -27,7 +27,7 @@ _CAN_SKIP = frozenset(("h264", "mpeg4"))
 
 
 class WrongIndex(Exception):
-    """The decoder does not give the frames that the index promises: `Video.recount`, then plan again."""
+    """The decoder does not give the frames that the index lists: `Video.recount`, then plan again."""
 
 
 class Video:
@@ -36,8 +36,8 @@ class Video:
         with Video("clip.mp4") as video:
             frames = video.read([0, 2, 4], Framing(short_side=128))
 
-    `index` may be given where it is known from before (`video.index`). `MemoryError` says that frames of this file do
-    not fit in memory.
+    `index` may be given where it was made before (`video.index`). `MemoryError` means that frames of this file do not
+    fit in memory.
     """
 
     def __init__(self, path: str, index: VideoIndex | None = None) -> None:
@@ -107,7 +107,7 @@ class Video:
     def _decode(self, wanted: Sequence[int], block: _Block, *, again: bool) -> bool:
         """Decode forward until all `wanted` frames are in the `block`; False if they do not come in order.
 
-        The second time (`again`) nothing is left out, and what the decoder complains of is raised.
+        The second time (`again`) nothing is left out, and errors of the decoder are raised.
         """
         from av.error import FFmpegError
 

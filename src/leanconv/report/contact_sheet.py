@@ -1,6 +1,6 @@
-"""A contact sheet: clips as rows of their frames, each with what it is and what the network took it for.
+"""A contact sheet: clips as rows of their frames, each with its label and the prediction.
 
-Green where the network is right, red where it is wrong; the words say the same ("hug" against "hug -> push"), so that
+Green where the network is right, red where it is wrong; the words differ too ("hug" against "hug -> push"), so that
 nobody needs the colours. Frames are enlarged by whole factors and not otherwise touched: what stands on the sheet is
 what the network saw.
 """
@@ -53,8 +53,8 @@ class ContactRow:
     @property
     def title(self) -> str:
         """What is written over the frames."""
-        told = self.label if self.right else f"{self.label} -> {self.prediction}"
-        return f"{told}  {100 * self.probability:.0f} %"
+        text = self.label if self.right else f"{self.label} -> {self.prediction}"
+        return f"{text}  {100 * self.probability:.0f} %"
 
 
 def save_contact_sheet(rows: Sequence[ContactRow], path: str | os.PathLike[str], *, columns: int = 8) -> Path:

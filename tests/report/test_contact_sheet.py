@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from leanconv.errors import LeanconvError
-from leanconv.report.contact import ContactRow, evenly_spaced, save_contact_sheet
+from leanconv.report.contact_sheet import ContactRow, evenly_spaced, save_contact_sheet
 
 GREEN, RED = (26, 127, 55), (196, 38, 38)
 

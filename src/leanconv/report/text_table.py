@@ -1,7 +1,8 @@
 """Every table of leanconv in one look: numbers to the right, units in the headers, no line wrapped.
 
-A `Sheet` is plain text cells. `print_table` fits it to the terminal: what is too wide is first shortened in its text
-columns, then broken into blocks that repeat the first column. Piped, it is printed as wide as it is, one line per row.
+A `TextTable` is plain text cells. `print_table` fits it to the terminal: what is too wide is first shortened in its
+text columns, then broken into blocks that repeat the first column. Piped, it is printed as wide as it is, one line per
+row.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Column", "Sheet", "print_table"]
+__all__ = ["Column", "TextTable", "print_table"]
 
 _GAP = 2
 _SHORTEST = 10
@@ -34,7 +35,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class TextTable:
     """A table of text: `rows` of as many cells as there are `columns`; `notes` are printed below, one per line.
 
     Rows whose index is in `strong` stand out on a terminal.
@@ -80,10 +81,10 @@ class Sheet:
             table.add_row(*map(Text, row), style="bold green" if index in self.strong else None)
         return table
 
-    def fit(self, width: int) -> list[Sheet]:
-        """The sheet in pieces that are at most `width` wide, unless its first two columns alone are wider."""
-        sheet = self._shorten(width)
-        widths = sheet.widths()
+    def fit(self, width: int) -> list[TextTable]:
+        """The table in pieces that are at most `width` wide, unless its first two columns alone are wider."""
+        table = self._shorten(width)
+        widths = table.widths()
         blocks: list[list[int]] = [[]]
         used = widths[0]
         for index in range(1, len(widths)):
@@ -92,10 +93,10 @@ class Sheet:
                 used = widths[0]
             blocks[-1].append(index)
             used += _GAP + widths[index]
-        return [sheet._choose([0, *block], first=number == 0) for number, block in enumerate(blocks)]
+        return [table._choose([0, *block], first=number == 0) for number, block in enumerate(blocks)]
 
-    def _shorten(self, width: int) -> Sheet:
-        """The sheet with cells cut where that is allowed, the widest first, until it fits or they are short."""
+    def _shorten(self, width: int) -> TextTable:
+        """The table with cells cut where that is allowed, the widest first, until it fits or they are short."""
         wanted = self.widths()
         for level in (2, 1):
             text = [index for index, column in enumerate(self.columns) if column.cut == level]
@@ -107,16 +108,16 @@ class Sheet:
         rows = tuple(tuple(_cut(cell, wide) for cell, wide in zip(row, wanted, strict=True)) for row in self.rows)
         return replace(self, rows=rows)
 
-    def _choose(self, indices: list[int], *, first: bool) -> Sheet:
+    def _choose(self, indices: list[int], *, first: bool) -> TextTable:
         columns = tuple(self.columns[index] for index in indices)
         rows = tuple(tuple(row[index] for index in indices) for row in self.rows)
         return replace(self, columns=columns, rows=rows, title=self.title if first else "", notes=())
 
 
-def print_table(sheet: Sheet, *, console: Console | None = None, file: IO[str] | None = None) -> None:
-    """Print `sheet`, fitted to the terminal; to a pipe or a `file`, as wide as it is.
+def print_table(table: TextTable, *, console: Console | None = None, file: IO[str] | None = None) -> None:
+    """Print `table`, fitted to the terminal; to a pipe or a `file`, as wide as it is.
 
-    >>> print_table(Sheet(title="", columns=(Column("model", "left"), Column("MACs")), rows=(("a", "1.00 M"),)))
+    >>> print_table(TextTable(title="", columns=(Column("model", "left"), Column("MACs")), rows=(("a", "1.00 M"),)))
     model    MACs
     ─────────────
     a      1.00 M
@@ -126,18 +127,18 @@ def print_table(sheet: Sheet, *, console: Console | None = None, file: IO[str] |
 
     console = console or Console(file=file, highlight=False)
     if not console.is_terminal:
-        wide = sum(sheet.widths()) + _GAP * len(sheet.columns) + _width(sheet.title)
+        wide = sum(table.widths()) + _GAP * len(table.columns) + _width(table.title)
         plain = Console(file=StringIO(), width=wide, color_system=None, legacy_windows=False)
         with plain.capture() as capture:
-            plain.print(sheet.to_rich())
+            plain.print(table.to_rich())
         lines = [line.rstrip() for line in capture.get().splitlines()]
-        console.file.write("\n".join([*lines, *sheet.notes]) + "\n")
+        console.file.write("\n".join([*lines, *table.notes]) + "\n")
         return
-    for number, piece in enumerate(sheet.fit(console.width)):
+    for number, piece in enumerate(table.fit(console.width)):
         if number:
             console.print()
         console.print(piece.to_rich())
-    for note in sheet.notes:
+    for note in table.notes:
         console.print(Text(note, style="dim"))
 
 
