@@ -13,7 +13,10 @@ from leanconv.machine import this_machine, versions
 
 
 def run(json: JsonOption = False) -> None:
-    """Check the installation: machine, devices, threads, versions, and what is missing of which extra."""
+    """Check the installation.
+
+    The machine, its devices and threads, versions, and what is missing of which extra.
+    """
     machine = _machine()
     packages = {extra: versions(names) for extra, names in _required().items()}
     missing = {extra: [name for name, found in names.items() if found is None] for extra, names in packages.items()}

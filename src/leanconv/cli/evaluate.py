@@ -52,7 +52,10 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Accuracy on the test images (top-1 and top-5) or test videos (clip@1, video@1 and video@5)."""
+    """Test a network on images or videos.
+
+    Top-1 and top-5 accuracy on images; clip@1, video@1 and video@5 on whole videos.
+    """
     from leanconv.recipes import load_run
 
     shape = read_size(size) if size else None

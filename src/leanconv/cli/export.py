@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from leanconv.cli.models import configuration, find
-from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.options import (
+    JsonOption,
+    ModelArgument,
+    ResolutionOption,
+    RewriteOption,
+    SetOption,
+    SizeOption,
+    TrustOption,
+    WidthOption,
+)
 from leanconv.cli.output import print_json
 
 
@@ -18,14 +27,19 @@ def run(
     options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
-    width: Annotated[float | None, typer.Option(help="Of an elastic network: the share of its channels.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Of an elastic network: the input side.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
-    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="Batch size 1 instead of any.")] = False,
+    width: WidthOption = None,
+    resolution: ResolutionOption = None,
+    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch's outputs.")] = 1e-4,
+    fixed_batch: Annotated[
+        bool, typer.Option("--fixed-batch", help="Make the file for a batch of 1 instead of any batch.")
+    ] = False,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Export to ONNX, compare with torch on fresh inputs, then give the file its name."""
+    """Export to ONNX and compare the outputs.
+
+    The file gets its name only after its outputs have been compared with torch's on new inputs.
+    """
     from leanconv.deploy import export
     from leanconv.report import export_table, print_table
 

@@ -21,11 +21,14 @@ def run(
     ] = None,
     options: SetOption = [],
     new_classifier: Annotated[
-        bool, typer.Option("--new-classifier", help="Leave the file's classifier out, and keep a fresh one.")
+        bool, typer.Option("--new-classifier", help="Leave out the classifier of the file: the model keeps a new one.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Import released weights: every name is accounted for on both sides, then the model is saved."""
+    """Import weights that another project released.
+
+    Every tensor of the file and of the model must find its counterpart; then the model is saved.
+    """
     from leanconv.build import resolve, save
     from leanconv.weights import fill, find_format, read_tensors
     from leanconv.weights.naming import OURS

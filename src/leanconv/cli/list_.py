@@ -15,7 +15,7 @@ def run(
     recipes: Annotated[bool, typer.Option("--recipes", help="List recipes for `leanconv train` instead.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List models by name (or recipes)."""
+    """List models by name, or recipes."""
     from leanconv.errors import unknown
 
     if recipes:

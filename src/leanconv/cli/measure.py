@@ -12,7 +12,7 @@ from leanconv.cli.output import print_json
 
 
 def run(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One model, or several to see side by side.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="One model, or several to see side by side.")],
     options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
@@ -20,7 +20,10 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Count parameters, MACs, channel interactions, activation memory and receptive field."""
+    """Count what models cost, without running them.
+
+    Parameters, MACs, channel interactions, activation memory and receptive field; with --rewrite before and after.
+    """
     from leanconv.cost import Cost, measure
     from leanconv.report import comparison_table, cost_table, modules_table, print_table
 

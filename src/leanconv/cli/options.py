@@ -33,7 +33,7 @@ RewriteOption = Annotated[
     typer.Option(
         "--rewrite",
         metavar="STEM:OPTION=VALUE,...",
-        help="Rewrite first, for example osep:overlap=1; any number of times, in order.",
+        help="A rewrite, for example osep:overlap=1; any number of times, in order.",
     ),
 ]
 SizeOption = Annotated[

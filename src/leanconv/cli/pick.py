@@ -34,7 +34,10 @@ def run(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Pick the best configuration for a budget; never one over it."""
+    """Pick the best configuration within a budget.
+
+    The most accurate row of a query table that is within all limits; never one over them.
+    """
     from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table
 

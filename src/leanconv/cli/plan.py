@@ -38,7 +38,11 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Print the plan of a layer or a model: stages, groups, parameters, their bound, MACs and connectivity."""
+    """Show how a layer or a model becomes chains.
+
+    Every stage with its groups, parameters and MACs, the lower bound where there is one, and which input channels an
+    output channel sees.
+    """
     if (conv is None) == (model is None):
         raise LeanconvError("plan needs one of --conv IN,OUT,KERNEL and --model MODEL, for example --conv 64,128,3")
     step = _chain_step(operator)

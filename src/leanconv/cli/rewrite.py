@@ -22,7 +22,10 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Rewrite a model: print every changed layer and the cost before and after, and save the result."""
+    """Replace a model's convolutions by cheaper ones.
+
+    Prints every changed layer, and the cost before and after; saves the result with --out.
+    """
     if not rewrites:
         raise LeanconvError("rewrite needs at least one --rewrite, for example --rewrite osep:overlap=1")
     from dataclasses import asdict

@@ -23,8 +23,8 @@ class Files(Protocol):
     """Files by number, and how one of them becomes pixels. Made of plain data, so that it can be sent to a process.
 
     `read` gives the pixels of item `number` of an epoch (None: evaluation), which shows `file`; what is found out
-    about a file and saves work the next time is kept in `notes`, under the file's number. `replacements` are the files tried
-    in training where `file` cannot be used. `unit` is what one file is called: image, video.
+    about a file and saves work the next time is kept in `notes`, under the file's number. `replacements` are the files
+    tried in training where `file` cannot be used. `unit` is what one file is called: image, video.
     """
 
     @property

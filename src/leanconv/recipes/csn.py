@@ -7,8 +7,8 @@ side drawn from 256 to 320, a 224 crop, mirrored half of the time. Ablations see
 clips: the centre crop (ablations, Sports1M) or three of 256 (Kinetics).
 
 The paper does not describe how the networks of Sports1M were finetuned on Kinetics. Here as the open implementation
-that reaches the same figures does it: batch 96, rate 5e-4 through 16 epochs of warm-up, a tenth of it from epochs 32 and 48 of 58 on,
-gradients clipped at norm 40, BatchNorm frozen, half of the pooled features dropped.
+that reaches the same figures does it: batch 96, rate 5e-4 through 16 epochs of warm-up, a tenth of it from epochs 32
+and 48 of 58 on, gradients clipped at norm 40, BatchNorm frozen, half of the pooled features dropped.
 """
 
 from __future__ import annotations

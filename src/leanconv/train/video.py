@@ -52,7 +52,7 @@ class _FullyConvolutional(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The prediction for one video: its (up to) five most probable classes, best first, and how many clips were right."""
+    """The prediction for one video: its (up to) five most probable classes, best first, and its right clips."""
 
     name: str
     label: int

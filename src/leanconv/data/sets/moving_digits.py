@@ -2,8 +2,8 @@
 
 The label is the way: left, right, up, down, clockwise, counterclockwise. The picture is a torus (what leaves on one
 side comes in on the other) and every start is equally likely, so the place of the digit in any single frame is uniform
-whatever the way: one frame does not show the label, and a mirrored video has another one. The files are MPEG-4 with B-frames
-and a key frame every 12, and are read back through the decoder like any others.
+whatever the way: one frame does not show the label, and a mirrored video has another one. The files are MPEG-4 with
+B-frames and a key frame every 12, and are read back through the decoder like any others.
 """
 
 from __future__ import annotations

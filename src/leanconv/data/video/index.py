@@ -1,8 +1,9 @@
 """What a video file holds, found without decoding it: when each frame is shown, and where decoding can start.
 
 Packets carry time stamps, so reading through them (milliseconds for a clip of ten seconds) gives the number of every
-frame. Some files are wrong: AVI has no presentation times, so frames that are reordered, or packed two to a packet, come out
-of the decoder under other stamps. Those files are counted, frame by frame, by decoding them once (`by_count`).
+frame. In some files they are wrong: AVI has no presentation times, so frames that are reordered, or packed two to a
+packet, come out of the decoder under other stamps. Those files are counted, frame by frame, by decoding them once
+(`by_count`).
 """
 
 from __future__ import annotations
