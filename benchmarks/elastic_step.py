@@ -73,9 +73,9 @@ def kept(net: nn.Module) -> Iterator[list[int]]:
         yield count
 
 
-def measured(name: str, made_with: dict, batch: int, options: argparse.Namespace) -> None:
+def measured(name: str, settings: dict, batch: int, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    net = create_model(name, **made_with).train().to(options.device)
+    net = create_model(name, **settings).train().to(options.device)
     assert isinstance(net, ElasticNet)
     images = torch.randn(batch, *net.settings["size"], device=options.device)
     labels = torch.randint(10, (batch,), device=options.device)
@@ -119,9 +119,9 @@ def main() -> None:
     options = parser.parse_args()
     gpu = f"{torch.cuda.get_device_name()}, " if options.device.startswith("cuda") else ""
     print(f"{gpu}{this_machine()}, {options.threads} threads, torch {torch.__version__}")
-    for name, made_with, batch in CASES:
+    for name, settings, batch in CASES:
         if options.only in name:
-            measured(name, made_with, batch, options)
+            measured(name, settings, batch, options)
 
 
 if __name__ == "__main__":
