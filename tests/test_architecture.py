@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
-SHARED = {"errors", "spec", "story", "files", "machine", "ranks"}
+SHARED = {"errors", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
 EVERY_ROOM = {
     "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
@@ -20,7 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "story": set(),
     "files": set(),
+    "machine": set(),
+    "modes": set(),
     "ranks": set(),
+    "seeds": set(),
     "plan": set(),
     "dryrun": set(),
     "ops": {"plan"},
@@ -41,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "spec", "story", "files", "plan"}
+NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan"}
 
 
 def room_of(path: Path) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
+from leanconv.modes import eval_mode
 
-__all__ = ["Evaluation", "check_labels", "evaluate", "evaluating"]
+__all__ = ["Evaluation", "check_labels", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ def evaluate(net: nn.Module | ModelHolder, loader: Iterable[tuple[Tensor, Tensor
     net = as_module(net)
     images = first = five = 0
     loss, classes = 0.0, 0
-    with evaluating(net) as device:
+    with eval_mode(net) as device:
         for inputs, targets in loader:
             logits = net(inputs.to(device)).float()
             targets = targets.to(device)
@@ -50,19 +49,6 @@ def evaluate(net: nn.Module | ModelHolder, loader: Iterable[tuple[Tensor, Tensor
         raise DataError("there are no images to evaluate on: the loader is empty")
     top5 = five / images if classes > 5 else None
     return Evaluation(images=images, top1=first / images, top5=top5, loss=loss / images)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, and the device of `net`; every module is left in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_labels(targets: Tensor, classes: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
+from leanconv.seeds import python_random
 
 __all__ = ["Classify", "ClassifyWithTower", "Objective"]
 
@@ -74,7 +74,7 @@ class Classify(nn.Module):
         """The loss of images (n, 3, h, w) and labels (n,)."""
         if not self.mixup:
             return {"loss": self._entropy(self.net(inputs), targets)}
-        share = Random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
+        share = python_random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
         logits = self.net(inputs.lerp(inputs.flip(0), 1 - share))
         own, other = self._entropy(logits, targets), self._entropy(logits, targets.flip(0))
         return {"loss": share * own + (1 - share) * other}
