@@ -1,13 +1,14 @@
 """The documents as data: their blocks, and how each is run or checked.
 
-A page is run from top to bottom in one empty folder and one namespace, its Python and its command lines alike. A comment
-directly above a block, invisible on the page, says what the reader cannot be shown:
+A page is run from top to bottom in one empty folder and one namespace, its Python and its command lines alike. A
+comment directly above a block, invisible on the page, says what the reader need not see:
 
-    <!-- hidden python          a block that is run and not shown: tiny data, an untrained network
+    <!-- hidden python              a block that is run and not shown: tiny data, an untrained network
     net = ...
     -->
-    <!-- add: --tiny -->        further options for every `leanconv` line of the block below
-    <!-- parse only: why -->    the block below is checked and not run
+    <!-- add to train: --tiny -->   further options for the lines `leanconv train ...` of the block below
+    <!-- parse only: why -->        the block below is checked and not run
+    <!-- parse only (export, bench): why -->        only the lines of these verbs are not run
 
 A `text` block directly below a block is what it prints; `...` stands for anything, as in a doctest.
 """
@@ -16,11 +17,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-__all__ = ["PAGES", "REPORTS", "ROOT", "Block", "blocks", "commands", "is_shell", "lines_of"]
+__all__ = ["PAGES", "REPORTS", "ROOT", "Block", "blocks", "commands", "is_shell", "lines_of", "runs"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,11 @@ REPORTS = sorted(ROOT.glob("benchmarks/*.md"))
 SHELL = ("", "bash", "sh")
 LANGUAGES = (*SHELL, "python", "text", "yaml", "json")
 
-_COMMENT = re.compile(r"<!--\s*(?:(hidden) (\w+)|(add|parse only):)\s*(.*?)\s*-->", re.DOTALL)
+EVERYTHING = frozenset({"*"})
+
+_COMMENT = re.compile(
+    r"<!--\s*(?:hidden (\w+)|add to ([\w-]+):|(parse only)(?: \(([\w, -]+)\))?:)\s*(.*?)\s*-->", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,8 @@ class Block:
     line: int
     language: str
     text: str
-    hidden: bool = False
-    add: tuple[str, ...] = ()
-    parse_only: str | None = None
+    add: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()  # verbs that are only parsed
     expected: str | None = None
 
     @property
@@ -60,38 +64,47 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def runs(block: Block, verb: str = "*") -> bool:
+    """Whether the block, or in it the lines of a verb, are run."""
+    return not block.idle & {verb, "*"}
+
+
 def is_shell(block: Block) -> bool:
     """Whether the block holds command lines."""
     return block.language in SHELL
 
 
 def blocks(path: Path) -> list[Block]:
-    """Every block of a document, the hidden ones included, with what the comments above and the text below say of it."""
+    """Every block of a document, the hidden ones too, with what the comments above it and the text below it say."""
     found: list[Block] = []
-    above: dict[str, str] = {}
+    add: dict[str, list[str]] = {}
+    idle: frozenset[str] = frozenset()
     last: Block | None = None  # the block that a following `text` block would be the output of
     for piece in _pieces(path):
         if isinstance(piece, Block):
-            if piece.language == "text" and last is not None and not above:
+            if piece.language == "text" and last is not None and not add and not idle:
                 found[-1] = replace(last, expected=piece.text)
                 last = None
                 continue
-            piece = replace(piece, add=tuple(shlex.split(above.get("add", ""))), parse_only=above.get("parse only"))
-            found.append(piece)
-            above, last = {}, None if piece.hidden or piece.language == "text" else piece
+            last = replace(piece, add=add, idle=idle)
+            found.append(last)
+            add, idle = {}, frozenset()
             continue
-        comment = _COMMENT.fullmatch(piece[1].strip())
-        if comment is None:
-            assert not above, f"{path.relative_to(ROOT)}:{piece[0]}: the comment above belongs to no block"
-            last = None
-            continue
-        hidden, language, kind, text = comment.groups()
-        if hidden:
-            start = piece[0] + piece[1].count("\n", 0, piece[1].index(text)) if text else piece[0]
-            found.append(Block(path, start, language, text + "\n", hidden=True))
-            last = None
+        last = None
+        place = f"{path.relative_to(ROOT)}:{piece[0]}"
+        if comment := _COMMENT.fullmatch(piece[1].strip()):
+            language, verb, _, verbs, text = comment.groups()
+            if language:
+                first = piece[0] + piece[1].count("\n", 0, piece[1].index(text))
+                found.append(Block(path, first, language, text + "\n"))
+            elif verb:
+                add[verb] = shlex.split(text)
+            else:
+                assert text, f"{place}: say why the block is not run"
+                idle = frozenset(re.findall(r"[\w-]+", verbs)) if verbs else EVERYTHING
         else:
-            above[kind] = text
+            assert not piece[1].startswith("<!--"), f"{place}: this comment says nothing that is understood"
+            assert (add, idle) == ({}, frozenset()), f"{place}: the comment above belongs to no block"
     return found
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import typer
-from documents import PAGES, REPORTS, ROOT, Block, blocks, commands, is_shell, lines_of
 
 import leanconv
+from documents import PAGES, REPORTS, ROOT, Block, blocks, commands, is_shell, lines_of, runs
 from leanconv.cli import app, main
 from leanconv.recipes import get_recipe
 from leanconv.rewrites.steps import parse_step
@@ -46,7 +46,7 @@ def test_the_page_runs(
             _run_python(block, namespace)
         elif is_shell(block):
             _run_shell(block)
-        if block.expected is not None and block.parse_only is None:
+        if block.expected is not None and not block.idle:
             _compare(block, capsys.readouterr().out)
 
 
@@ -54,7 +54,7 @@ def _run_python(block: Block, namespace: dict[str, Any]) -> None:
     tree = ast.parse(block.text, block.place)
     ast.increment_lineno(tree, block.line - 1)
     code = compile(tree, str(block.path), "exec")  # a traceback shows the line of the document
-    if block.parse_only is None:
+    if runs(block):
         exec(code, namespace)
 
 
@@ -62,9 +62,9 @@ def _run_shell(block: Block) -> None:
     for line, words in commands(block.text, block.line):
         place = f"{block.path.relative_to(ROOT)}:{line}"
         check(place, words)
-        if block.parse_only is None and words[0] == "leanconv":
+        if words[0] == "leanconv" and runs(block, words[1]):
             with pytest.raises(SystemExit) as ended:
-                main([*words[1:], *block.add])
+                main([*words[1:], *block.add.get(words[1], ())])
             assert ended.value.code in (0, None), f"{place}: ended with {ended.value.code}"
 
 
@@ -199,7 +199,7 @@ def _is_there(name: str) -> bool:
 
 @every_document
 def test_files_exist(path: Path) -> None:
-    """A file named in prose stands where it is said to be: from the root, beside the page, in the package or in tests."""
+    """A file named in prose stands where it is said to: from the root, beside the page, in the package or in tests."""
     prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for name in re.findall(r"`([\w*/.-]+\.(?:py|md|json))(?:::\w+)?`", prose):
         if "/" in name and "foo" not in name:
