@@ -1,6 +1,6 @@
 """The picture at the head of README, drawn from what was measured: `speed.json` and the table in `demo.md`.
 
-    python benchmarks/overview.py --out docs/overview.png
+python benchmarks/overview.py --out docs/overview.png
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def words() -> dict[str, str]:
 
 
 def levels(table: Table) -> dict[str, int]:
-    """Room -> one more than the highest level it imports; what imports nothing is right under the lowest that uses it."""
+    """Room -> one more than the highest level it imports; one that imports none right under the lowest that uses it."""
     found: dict[str, int] = {}
 
     def level(room: str) -> int:
@@ -84,7 +84,7 @@ def routed(needed: set[tuple[str, str]], heights: Mapping[str, int]) -> dict[tup
 
 def arranged(rooms: Table, routes: Mapping[tuple[str, str], list[str]], heights: Mapping[str, int]) -> list[list[str]]:
     """The rooms and bends of every level from left to right: each near those that it is joined to."""
-    height = {name: level for way in routes.values() for name, level in zip(way, range(heights[way[0]], -1, -1))}
+    height = {name: heights[way[0]] - step for way in routes.values() for step, name in enumerate(way)}
     height |= {room: heights[room] for room in rooms}
     joined: dict[str, set[str]] = {name: set() for name in height}
     for way in routes.values():
@@ -128,7 +128,7 @@ def draw(table: Table, ground: list[str], captions: Mapping[str, str]) -> str:
         ' font-family="Helvetica, Arial, sans-serif">',
         "<title>The rooms of leanconv and who may import whom</title>",
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
-        f'<defs>{_tip("pale", PALE)}{_tip("dark", DARK)}</defs>',
+        f"<defs>{_tip('pale', PALE)}{_tip('dark', DARK)}</defs>",
     ]
     for room, allowed in inner.items():
         parts += [_arrow([at[room], at[other]], dark=False) for other in sorted(allowed) if (room, other) not in routes]
