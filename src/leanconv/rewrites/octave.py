@@ -43,7 +43,9 @@ class Octave(Step):
         first: whether the first convolution may emit a pair; in the paper's networks it does not.
         last: whether the last stage may, that is the convolutions whose output map is the smallest of the network and
             those that feed only these; in the paper's networks it does not.
-        stride_mode, downsample, exchange: see `leanconv.ops.octave.OctConv`.
+        stride_mode: see `leanconv.ops.octave.OctConv`.
+        downsample: see there.
+        exchange: see there.
 
     >>> Octave(alpha=0.25, alphas=(("layer1.*", 0.5),)).alpha_of("layer1.0.conv1")
     0.5
