@@ -21,9 +21,10 @@ from leanconv.elastic.layers.leaves import ElasticBatchNorm, use_statistics
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
+from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world, summed
 
-__all__ = ["as_configs", "calibrate", "evaluating", "inputs_of"]
+__all__ = ["as_configs", "calibrate", "inputs_of"]
 
 
 def calibrate(
@@ -55,8 +56,8 @@ def calibrate(
     measured = {config: _Statistics(config) for config in wanted}
     rank, world = rank_and_world()
     seen = 0
-    with torch.no_grad(), evaluating(net):
-        for inputs in _batches(net, loader, max_images // world + (rank < max_images % world)):
+    with eval_mode(net) as device:
+        for inputs in _batches(loader, device, max_images // world + (rank < max_images % world)):
             seen += len(inputs)
             for config, statistics in measured.items():
                 try:
@@ -69,7 +70,7 @@ def calibrate(
                         f"calibration of {config}: a batch of {len(inputs)} leaves BatchNorm one value per channel, "
                         "and one value has no variance: use a loader with larger batches"
                     ) from error
-    images = int(summed(torch.tensor(seen, device=next(net.parameters()).device)))
+    images = int(summed(torch.tensor(seen, device=device)))
     if not images:
         raise DataError(
             "the calibration loader yields no images, and BatchNorm statistics are measured on images: check the data "
@@ -107,20 +108,7 @@ def inputs_of(batch: Any) -> Tensor:
     return inputs
 
 
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """A scope in which a network is in evaluation mode; afterwards every module is in the mode it had."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _batches(net: ElasticNet, loader: Iterable[Any], max_images: int) -> Iterator[Tensor]:
-    device = next(net.parameters()).device
+def _batches(loader: Iterable[Any], device: torch.device, max_images: int) -> Iterator[Tensor]:
     left = max_images
     for batch in loader:
         inputs = inputs_of(batch)[:left]

@@ -23,7 +23,7 @@ from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
-from leanconv.story import remember, story_of
+from leanconv.story import begun, remember
 
 __all__ = ["from_settings", "make_elastic"]
 
@@ -40,6 +40,8 @@ def make_elastic(
     size: Sequence[int] | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> ElasticNet:
     """A copy of `model` that runs at any width between `widths` and at any of `resolutions` (and `frames`).
 
@@ -58,6 +60,7 @@ def make_elastic(
             for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`assign_ratios`) is not wanted.
+        source, source_options: how `model` is built, see `leanconv.rewrite`.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
     for widths, resolutions and frames that make no sense.
@@ -68,6 +71,7 @@ def make_elastic(
     torch.Size([1, 8, 22, 22])
     """
     model = as_module(model, error=RewriteError)
+    story = begun(model, source, source_options)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")
@@ -110,10 +114,8 @@ def make_elastic(
     if high > 1:
         _widen(copied, active)
     _probe(net, size)
-    story = story_of(model)
-    if story is not None:
-        remember(net, story.then("elastic", settings))
-        net.update_story()
+    remember(net, story.then("elastic", settings))
+    net.update_story()
     return net
 
 

@@ -19,10 +19,12 @@ from leanconv.cost.latency import torch_threads
 from leanconv.deploy.bench import BACKENDS, prepared
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.verify import random_input
-from leanconv.elastic.calibrate import evaluating, inputs_of
+from leanconv.elastic.calibrate import inputs_of
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.machine import cpu_name
+from leanconv.modes import eval_mode
 from leanconv.query.rows import EAGER, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
 from leanconv.story import story_of
@@ -50,9 +52,8 @@ def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
 
 def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]) -> tuple[dict[Config, float], int]:
     """Top-1 accuracies over the loaders of all processes, each read once, and the number of their images."""
-    device = next(net.parameters()).device
-    counts = torch.zeros(len(configs) + 1, dtype=torch.int64, device=device)  # right per configuration, and images
-    with torch.no_grad(), evaluating(net):
+    with eval_mode(net) as device:
+        counts = torch.zeros(len(configs) + 1, dtype=torch.int64, device=device)  # right per configuration, and images
         for batch in loader:
             if isinstance(batch, Tensor) or len(batch) < 2:
                 raise DataError("a query table needs labels: its loader must yield (inputs, labels)")
@@ -150,15 +151,8 @@ def fingerprint(net: nn.Module) -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
-        name = next(models, name)
-    found = {"cpu": name, "system": platform.platform(), "torch": torch.__version__, "device": str(device)}
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+    found = {"cpu": cpu_name(), "system": platform.platform(), "torch": torch.__version__, "device": str(device)}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
 def elsewhere(about: Mapping[str, Any]) -> str | None:
