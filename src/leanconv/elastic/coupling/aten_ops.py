@@ -79,9 +79,6 @@ def dims_after(call: Call) -> Dims:
     return ATEN_RULES[call.name](call)
 
 
-# ------------------------------------------------------------------------------------------- tensors that meet
-
-
 def _pointwise(call: Call) -> Dims:
     """Broadcast: rows that meet become one, and an add makes them a residual stream."""
     tensors = [arg for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, Tensor) and arg.ndim]
@@ -154,9 +151,6 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
     return tuple(found[letter] for letter in out)
 
 
-# ------------------------------------------------------------------------------------------- axes without channels
-
-
 RUNS_ALONG = "runs along the channels"
 
 
@@ -223,9 +217,6 @@ def _repeat(call: Call) -> Dims:
         if count > 1:
             rows.require_fixed(row, f"{call.name} repeats the channels")
     return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
-
-
-# ------------------------------------------------------------------------------------------- channels that move
 
 
 def _pad(call: Call) -> Dims:

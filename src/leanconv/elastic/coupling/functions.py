@@ -53,9 +53,6 @@ def _replaced(position: int, *names: str) -> Callable[[Call, Numbers], Any]:
     return again
 
 
-# ------------------------------------------------------------------------------------------------- shapes
-
-
 def _sizes(call: Call) -> Numbers | None:
     """Of x.view(2, 3), x.view((2, 3)), torch.reshape(x, shape=(2, 3))."""
     sizes = call.args[1:] if len(call.args) > 1 else (call.arg(1, "size", "shape"),)
@@ -83,9 +80,6 @@ def _viewed(call: Call, numbers: Numbers) -> Outcome:
 def _expanded(call: Call, numbers: Numbers) -> Outcome:
     dims = (*(None,) * (len(numbers) - call.x.ndim), *call.dims)
     return [dims], _counted(dims, numbers)
-
-
-# ------------------------------------------------------------------------------------------------- parts
 
 
 def _lengths(call: Call) -> Numbers:
@@ -171,9 +165,6 @@ def _index_again(call: Call, numbers: Numbers) -> Any:
     return call.x[tuple(slice(next(ends), next(ends), one.step) if isinstance(one, slice) else one for one in items)]
 
 
-# ------------------------------------------------------------------------------------------------- layers
-
-
 def _affine(call: Call, axis: int, first: int) -> tuple[Dims, Row | None]:
     """The dims where the row on `axis` is one with those of weight, bias and statistics, arguments from `first` on."""
     tensors = [tensor for tensor in (*call.args[first:], *call.kwargs.values()) if isinstance(tensor, Tensor)]
@@ -217,8 +208,6 @@ def _convolution(call: Call, numbers: Numbers) -> Outcome:
         outs = broadcast(call.name, [(outs, weight.shape[0]), (call.of(bias)[0], weight.shape[0])])
     return [(call.dims[0], outs, *(None,) * (call.x.ndim - 2))], counts
 
-
-# ------------------------------------------------------------------------------------------------- products
 
 LETTERS = "abcdefgh"
 """For batch axes, from the left."""
