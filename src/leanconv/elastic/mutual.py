@@ -43,9 +43,6 @@ def plan_step(
 
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
     the random students draw a width for every layer instead of one for all.
-
-    >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
-    True
     """
     draw = random.Random(f"{seed}/{step}")
     low, high = widths

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanconv.elastic.coupling import rows
-from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size
+from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size, product
 from leanconv.elastic.coupling.rows import CannotFollow, Dims, Row, Segment
 
 Numbers = list[int]
@@ -209,24 +209,18 @@ def _convolution(call: Call, numbers: Numbers) -> Outcome:
     return [(call.dims[0], outs, *(None,) * (call.x.ndim - 2))], counts
 
 
-LETTERS = "abcdefgh"
-"""For batch axes, from the left."""
-
-
 def _matmul(call: Call) -> Dims:
     a, b = call.x, call.arg(1, "other", "mat2")
     if a.ndim < 2 or b.ndim < 2:
         raise CannotFollow(f"{call.name} of a vector")
-    batch = LETTERS[: max(a.ndim, b.ndim) - 2]
-    return contract(call, [(x, (batch + inner)[-x.ndim :]) for x, inner in ((a, "ij"), (b, "jk"))], batch + "ik")
+    return product(call, [(a, "ij"), (b, "jk")], "ik")
 
 
 def _attention(call: Call) -> Dims:
     """Scaled dot-product attention; left to itself it scales by the length that a head has."""
     tensors = [call.arg(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
-    batch = LETTERS[: tensors[0].ndim - 2]
     letters = zip(tensors, ("id", "jd", "jv", "ij"), strict=True)
-    return contract(call, [(x, (batch + two)[-x.ndim :]) for x, two in letters if isinstance(x, Tensor)], batch + "iv")
+    return product(call, [(x, two) for x, two in letters if isinstance(x, Tensor)], "iv")
 
 
 def _einsum(call: Call) -> Dims:
