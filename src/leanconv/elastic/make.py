@@ -131,11 +131,9 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
         net.drop_calibrations()
         return net
     if not isinstance(model, ElasticNet):
-        raise LeanconvError(
-            f"the story goes on with {next(iter(settings))!r}, but {type(model).__name__} is not elastic"
-        )
-    if "extract" in settings:
-        wanted = settings["extract"]
+        step, kind = next(iter(settings)), type(model).__name__
+        raise LeanconvError(f"the story goes on with {step!r}, but {kind} is not elastic")
+    if wanted := settings.get("extract"):
         return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
     for config in (model.checked(*given) for given in settings["calibrated"]):
         for norm in model.norms:

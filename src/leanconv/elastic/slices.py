@@ -84,11 +84,6 @@ class Channels:
         self.full = sum(one.full for one in self.slices)
         self._known: dict[Width, tuple[Runs, int]] = {}
 
-    @property
-    def moves(self) -> bool:
-        """Whether any width has other channels than another."""
-        return any(one.law is not None for one in self.slices)
-
     def runs(self, width: Width) -> Runs:
         """The kept channels, neighbours joined."""
         return cached(self._known, width, lambda: self._at(width))[0]
@@ -112,9 +107,6 @@ class Channels:
                 joined.append((start, kept))
             start += one.full
         return tuple(joined)
-
-    def __repr__(self) -> str:
-        return f"Channels({self.full}, {len(self.slices)} slices)"
 
 
 @dataclass(frozen=True)

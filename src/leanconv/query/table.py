@@ -1,4 +1,4 @@
-"""The query table: what every (width, resolution) scores and and the pick of the best one for a budget.
+"""The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
 look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.

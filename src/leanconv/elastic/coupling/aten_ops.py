@@ -202,10 +202,11 @@ def _reduce(position: int) -> Rule:
 
 def _slice(call: Call) -> Dims:
     axis = call.axis(1)
-    if call.result.shape == call.x.shape:
+    row = call.dims[axis]
+    if row is None or call.result.shape == call.x.shape:
         return call.dims
-    rows.require_fixed(call.dims[axis], f"{call.name} cuts out a fixed range of channels")
-    return (*call.dims[:axis], rows.of_length(call.dims[axis], int(call.result.shape[axis])), *call.dims[axis + 1 :])
+    rows.require_fixed(row, f"{call.name} cuts out a fixed range of channels")
+    return (*call.dims[:axis], rows.of_length(row, int(call.result.shape[axis])), *call.dims[axis + 1 :])
 
 
 def _repeat(call: Call) -> Dims:
@@ -215,7 +216,7 @@ def _repeat(call: Call) -> Dims:
     for row, count in zip(dims, times, strict=True):
         if count > 1:
             rows.require_fixed(row, f"{call.name} repeats the channels")
-    return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
+    return tuple(row and rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
 
 
 def _pad(call: Call) -> Dims:

@@ -57,8 +57,7 @@ def find(
     """
     dry = DryRun(model, size, error=RewriteError)
     tracer = _Tracer(model, dry, keep, ratios or {})
-    tracer.finish(dry.run(tracer, _Functions(tracer)).outputs)
-    tracer.check()
+    tracer.check(dry.run(tracer, _Functions(tracer)).outputs)
     assign_ratios([(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
     return tracer.found(divisor, widest)
 
@@ -214,21 +213,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for number, (row, _) in first.of.items():
             rows.unify(row, counts.of[number][0])
 
-    def finish(self, output: Any) -> None:
-        """The outputs of the network are never sliced."""
+    def check(self, output: Any) -> None:
+        """The outputs of the network are never sliced. Raise for the first obstacle, and where nothing is elastic."""
         tensors = _tensors(output)
         if not tensors:
             raise RewriteError(
                 f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
                 "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
             )
-        for tensor in tensors:
-            for row in self.dims_of(tensor) or ():
-                if row is not None:
-                    rows.fix(row, "it makes an output of the network")
-
-    def check(self) -> None:
-        """Raise for the first obstacle in the way of elastic channels, and where no channels are elastic at all."""
+        for row in (row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None):
+            rows.fix(row, "it makes an output of the network")
         for where, reason, concerned in self.obstacles:
             names = list(dict.fromkeys(name for row in concerned for name in rows.makers(row, sliceable=True)))
             if names:
@@ -259,13 +253,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors: dict[str, dict[str, Any]] = {}
         for key, (name, attribute) in self.owned.items():
             axes = tuple(None if row is None else done(row) for row in self.seen[key][1]) if key in self.seen else ()
-            if any(channels is not None and channels.moves for channels in axes):
+            if any(channels is not None and _moves(channels) for channels in axes):
                 tensors.setdefault(name, {})[attribute] = axes
         others = {}
         for name in dict.fromkeys((*tensors, *self.calls)):
             attributes, calls = {}, {}
             for place, (given, attribute) in self.calls.get(name, {}).items():
-                of = {number: count for number, count in given.map(done).of.items() if count[0].moves}
+                of = {number: count for number, count in given.map(done).of.items() if _moves(count[0])}
                 if of and attribute:
                     attributes[attribute] = Counts(given.numbers, of)
                 elif of:
@@ -273,6 +267,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if attributes or calls or name in tensors:
                 others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made.get(name, {}))
         return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
+
+
+def _moves(channels: Channels) -> bool:
+    """Whether any width has other channels than another."""
+    return any(one.law is not None for one in channels.slices)
 
 
 def _tensors(nest: Any) -> list[Tensor]:

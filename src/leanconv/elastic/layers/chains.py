@@ -76,11 +76,6 @@ class StageChannels(Channels):
         super().__init__(())
         self.chain, self.stage, self.what, self.full = chain, stage, what, full
 
-    @property
-    def moves(self) -> bool:
-        """Whether any width has other channels than another."""
-        return self.chain.layer.inputs.moves or self.chain.layer.outputs.moves
-
     def _find(self, width: Width) -> Runs:
         return _runs(getattr(self.chain.at(width).stages[self.stage], self.what))
 

@@ -158,12 +158,10 @@ class ElasticBatchNorm(Elastic):
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
         view = self.view(config.width)
-        for name in [name for name in view._buffers if name.startswith(("mean_", "var_"))]:
-            del view._buffers[name]
         if self.remembers:
             measured = calibrated or self.can_evaluate(config)
-            mean, var = self.statistics(config) if measured else self.fresh_statistics(config)
-            view._buffers.update(running_mean=mean, running_var=var)
+            use_statistics(view, *(self.statistics(config) if measured else self.fresh_statistics(config)))
+            view._buffers["num_batches_tracked"] = self._buffers["num_batches_tracked"]
         return view
 
     def statistics(self, config: Config) -> Sequence[Tensor]:
