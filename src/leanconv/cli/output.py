@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from leanconv.errors import LeanconvError
+from leanconv.files import write_text
 
 __all__ = ["print_json", "write_json"]
 
@@ -25,11 +24,4 @@ def _plain(value: Any) -> Any:
 
 def write_json(data: Any, path: Path) -> None:
     """Write `data` to `path`, complete or not at all."""
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(data, indent=2, default=_plain) + "\n")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise LeanconvError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, json.dumps(data, indent=2, default=_plain) + "\n")

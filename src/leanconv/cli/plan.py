@@ -15,7 +15,7 @@ from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
     from leanconv.cli.models import Found
-    from leanconv.ops.chain import ChainRewrite
+    from leanconv.ops.drop_in import ChainRewrite
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
 
 def _chain_step(text: str) -> ChainRewrite:
     from leanconv.ops import OPERATORS
-    from leanconv.ops.chain import ChainRewrite
+    from leanconv.ops.drop_in import ChainRewrite
     from leanconv.rewrites import parse_step
 
     step = parse_step(text)
@@ -101,7 +101,7 @@ def _plan_model(name: str, operator: str, step: ChainRewrite, found: Found, json
 
     done = rewrite(found.final, replace(step, init="fresh"), size=found.size)
     changed = {change.name for change in done.changes}
-    skipped = [(skip.name, skip.reason) for skip in done.skipped if skip.reason != "already a chain"]
+    skipped = [(skip.name, skip.reason) for skip in done.skipped if not skip.reason.startswith("already a ")]
     costs = measure(done.model, found.size).by_module()
     layers: list[dict[str, Any]] = []
     for layer, module in done.model.named_modules():

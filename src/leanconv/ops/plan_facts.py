@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from leanconv.errors import LeanconvError
-from leanconv.ops.chain import ChainRewrite
+from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.igc_theory import widest, widths_for_budget
 from leanconv.ops.osep import OptimizedSeparable

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanconv.errors import LeanconvError
+from leanconv.files import unwritable, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,15 +85,8 @@ def save_contact_sheet(rows: Sequence[ContactRow], path: str | os.PathLike[str],
         for place, index in enumerate(chosen):
             frame = Image.fromarray(row.frames[index]).resize((across, down), Image.Resampling.NEAREST)
             sheet.paste(frame, (_MARGIN + place * (across + _GAP), top + _TITLE))
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, lambda reason: unwritable(path, reason)) as draft:
         sheet.save(draft, format="PNG")
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise LeanconvError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 

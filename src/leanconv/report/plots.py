@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leanconv.errors import LeanconvError, need
+from leanconv.files import unwritable, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,17 +227,7 @@ def _dense(line: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write the PNG under a temporary name, then rename it; nothing half-written remains."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the PNG, complete or not at all."""
+    with whole_file(path, lambda reason: unwritable(path, reason)) as draft:
         figure.savefig(draft, format="png", facecolor="white")
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise LeanconvError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was left behind. Choose a folder that can "
-            "be written to, on a disk with enough space"
-        ) from error
     return path

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
 from leanconv.modes import eval_mode
 
@@ -24,12 +25,13 @@ class Evaluation:
     loss: float
 
 
-def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(net: nn.Module | ModelHolder, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """The accuracy of `net` on batches of images (n, c, h, w) and labels (n,), in evaluation mode, on its own device.
 
     Every module is left in the mode it was in. Raises `DataError` for a loader without images and for labels that the
     network has no output for.
     """
+    net = as_module(net)
     images = first = five = 0
     loss, classes = 0.0, 0
     with eval_mode(net) as device:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
 from leanconv.seeds import python_random
 
@@ -46,7 +47,7 @@ class Classify(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | ModelHolder,
         *,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -56,9 +57,9 @@ class Classify(nn.Module):
         super().__init__()
         if not mixup >= 0:
             raise LeanconvError(f"mixup must not be negative, got {mixup}")
-        self.net = net
+        self.net = as_module(net)
         self.label_smoothing, self.mixup, self.seed = label_smoothing, mixup, seed
-        self.norms = [module for module in net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
+        self.norms = [module for module in self.net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
         for norm in self.norms:
             norm.requires_grad_(False).eval()
 
@@ -106,7 +107,7 @@ class ClassifyWithTower(Classify):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | ModelHolder,
         *,
         auxiliary: float = 0.4,
         drop_path: float = 0.0,
@@ -114,12 +115,12 @@ class ClassifyWithTower(Classify):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
-        if not isinstance(net, _Towered):
+        if not isinstance(self.net, _Towered):
             raise LeanconvError(
-                f"{type(net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and auxiliary"
-                " to 0"
+                f"{type(self.net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and "
+                "auxiliary to 0"
             )
-        if auxiliary and net.auxiliary is None:
+        if auxiliary and self.net.auxiliary is None:
             raise LeanconvError(
                 "auxiliary is above 0 but the network has no such classifier: model_args.auxiliary=true"
             )

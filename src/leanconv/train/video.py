@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
 from leanconv.modes import eval_mode
 from leanconv.train.evaluate import check_labels
@@ -99,7 +100,7 @@ class VideoEvaluation:
 
 
 def evaluate_videos(
-    net: nn.Module,
+    net: nn.Module | ModelHolder,
     samples: Iterable[VideoSample],
     *,
     crop: int,
@@ -115,6 +116,7 @@ def evaluate_videos(
 
         evaluate_videos(net, data.test_loader(clips=10, crops=3), crop=data.size).video1
     """
+    net = as_module(net)
     predictions = []
     classes = 0
     with eval_mode(net) as device:
