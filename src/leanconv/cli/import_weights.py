@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _FORMATS = (
     "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, octconv-symbol, "
-    "octconv-gluon, igc, mutualnet or usnet; by default the one whose names the file has."
+    "octconv-gluon, igc or mutualnet; by default the one whose names the file has."
 )
 
 

@@ -18,6 +18,7 @@ from leanconv.weights.formats import Filled, Format, Joined, Source
 from leanconv.weights.gluoncv import GLUONCV
 from leanconv.weights.igc import IGC
 from leanconv.weights.mmaction2 import MMACTION2
+from leanconv.weights.mutualnet import MUTUALNET
 from leanconv.weights.octconv_gluon import OCTCONV_GLUON
 from leanconv.weights.octconv_pytorch import OCTCONV_PYTORCH
 from leanconv.weights.octconv_symbol import OCTCONV_SYMBOL
@@ -43,7 +44,7 @@ __all__ = [
 
 _FOREIGN: tuple[Format, ...] = (
     *(MMACTION2, VMZ, PYTORCHVIDEO, VMZ_CAFFE2, GLUONCV),
-    *(OCTCONV_PYTORCH, OCTCONV_SYMBOL, OCTCONV_GLUON, IGC),
+    *(OCTCONV_PYTORCH, OCTCONV_SYMBOL, OCTCONV_GLUON, IGC, MUTUALNET),
 )
 
 FORMATS: dict[str, Format] = {one.name: one for one in (PLAIN, *_FOREIGN)}

@@ -13,14 +13,14 @@ name tells, so their weights would fit and mean something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
 from leanconv.errors import CheckpointError
-from leanconv.weights.formats import Format, Source
+from leanconv.weights.formats import NO_FILE, Format, Source
 
 __all__ = ["OUR_EPS", "CsnFormat", "Kind", "Outline", "our_outline"]
 
@@ -103,7 +103,7 @@ class CsnFormat(Format):
         theirs = {**self.inside, **self.middle[kind]}.get(ours)
         return None if theirs is None else f"{self.block.format(stage=stage, block=block)}{theirs}"
 
-    def tensor(self, module: str, ours: str, tensor: str, theirs: Collection[str]) -> Source:
+    def tensor(self, module: str, ours: str, tensor: str, theirs: Mapping[str, Tensor]) -> Source:
         """Where the tensor of a module is, called `module` by them and `ours` by us."""
         return f"{module}.{tensor}"
 
@@ -116,7 +116,7 @@ class CsnFormat(Format):
         kind, scores = kind_of(tensors, kernels), tensors.get(f"{self.outside['fc']}.weight")
         return Outline(kind, blocks, None if scores is None else len(scores)) if kind and blocks else None
 
-    def key_map(self, own: Mapping[str, Tensor], theirs: Collection[str] = ()) -> dict[str, Source]:
+    def key_map(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor] = NO_FILE) -> dict[str, Source]:
         """See `Format.key_map`."""
         shape = our_outline(own)
         if shape is None:

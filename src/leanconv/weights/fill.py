@@ -20,7 +20,7 @@ from leanconv.weights.plain import PLAIN, find_heads
 __all__ = ["Imported", "fill", "import_weights"]
 
 _COUNTER = ".num_batches_tracked"
-_BANK = re.compile(r"(?:.*\.)?(?:mean|var)_(?:w|layers)\d+_r\d+.*")
+_BANK = re.compile(r"(?:.*\.)?(?:mean|var)_(?:w|layers)[\dp]+_r\d+.*")
 """Statistics of an elastic network's configurations, which go with the weights they were measured for."""
 
 
@@ -96,9 +96,11 @@ def fill(
         sources, theirs = _without_heads(sources, theirs, heads, source)
     else:
         _refuse_other_classes(sources, own, theirs, heads, source)
+    extra = format.extra(model, own, theirs, source)
+    own, sources = {**own, **extra.own}, {**sources, **extra.sources}
     idle = _refuse_other_names(format, sources, own, theirs, source)
     values = _values(format, model, sources, own, theirs, source)
-    said = format.load(model, {**own, **values}, theirs)
+    model.load_state_dict({**own, **values})
     return Imported(
         format=format.name,
         network=format.describe(model, own),
@@ -107,9 +109,9 @@ def fill(
         classifier_layers=heads,
         entry=file.entry,
         prefix=file.prefix + prefix,
-        passed_over=(*file.passed_over, *(f"{name} (changes nothing)" for name in idle)),
+        passed_over=(*file.passed_over, *(f"{name} ({why})" for name, why in idle.items())),
         other_weights=file.other_weights,
-        notes=(*format.notes(model), *_eps_note(format, model), *said),
+        notes=(*format.notes(model), *_eps_note(format, model), *extra.notes),
     )
 
 
@@ -190,8 +192,8 @@ def _refuse_other_names(
     own: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     source: str,
-) -> tuple[str, ...]:
-    """Every name has its place on both sides, and the same shape there; returns those that change nothing."""
+) -> dict[str, str]:
+    """Every name has its place on both sides, and the same shape there; returns those left out, with the reason."""
     wanted = {name: ours for ours, one in sources.items() for name in names_of(one)}
     tied = _tied(own)
     missing = [
@@ -204,7 +206,7 @@ def _refuse_other_names(
         )
     ]
     extra = [name for name in theirs if name not in wanted]
-    idle = tuple(name for name in extra if format.is_idle(name, theirs[name]))
+    idle = {name: why for name in extra if (why := format.idle(name, theirs[name])) is not None}
     extra = [name for name in extra if name not in idle]
     odd = []
     for ours, one in sources.items():

@@ -7,8 +7,9 @@ name is left over, shapes, classes, values) is `fill`'s, the same for all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,6 +34,9 @@ class Filled:
     value: float
 
 
+NO_FILE: Mapping[str, Tensor] = MappingProxyType({})
+"""For questions about a format that no file is at hand for."""
+
 Source = str | Joined | Filled
 """Where a tensor of ours comes from: a name in the file, several, or a constant."""
 
@@ -42,6 +46,15 @@ def names_of(source: Source) -> tuple[str, ...]:
     if isinstance(source, str):
         return (source,)
     return source.names if isinstance(source, Joined) else ()
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Tensors that a network makes room for when they come: their shapes, where they are, and what to say about it."""
+
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +79,8 @@ class Format(ABC):
     absorbs_eps: bool = False
 
     @abstractmethod
-    def key_map(self, own: Mapping[str, Tensor], theirs: Collection[str] = ()) -> dict[str, Source]:
-        """Where each tensor of the state dict `own` is; `theirs` are the names of the file, where they vary.
+    def key_map(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor] = NO_FILE) -> dict[str, Source]:
+        """Where each tensor of the state dict `own` is; `theirs` is the file, where names vary.
 
         Raises `CheckpointError` where a tensor has no counterpart: another kind of network, or a rewritten one.
         """
@@ -103,9 +116,13 @@ class Format(ABC):
         """Whether a BatchNorm of `model` adds something else to the variance than the project's do."""
         return self.norm_eps is not None and bool(eps_of(model) - {self.norm_eps})
 
-    def is_idle(self, name: str, value: Tensor) -> bool:
-        """Whether a tensor of theirs without counterpart changes nothing, so that it may be left out."""
-        return False
+    def idle(self, name: str, value: Tensor) -> str | None:
+        """Why a tensor of theirs without counterpart may be left out; None where it may not."""
+        return None
+
+    def extra(self, model: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], source: str) -> Extra:
+        """What else of the file `model` can hold, beside the tensors that it has already."""
+        return Extra()
 
     def describe(self, model: nn.Module, own: Mapping[str, Tensor]) -> str:
         """The network, for people."""
@@ -113,11 +130,6 @@ class Format(ABC):
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """What no file of this format can say, and what was assumed."""
-        return ()
-
-    def load(self, model: nn.Module, values: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Put `values`, complete and checked, into `model`; returns what there is to say about it."""
-        model.load_state_dict(dict(values))
         return ()
 
 
@@ -152,13 +164,13 @@ class Renamed(Format):
 
     Args:
         holds: what networks its files hold, for the message about any other.
-        rename: our name, our state dict and the names in the file to where the tensor is; None for no counterpart.
+        rename: our name, our state dict and the file to where the tensor is; None for no counterpart.
     """
 
     holds: str
-    rename: Callable[[str, Mapping[str, Tensor], Collection[str]], Source | None]
+    rename: Callable[[str, Mapping[str, Tensor], Mapping[str, Tensor]], Source | None]
 
-    def key_map(self, own: Mapping[str, Tensor], theirs: Collection[str] = ()) -> dict[str, Source]:
+    def key_map(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor] = NO_FILE) -> dict[str, Source]:
         found: dict[str, Source] = {}
         for name in own:
             source = self.rename(name, own, theirs)

@@ -6,7 +6,9 @@ become a BatchNorm with mean 0 and variance 1 - eps, which does the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from leanconv.weights.csn import OUR_EPS, CsnFormat
 from leanconv.weights.formats import Filled, Source
@@ -17,7 +19,7 @@ _MARKERS = ("conv1.weight", "layer1.0.conv4.weight")
 
 
 class _GluonCv(CsnFormat):
-    def tensor(self, module: str, ours: str, tensor: str, theirs: Collection[str]) -> Source:
+    def tensor(self, module: str, ours: str, tensor: str, theirs: Mapping[str, Tensor]) -> Source:
         frozen = bool(theirs) and "bn1.running_mean" not in theirs
         if frozen and tensor in ("running_mean", "running_var"):
             return Filled(0.0 if tensor == "running_mean" else 1.0 - OUR_EPS)

@@ -13,7 +13,7 @@ Stages and blocks count from 1; of the two convolutions of a block the first is 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,7 +49,7 @@ _STYLES = (
 """The residual networks' styles, the released one first; plain networks have one."""
 
 
-def _rename(name: str, own: Mapping[str, Tensor], theirs: Collection[str]) -> Source | None:
+def _rename(name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Source | None:
     dense = not any(".conv1.conv1." in ours or ".0.conv1." in ours for ours in own)
     style = next((style for style in _STYLES if style.marker in theirs), _STYLES[0])
     if not theirs and dense and "stages.0.0.bn1.weight" in own:

@@ -10,7 +10,7 @@ of a branch (`bn1a`, `bn4a`) use neither scale nor shift, but the file has both.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def _blocks(strides: tuple[int, ...]) -> list[str]:
 _V1, _V2 = _blocks(_V1_STRIDES), _blocks(_V2_STRIDES)
 
 
-def _rename(name: str, own: Mapping[str, Tensor], theirs: Collection[str]) -> Source | None:
+def _rename(name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Source | None:
     at = take_apart(name)
     if at.layer in ("fc", "classifier"):
         return f"classifer.{at.tensor}"
@@ -99,10 +99,12 @@ def _gate(tensor: str, block: str, layer: str, low: bool) -> Source:
 
 
 class _Gluon(Renamed):
-    def is_idle(self, name: str, value: Tensor) -> bool:
+    def idle(self, name: str, value: Tensor) -> str | None:
         """The scale of a norm that uses none, whatever it is; its shift, if it is 0."""
         found = re.fullmatch(r"L\d_B\d+\.bn[14]a\.bn_[hl]\.(gamma|beta)", name)
-        return found is not None and (found[1] == "gamma" or not bool(value.any()))
+        if found is None or (found[1] == "beta" and bool(value.any())):
+            return None
+        return "of a norm that does not use it"
 
 
 OCTCONV_GLUON = _Gluon(

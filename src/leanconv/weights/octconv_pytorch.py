@@ -7,7 +7,7 @@ features.0.0    features.1.1.conv.conv_h2l, features.1.1.bn_l                   
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ _UNIT = re.compile(r"layer(\d)\.(\d+)\.(conv[123]|shortcut)\.(conv|bn)")
 _MOBILE = re.compile(r"features\.(\d+)\.(\d)")
 
 
-def _rename(name: str, own: Mapping[str, Tensor], theirs: Collection[str]) -> Source | None:
+def _rename(name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Source | None:
     at = take_apart(name)
     if at.layer in _OUTSIDE:
         return f"{_OUTSIDE[at.layer]}.{at.tensor}"

@@ -12,7 +12,7 @@ BatchNorm has eps 1e-4 there, which the variances make up for where a network ha
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ _DENSE = re.compile(r"features\.denseblock(\d)\.denselayer(\d+)\.(conv|norm)([12
 _TRANSITION = re.compile(r"features\.transition(\d)\.(conv|norm)")
 
 
-def _rename(name: str, own: Mapping[str, Tensor], theirs: Collection[str]) -> Source | None:
+def _rename(name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Source | None:
     at = take_apart(name)
     if at.layer in _OUTSIDE:
         tensor = _TENSORS.get(at.tensor, at.tensor) if at.layer in _NORMS else at.tensor

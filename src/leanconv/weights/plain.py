@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from leanconv.weights.formats import Format, Source, names_of, without_prefix
+from leanconv.weights.formats import NO_FILE, Format, Source, names_of, without_prefix
 
 __all__ = ["PLAIN", "find_heads", "share_of"]
 
 
 class _Plain(Format):
-    def key_map(self, own: Mapping[str, Tensor], theirs: Collection[str] = ()) -> dict[str, Source]:
+    def key_map(self, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor] = NO_FILE) -> dict[str, Source]:
         """Every name to itself, but for the prefix that all of the network's own names share where theirs have none."""
         prefix = _prefixes(own, theirs)[0] if theirs else ""
         return {name: name.removeprefix(prefix) for name in own}

@@ -9,7 +9,7 @@ of ir networks counts twice. The blob `_riv` is, in spite of its name, the runni
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class _Caffe2(CsnFormat):
         theirs = {**self.inside, **self.middle[kind]}.get(ours)
         return None if theirs is None else theirs.format(block=sum(blocks[: stage - 1]) + block)
 
-    def tensor(self, module: str, ours: str, tensor: str, theirs: Collection[str]) -> Source:
+    def tensor(self, module: str, ours: str, tensor: str, theirs: Mapping[str, Tensor]) -> Source:
         if ours == "fc":
             module = next((name[:-2] for name in theirs if re.fullmatch(r"last_out_L\d{1,6}_w", name)), module)
         suffix = (_NORM if ours.rpartition(".")[2].startswith("bn") else _OTHER).get(tensor, tensor)
