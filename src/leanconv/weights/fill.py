@@ -180,7 +180,7 @@ def _refuse_other_classes(
         mine, other = len(own[name]), len(theirs[first]) if theirs[first].ndim else 0
         if mine != other:
             raise CheckpointError(
-                f"{source} has a classifier of {other} classes, the network one of {mine} ({layer}): build it with "
+                f"{source} has a classifier ({layer}) of {other} classes, the network one of {mine}: build it with "
                 f"num_classes={other} (--set num_classes={other}), or pass new_classifier=True (--new-classifier) to "
                 "train another one"
             )
@@ -305,7 +305,7 @@ def _checked(value: Tensor, mine: Tensor, ours: str, name: str, source: str) -> 
         )
     if not bool(torch.isfinite(value).all()):
         raise CheckpointError(f"{source}: {name} holds NaN or infinity: the file is damaged or training diverged")
-    if ours.rpartition(".")[2] == "running_var" and bool((value < 0).any()):
+    if ours.rpartition(".")[2].startswith(("running_var", "var_")) and bool((value < 0).any()):
         raise CheckpointError(
             f"{source}: {name} holds a negative variance ({float(value.min()):g}): the file is damaged, or its names mean "
             "something else"

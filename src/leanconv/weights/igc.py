@@ -50,7 +50,7 @@ _STYLES = (
 
 
 def _rename(name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Source | None:
-    dense = not any(".conv1.conv1." in ours or ".0.conv1." in ours for ours in own)
+    dense = not {"stages.0.0.conv1.conv1.weight", "stages.0.0.0.conv1.weight"} & own.keys()
     style = next((style for style in _STYLES if style.marker in theirs), _STYLES[0])
     if not theirs and dense and "stages.0.0.bn1.weight" in own:
         style = _STYLES[-1]  # the released ResNets
