@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import build
+from foreign_csn import build
 
 from leanconv.build import load
 from leanconv.cli import main

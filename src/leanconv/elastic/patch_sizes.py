@@ -1,102 +1,69 @@
 """A forward whose code holds channel counts as constants, run with the counts of a width.
 
-The trace has numbered the calls of every module's forward that hold such counts (`calls.FORMS`), each function for
-itself, and knows which number counts which channels. Away from the largest width the forward of such a module runs in a
-`Recounting` scope, which counts along and puts the right numbers into these calls. Where a constant is a tuple of the
-module's own (the `normalized_shape` of a norm), the view of the module simply has another.
+`coupling.find` has numbered the calls of every module's forward that hold such counts (`functions.FUNCTION_RULES`),
+each function for itself, and found which numbers count which channels. Away from the largest width the forward of such
+a module runs in a `PatchSizes` scope, which counts along and puts the right numbers into these calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch.overrides import TorchFunctionMode
 
-from leanconv.elastic.coupling.functions import FORMS
-from leanconv.elastic.slices import Channels
+from leanconv.elastic.coupling.aten_ops import Call
+from leanconv.elastic.coupling.functions import FUNCTION_RULES
+from leanconv.elastic.slices import Place
 from leanconv.errors import RewriteError
 
-__all__ = ["Place", "Recounting", "Site", "Sites"]
-
-Place = tuple[Any, int]
-"""A function, and how many times it was called before in the same forward."""
+__all__ = ["Patch", "PatchSizes"]
 
 
-@dataclass(frozen=True)
-class Site:
-    """One call that holds channel counts: its `numbers` as the full network has them, and what some of them count.
+class Patch(NamedTuple):
+    """Numbers to put into one call: all that the full network has there, and those by position that are others."""
 
-    `counts` maps positions to (channels, how many of them are counted as one); `attribute` names the attribute of the
-    module that holds the numbers, if that is where they come from.
-    """
-
-    numbers: tuple[int, ...]
-    counts: Mapping[int, tuple[Channels, int]]
-    attribute: str | None = None
-
-    def counted(self, width: float) -> dict[int, int]:
-        """The numbers that `width` decides."""
-        return {place: channels.count(width) // per for place, (channels, per) in self.counts.items()}
-
-    def attribute_at(self, width: float, value: Any) -> Any:
-        """What the module's attribute is at `width`, of the kind that `value` is."""
-        counted = self.counted(width)
-        numbers = [counted.get(place, number) for place, number in enumerate(self.numbers)]
-        return numbers[0] if isinstance(value, int) else type(value)(numbers)
+    full: tuple[int, ...]
+    wanted: Mapping[int, int]
 
 
-class Sites(NamedTuple):
-    """The calls of one forward that hold channel counts, by place, and how often it calls their functions in all."""
+class PatchSizes(TorchFunctionMode):
+    """A scope in which the calls of one forward, that of the module called `where`, get the numbers of their patches.
 
-    at: Mapping[Place, Site]
-    calls: Mapping[Any, int]
-
-    def wanted(self, width: float) -> dict[Place, dict[int, int]]:
-        """The numbers of every call that `width` decides."""
-        return {place: site.counted(width) for place, site in self.at.items()}
-
-
-class Recounting(TorchFunctionMode):
-    """A scope in which the calls of one forward get the numbers in `wanted`, by their place.
-
-    In `noted`, if given, go the places of calls whose own numbers are other ones.
-    Raises `RewriteError` at its end where the forward was another than that which was traced.
+    `made` says how often that forward calls each of the functions in all. In `needed`, if given, go the places of the
+    calls whose own numbers are other ones.
+    Raises `RewriteError` at its end where the forward was another than when coupling was found.
     """
 
     def __init__(
-        self, where: str, sites: Sites, wanted: Mapping[Place, Mapping[int, int]], noted: set[Place] | None = None
+        self, where: str, patches: Mapping[Place, Patch], made: Mapping[Any, int], needed: set[Place] | None = None
     ) -> None:
         super().__init__()
-        self.where, self.sites, self.wanted, self.noted = where, sites, wanted, noted
-        self.calls: dict[Any, int] = {}
+        self.where, self.patches, self.made, self.needed = where, patches, made, needed
+        self.calls: dict[Any, int] = dict.fromkeys(made, 0)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self.sites.calls:
+        if func not in self.calls:
             return func(*args, **kwargs)
-        form = FORMS[func]
-        place = func, self.calls.get(func, 0)
-        self.calls[func] = place[1] + 1
-        wanted = self.wanted.get(place)
-        given = None if wanted is None or form.numbers is None else form.numbers(args, kwargs)
-        if wanted is None or given is None or form.again is None:
+        place = func, self.calls[func]
+        self.calls[func] += 1
+        patch, rule, call = self.patches.get(place), FUNCTION_RULES[func], Call(func, args, kwargs)
+        given = None if patch is None or rule.numbers is None else rule.numbers(call)
+        if patch is None or given is None or rule.again is None:
             return func(*args, **kwargs)
-        full = self.sites.at[place].numbers
-        numbers = [wanted.get(i, number) for i, number in enumerate(given)]
-        numbers += [wanted.get(i, full[i]) for i in range(len(given), len(full))]
+        numbers = [patch.wanted.get(i, number) for i, number in enumerate((*given, *patch.full[len(given) :]))]
         if numbers == given:
             return func(*args, **kwargs)
-        if self.noted is not None:
-            self.noted.add(place)
-        return form.again(func, args, kwargs, numbers)
+        if self.needed is not None:
+            self.needed.add(place)
+        return rule.again(call, numbers)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        if kind is None and self.calls != self.sites.calls:
+        if kind is None and self.calls != self.made:
             raise RewriteError(
                 f"{self.where}: its forward took another path than when the network was made elastic, so which of its "
                 "numbers count channels cannot be told (a table that is made once, a branch for training?): pass keep= "
