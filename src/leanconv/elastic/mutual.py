@@ -43,9 +43,6 @@ def plan_step(
 
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
     the random students draw a width for every layer instead of one for all.
-
-    >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
-    True
     """
     draw = random.Random(f"{seed}/{step}")
     low, high = widths
@@ -103,13 +100,10 @@ class MutualObjective(nn.Module):
             raise LeanconvError(f"temperature must be above 0, got {temperature!r}")
         if not 0 <= hard_labels <= 1:
             raise LeanconvError(f"hard_labels is a share from 0 to 1, got {hard_labels!r}")
-        self.net = net
-        self.num_random = num_random
-        self.seed = seed
-        self.temperature = float(temperature)
-        self.hard_labels = float(hard_labels)
+        self.net, self.seed = net, seed
+        self.num_random, self.layer_widths = num_random, layer_widths
+        self.temperature, self.hard_labels = float(temperature), float(hard_labels)
         self.low_memory = low_memory
-        self.layer_widths = layer_widths
         self.resolutions = None if resolutions is None else _checked(net, resolutions)
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (as_module(teacher).eval(),)
@@ -127,16 +121,8 @@ class MutualObjective(nn.Module):
 
     def plan(self, step: int) -> tuple[Config, ...]:
         """The configurations that `step` trains, the full network first."""
-        net = self.net
-        return plan_step(
-            self.seed,
-            step,
-            net.widths,
-            self.resolutions or net.resolutions,
-            self.num_random,
-            frames=net.frames,
-            layer_widths=self.layer_widths,
-        )
+        net, sides, by_layer = self.net, self.resolutions or self.net.resolutions, self.layer_widths
+        return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, layer_widths=by_layer)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (b, classes) of the full network at the highest resolution.

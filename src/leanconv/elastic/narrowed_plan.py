@@ -1,15 +1,14 @@
 """A chain of grouped convolutions at a width: which groups and which places inside them are left, in plain integers.
 
-A chain never asks anything of the channels around it. Of its input it gets the kept ones, of its output it owes the
-kept ones, each in its own place, and of every stage it keeps what lies on a way between the two:
+Of its input a chain gets the kept channels, of its output it owes the kept ones, each in its own place, and of every
+stage it keeps what lies on a way between the two:
 
     a group         that reads a kept channel and that a kept output needs
     inside, in      the places at which some kept group has something to read
     inside, out     the places at which a later stage, or the output, needs something of some kept group
 
-So an interleaved pair drops whole primary partitions, and its secondary partitions all stay and shrink inside; an
-optimized separable pair drops whole groups of the first stage, and of the second those that make dropped channels.
-Groups have one shape, so a place that only some of them use is a place in all: the others read zero there.
+So an interleaved pair drops whole primary partitions, and its secondary ones shrink inside; an optimized separable pair
+drops whole groups of both stages. A place that only some groups use is one in all: the others read zero there.
 """
 
 from __future__ import annotations
@@ -55,15 +54,7 @@ class NarrowedPlan:
 
 
 def narrowed_plan(plan: Plan, inputs: Sequence[int], outputs: Sequence[int]) -> NarrowedPlan:
-    """What of `plan` is left when only the input channels `inputs` are there and only `outputs` are wanted.
-
-    >>> from leanconv.ops.igc import InterleavedGroup
-    >>> from leanconv.spec import ConvSpec
-    >>> plan = InterleavedGroup(primary_partitions=4).plan(ConvSpec(in_channels=8, out_channels=8, kernel_size=(3, 3)))
-    >>> left = narrowed_plan(plan, range(4), range(4))
-    >>> [(stage.groups, stage.reads, stage.makes) for stage in left.stages]
-    [((0, 1), (0, 1), (0, 1)), ((0, 1), (0, 1), (0, 1))]
-    """
+    """What of `plan` is left when only the input channels `inputs` are there and only `outputs` are wanted."""
     convs = [stage.conv for stage in plan.stages]
     shapes = [(conv.in_channels // conv.groups, conv.out_channels // conv.groups) for conv in convs]
     last = len(convs) - 1

@@ -79,9 +79,6 @@ def dims_after(call: Call) -> Dims:
     return ATEN_RULES[call.name](call)
 
 
-# ------------------------------------------------------------------------------------------- tensors that meet
-
-
 def _pointwise(call: Call) -> Dims:
     """Broadcast: rows that meet become one, and an add makes them a residual stream."""
     tensors = [arg for arg in (*call.args, *call.kwargs.values()) if isinstance(arg, Tensor) and arg.ndim]
@@ -134,11 +131,16 @@ def _stack(call: Call) -> Dims:
     return tuple(dims)
 
 
-def _product(call: Call) -> Dims:
+def product(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
+    """`contract` for tensors whose last two axes have letters, and whose axes before them are those of the batch."""
+    batch = "abcdefgh"[: max(tensor.ndim for tensor, _ in operands) - 2]
+    return contract(call, [(tensor, (batch + letters)[-tensor.ndim :]) for tensor, letters in operands], batch + out)
+
+
+def _matrices(call: Call) -> Dims:
     """Products of matrices, with a term added."""
     *term, a, b = call.args[:3] if call.name in ("addmm", "baddbmm") else call.args[:2]
-    operands = [(a, "zij"[-a.ndim :]), (b, "zjk"[-b.ndim :]), *((tensor, "zik"[3 - tensor.ndim :]) for tensor in term)]
-    return contract(call, operands, "zik"[-a.ndim :])
+    return product(call, [(a, "ij"), (b, "jk"), *((tensor, "ik") for tensor in term)], "ik")
 
 
 def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
@@ -152,9 +154,6 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
         full = max(size for _, size in meeting)
         found[letter] = broadcast(call.name, [(row, size) for row, size in meeting if size == full])
     return tuple(found[letter] for letter in out)
-
-
-# ------------------------------------------------------------------------------------------- axes without channels
 
 
 RUNS_ALONG = "runs along the channels"
@@ -225,9 +224,6 @@ def _repeat(call: Call) -> Dims:
     return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
 
 
-# ------------------------------------------------------------------------------------------- channels that move
-
-
 def _pad(call: Call) -> Dims:
     """Zeros around the map; zeros appended to the channels (shortcut A) follow whatever they are added to."""
     dims = list(call.dims)
@@ -294,7 +290,7 @@ ATEN_RULES: dict[str, Rule] = {
         lambda call: rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape),
     ),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _matrices),
     "flip": _along(1, "dims"),
     "roll": _along(2, "dims"),
     **dict.fromkeys(("cumsum", "cumprod"), _along(1)),

@@ -157,25 +157,3 @@ def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) 
             steps.insert(-1, name)
     made = make_class_elastic(module, layer, active, ElasticChain)
     vars(made).update(elastic_chain=chain, elastic_steps=steps)
-
-
-class ElasticReordering(Elastic):
-    """A reordering of channels in pieces, of each of which the kept part is read."""
-
-    elastic_layer: Layer[Channels]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) with its channels in another order."""
-        if self.elastic_config.original:
-            original: Tensor = super(Elastic, self).forward(x)
-            return original
-        return self._move(self.elastic_config.width).of(x)
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """The same reordering of what is left."""
-        return self._move(config.width).module(next(self.buffers()).device)
-
-    def _move(self, width: Width) -> Move:
-        layer = self.elastic_layer
-        runs = tuple((before.count(width), part.count(width)) for before, part in layer.pieces)
-        return Move(layer.inputs.count(width), 0, runs)
