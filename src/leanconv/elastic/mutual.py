@@ -144,16 +144,14 @@ class MutualObjective(nn.Module):
             return value
 
         full, *students = plan
-        if self._teacher:
-            with torch.no_grad():
-                teacher_log_probs = self._log_probs(self._teacher[0](inputs))
-            logits = self._logits(full, inputs)
-            loss = add("ce", F.cross_entropy(logits, targets))
+        with torch.no_grad():
+            taught = [self._log_probs(teacher(inputs)) for teacher in self._teacher]
+        logits = self._logits(full, inputs)
+        loss = add("ce", F.cross_entropy(logits, targets))
+        teacher_log_probs = taught[0] if taught else self._log_probs(logits.detach())
+        if taught:
             loss = loss + add("kl", self._distance(logits, teacher_log_probs))
         else:
-            logits = self._logits(full, inputs)
-            loss = add("ce", F.cross_entropy(logits, targets))
-            teacher_log_probs = self._log_probs(logits.detach())
             parts["kl"] = torch.zeros_like(parts["ce"])
         del logits
         yield loss
