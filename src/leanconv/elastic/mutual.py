@@ -13,7 +13,6 @@ Deviation: one backward for all sub-networks instead of one each: equal gradient
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.seeds import python_random
 
 __all__ = ["MutualObjective", "plan_step"]
 
@@ -47,7 +47,7 @@ def plan_step(
     >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
     True
     """
-    draw = random.Random(f"{seed}/{step}")
+    draw = python_random(seed, step)
     low, high = widths
     students = sorted((Width(draw.uniform(low, high)) for _ in range(num_random)), reverse=True)
     if layer_widths:
