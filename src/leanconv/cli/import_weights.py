@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from leanconv.weights import Format, Imported, WeightFile
 
 _FORMATS = (
-    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, octconv-symbol, "
-    "octconv-gluon, igc or mutualnet; by default the one whose names the file has."
+    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, "
+    "octconv-symbol, octconv-gluon, igc or mutualnet; default: the one whose names the file has."
 )
 
 
@@ -55,9 +55,10 @@ def run(
     trust_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import weights: every name is accounted for on both sides, then the model is saved.
+    """Import weights, one's own or another project's.
 
-    Nothing in the file is run. What training loops put around weights (other entries, prefixes such as module.) comes
+    Every tensor of the file and of the model must find its counterpart; then the model is saved. Nothing in the file is
+    run. What training loops put around weights (other entries, prefixes such as module.) comes
     off and is reported. The file's classifier must have as many classes as the model: --set num_classes=10, or
     --new-classifier.
     """
