@@ -225,7 +225,8 @@ def _refuse_other_names(
                 "; leave out what belongs to no network with "
                 f"ignore={patterns_for(extra)!r} ({' '.join(f'--ignore {p!r}' for p in patterns_for(extra))})"
             )
-        raise CheckpointError(f"{source} is no {format.name} file of this network: {'; '.join(told)}{advice}")
+        kind = "" if format is PLAIN else f"{format.name} "
+        raise CheckpointError(f"{source} is no {kind}file of this network: {'; '.join(told)}{advice}")
     return idle
 
 
