@@ -153,7 +153,8 @@ def test_what_training_loops_keep_beside_is_no_reason_to_refuse(tmp_path: Path) 
     content = {
         "state_dict": {**TENSORS, "best": 0.5},
         "epoch": np.int64(3), "metrics": {"top1": np.float64(81.5), "history": np.arange(6.0).reshape(2, 3)},
-        "out": Path("/runs/7"), "args": argparse.Namespace(lr=0.1), "seen": {1, 2}, "names": collections.defaultdict(list),
+        "out": Path("/runs/7"), "args": argparse.Namespace(lr=0.1), "seen": {1, 2},
+        "names": collections.defaultdict(list),
         "order": collections.OrderedDict(a=1), "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}},
     }  # fmt: skip
     found = saved(content, tmp_path)

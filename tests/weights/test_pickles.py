@@ -22,8 +22,8 @@ from leanconv.weights.pickles import ITEM_BYTES, Array, ForeignName, read_pickle
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 PLAIN = {
-    "text": "ä", "bytes": b"\x00\xff", "numbers": [1, -2, 3.5, 10**30, True, None], "pair": (1, 2), "many": (1, 2, 3, 4),
-    "inner": {"a": {}}, 7: "seven", "empty": [(), [], {}],
+    "text": "ä", "bytes": b"\x00\xff", "numbers": [1, -2, 3.5, 10**30, True, None], "pair": (1, 2),
+    "many": (1, 2, 3, 4), "inner": {"a": {}}, 7: "seven", "empty": [(), [], {}],
 }  # fmt: skip
 
 
@@ -123,12 +123,13 @@ def pickled_array(shape: object, code: object, data: object) -> bytes:
 @pytest.mark.parametrize(
     ("shape", "data"),
     [
-        ((2,), b"\0" * 7), ((2, 2), b"\0" * 8), ((10**12,), b""), ((-1,), b""), ((2**47, 2**47), b"\0" * 4), ("ab", b""),
+        ((2,), b"\0" * 7), ((2, 2), b"\0" * 8), ((10**12,), b""), ((-1,), b""), ((2**47, 2**47), b"\0" * 4),
+        ("ab", b""),
         ((1,) * 40, b"\0" * 4), ((2,), [1, 2]), ((2.0,), b"\0" * 8), (None, b""),
     ],
 )  # fmt: skip
 def test_arrays_whose_bytes_do_not_fit_are_refused(shape: object, data: object) -> None:
-    with pytest.raises(ValueError, match="an array|make no sense"):
+    with pytest.raises(ValueError, match=r"an array|make no sense"):
         read_pickle(pickled_array(shape, "f4", data))
 
 
@@ -144,7 +145,8 @@ def test_pickles_that_make_much_of_little_are_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"\x80\x02}q\x00", "it ends early"), (b"\x80\x02X\xff\xff\xff\x7fabc", "it ends early"), (b"\x80\x04", "ends early"),
+        (b"\x80\x02}q\x00", "it ends early"), (b"\x80\x02X\xff\xff\xff\x7fabc", "it ends early"),
+        (b"\x80\x04", "it ends early"),
         (b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "it ends early"),
     ],
 )  # fmt: skip
@@ -156,13 +158,14 @@ def test_cut_pickles_end_early(data: bytes, told: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02t.", b"\x80\x02K\x01K\x02a.", b"\x80\x02}K\x01s.", b"\x80\x02K\x01b.",
-        b"\x80\x02]K\x01K\x02s.", b"\x80\x02}(K\x01u.", b"\x80\x02Q.", b"\x80\x02(i__main__\nx\n.", b"\x80\x02\x82\x01.",
+        b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02t.", b"\x80\x02K\x01K\x02a.", b"\x80\x02}K\x01s.",
+        b"\x80\x02K\x01b.", b"\x80\x02]K\x01K\x02s.", b"\x80\x02}(K\x01u.", b"\x80\x02Q.",
+        b"\x80\x02(i__main__\nx\n.", b"\x80\x02\x82\x01.",
         b"\x80\x02}]K\x01s.", b"\x80\x02K\x01)R.", b"\x80\x02}N)R.", b"\xff", b"\x80\x02}X\x01\x00\x00\x00\xffK\x01s.",
     ],
 )  # fmt: skip
 def test_instructions_that_make_no_sense_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\w"):
         read_pickle(data)
 
 

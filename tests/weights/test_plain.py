@@ -82,8 +82,8 @@ def test_any_common_prefix_comes_off_and_is_reported(prefix: str, tmp_path: Path
 def test_a_prefix_that_is_not_common_is_refused_with_what_to_leave_out() -> None:
     state = trained("timm/resnet18", num_classes=10).state_dict()
     tensors = {f"model.{key}": value for key, value in state.items()} | {"criterion.weight": torch.ones(10)}
-    with pytest.raises(CheckpointError, match=r"122 of 123 names have the prefix 'model.', but not criterion.weight: leave "
-                       r"out what belongs to no network with ignore=\['criterion.\*'\] \(--ignore\)"):  # fmt: skip
+    told = r"122 of 123 names have the prefix 'model.', but not criterion.weight: leave out what belongs to no network "
+    with pytest.raises(CheckpointError, match=told + r"with ignore=\['criterion.\*'\] \(--ignore\)"):
         fill(create_model("timm/resnet18", num_classes=10), tensors, PLAIN, source="f")
 
 
@@ -101,8 +101,8 @@ def test_an_elastic_network_takes_the_weights_of_the_plain_one() -> None:
 def test_the_classifier_is_found_by_its_shapes_alone() -> None:
     state = trained("timm/resnet18", num_classes=10).state_dict()
     net = create_model("timm/resnet18")
-    with pytest.raises(CheckpointError, match=r"f has a classifier \(fc\) of 10 classes, the network one of 1000: build it "
-                       r"with num_classes=10 \(--set num_classes=10\), or pass new_classifier=True"):  # fmt: skip
+    told = r"f has a classifier \(fc\) of 10 classes, the network one of 1000: build it with num_classes=10 \(--set "
+    with pytest.raises(CheckpointError, match=told + r"num_classes=10\), or pass new_classifier=True"):
         fill(net, state, PLAIN, source="f")
     kept = net.fc.weight.clone()
     done = fill(net, state, PLAIN, source="f", new_classifier=True)
@@ -142,7 +142,7 @@ def test_what_is_no_classifier_is_not_taken_for_one() -> None:
     ):
         fill(create_model("timm/resnet26", num_classes=10), state, PLAIN, source="f")
     odd = {**state, "conv1.weight": torch.ones(32, 3, 7, 7), "fc.weight": torch.ones(5, 512)}
-    with pytest.raises(CheckpointError, match="2 of another shape: conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"2 of another shape: conv1.weight"):
         fill(net, odd, PLAIN, source="f")
 
 
@@ -162,7 +162,7 @@ def changed(name: str, value: Tensor) -> dict[str, Tensor]:
         (changed("conv1.weight", torch.ones(64, 3, 7, 7, dtype=torch.int8)),
          "conv1.weight holds int8 where the network has float32: a quantized file"),
         (changed("head.weight", torch.ones(3)),
-         r"1 unexpected: head.weight; leave out what belongs to no network with ignore=\['head.\*'\] \(--ignore 'head.\*'\)"),
+         r"1 unexpected: head.weight; leave out what belongs to no network with ignore=\['head.\*'\] \(--ignore 'head"),
     ],
 )  # fmt: skip
 def test_values_and_names_that_cannot_be_right(tensors: dict[str, Tensor], told: str) -> None:
@@ -191,7 +191,7 @@ def test_tied_weights_may_be_there_once_and_must_not_differ() -> None:
     assert fill(net, state, PLAIN, source="f").tensors == 3
     assert torch.equal(net.second.weight, state["first.weight"])
     del state["first.weight"]
-    with pytest.raises(CheckpointError, match="2 missing: first.weight, second.weight"):
+    with pytest.raises(CheckpointError, match=r"2 missing: first.weight, second.weight"):
         fill(net, {**state, "x.y": torch.ones(1)}, PLAIN, source="f")
 
 

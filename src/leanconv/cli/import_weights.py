@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from leanconv.weights import Format, Imported, WeightFile
 
 _FORMATS = (
-    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, octconv-symbol, "
-    "octconv-gluon, igc or mutualnet; by default the one whose names the file has."
+    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, "
+    "octconv-symbol, octconv-gluon, igc or mutualnet; by default the one whose names the file has."
 )
 
 

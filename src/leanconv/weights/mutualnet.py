@@ -104,8 +104,8 @@ class _MutualNet(Format):
             home = layers.get(layer)
             if home is None:
                 raise CheckpointError(
-                    f"{name} of this network has no counterpart in {self.name} files, which hold MobileNetV1, MobileNetV2 "
-                    "and ResNet-50 (elastic_mobilenet_v1, elastic_mobilenet_v2, elastic_resnet50)"
+                    f"{name} of this network has no counterpart in {self.name} files, which hold MobileNetV1, "
+                    "MobileNetV2 and ResNet-50 (elastic_mobilenet_v1, elastic_mobilenet_v2, elastic_resnet50)"
                 )
             in_set = tensor in _STATISTICS and f"{home}.running_mean" not in theirs
             found[name] = f"{home}.bn.{full}.{tensor}" if in_set else f"{home}.{tensor}"
@@ -147,8 +147,8 @@ class _MutualNet(Format):
 def _said(widths: Sequence[float], unknown: Sequence[int], elastic: _Elastic) -> tuple[str, ...]:
     told = ", ".join(f"{width:g}" for width in widths)
     lines = [
-        f"statistics of the widths {told} at {elastic.resolutions[0]} pixels are the file's; every other configuration has "
-        "to be calibrated"
+        f"statistics of the widths {told} at {elastic.resolutions[0]} pixels are the file's; every other configuration "
+        "has to be calibrated"
     ]
     if unknown:
         lines.append(
