@@ -58,6 +58,7 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["measure", "resnet20", "--set", "multiplir=2"], "did you mean 'multiplier'"),
         (["measure", "resnet20", "--set", "multiplier"], "expected OPTION=VALUE"),
         (["measure", "resnet20", "--size", "3,-1"], "expected channels and lengths"),
+        (["measure", "timm/dla34", "--size", "3,48,48"], "in aten.cat of module 'level5.root': RuntimeError: Sizes"),
         (["measure", "resnet20", "--rewrite", "osepp"], "did you mean 'osep'"),
         (["measure", "resnet20", "--rewrite", "osep:overlapp=1"], "did you mean 'overlap'"),
         (["measure", "resnet20", "--rewrite", "osep:overlap=-1"], "overlap must be above 0"),
@@ -126,7 +127,7 @@ def table() -> str:
 
 
 def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
-    assert "are for videos" in refuse("eval", saved, "--data", "digits", "--sheet", "sheet.png")
+    assert "are for videos" in refuse("eval", saved, "--data", "digits", "--contact-sheet", "sheet.png")
 
 
 def test_budget_below_the_smallest_row(refuse: Refuse, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.common import JsonOption, ModelArgument, SetOption, TrustOption, read_settings, say_json
+from leanconv.cli.options import JsonOption, ModelArgument, SetOption, TrustOption
+from leanconv.cli.output import print_json
+from leanconv.cli.values import read_options
 
 if TYPE_CHECKING:
     from leanconv.weights import Format, Imported, WeightFile
@@ -33,7 +35,7 @@ def run(
     ] = None,
     options: SetOption = [],
     new_classifier: Annotated[
-        bool, typer.Option("--new-classifier", help="Leave the file's classifier out, and keep a fresh one.")
+        bool, typer.Option("--new-classifier", help="Leave out the classifier of the file: the model keeps a new one.")
     ] = False,
     entry: Annotated[
         str | None,
@@ -63,13 +65,13 @@ def run(
     from leanconv.weights import fill, read_tensors
 
     tensors = read_tensors(file, entry=entry, ema=ema, ignore=ignore)
-    network, found = _network(tensors, format, str(file), model, read_settings(options), trust_code)
+    network, found = _network(tensors, format, str(file), model, read_options(options), trust_code)
     done = fill(network, tensors, found, source=str(file), new_classifier=new_classifier)
     save(network.eval(), out)
     if json:
-        say_json({**done.to_json(), "saved": out})
+        print_json({**done.to_json(), "saved": out})
     else:
-        typer.echo(f"{file}: {_told(done)}; saved to {out}")
+        typer.echo(f"{file}: {_summary(done)}; saved to {out}")
         for line in _lines(done):
             typer.echo(f"  {line}")
 
@@ -88,7 +90,7 @@ def _network(
     return network, found
 
 
-def _told(done: Imported) -> str:
+def _summary(done: Imported) -> str:
     """One line: what was taken from where."""
     found = [f"entry {done.entry}"] * bool(done.entry) + [f"prefix {done.prefix!r} taken off"] * bool(done.prefix)
     where = f" ({', '.join(found)})" if found else ""

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, TrustOption, open_inputs, say_json
+from leanconv.cli.options import JsonOption, TrustOption
+from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from leanconv.elastic import ElasticNet
-    from leanconv.report import Sheet
-    from leanconv.serve import Trace
+    from leanconv.report import TextTable
+    from leanconv.serve import ServeLog
 
 
 def run(
@@ -28,11 +29,7 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Its query table; default: table.json in the folder.")
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="SPEC", help="Images to serve; default: random numbers.")] = None,
-    load: Annotated[
-        str, typer.Option(metavar="SECOND:PROCESSES,...", help="Processes that compete from each second on.")
-    ] = "",
-    core: Annotated[int | None, typer.Option(help="Keep this process and the competing ones on one core.")] = None,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every call.")] = None,
+    log: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every call.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw latency and configuration.")] = None,
     any_machine: Annotated[
         bool, typer.Option("--any-machine", help="Allow a table whose latencies are of another machine.")
@@ -45,56 +42,54 @@ def run(
 
     import torch
 
-    from leanconv.build import load as load_model
-    from leanconv.deploy.load import Load, pin
+    from leanconv.build import load
     from leanconv.elastic import ElasticNet
-    from leanconv.query import QueryTable, Setting
-    from leanconv.report import binary, plot_trace, print_table
+    from leanconv.query import QueryTable, TimingSetup
+    from leanconv.report import binary, plot_serve_log, print_table
     from leanconv.serve import Governor, Runtime
     from leanconv.serve.loop import serve
+    from leanconv.train.runfolder import saved_model
 
     if not seconds > 0:
         raise LeanconvError(f"--seconds {seconds:g}: expected a number above 0")
-    competing = Load.parse(load, core=core)
-    if core is not None:
-        pin(core)
     folder = Path(model)
-    network = load_model(folder / "model" if (folder / "model").is_dir() else folder, trust_code=trust_code)
+    network = load(saved_model(folder), trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} has a single configuration: there is nothing to change between calls")
     measured = QueryTable.load(table or folder / "table.json")
     measured.check(network)
     measured.check_latency(any_machine=any_machine)
-    setting = Setting.from_tag(measured.settings[0])
-    if (setting.backend, setting.batch) != ("eager", 1):
+    setup = TimingSetup.from_tag(measured.setups[0])
+    if (setup.backend, setup.batch) != ("eager", 1):
         raise LeanconvError(
-            f"the first latencies of the table are of {setting.tag}, and this runs torch as it is, image by image: "
+            f"the first latencies of the table are of {setup.tag}, and this runs torch as it is, image by image: "
             "measure the table with --batch 1"
         )
     governor = Governor(measured.rows, target_ms)
     inputs = _inputs(network, data)
-    torch.set_num_threads(setting.threads)  # as the table's latencies were measured
+    torch.set_num_threads(setup.threads)  # as the table's latencies were measured
     runtime = Runtime(network, [row.config for row in governor.rows])
     runtime.warm_up()
-    with competing:
-        done = serve(runtime, governor, inputs, seconds=seconds, load=competing)
-    if trace is not None:
-        done.save(trace)
+    done = serve(runtime, governor, inputs, seconds=seconds)
+    if log is not None:
+        done.save(log)
     if plot is not None:
-        plot_trace(done, plot, title=f"{model}: target {target_ms:g} ms")
+        plot_serve_log(done, plot, title=f"{model}: target {target_ms:g} ms")
     if json:
-        say_json([asdict(phase) for phase in done.phases()])
+        print_json([asdict(phase) for phase in done.phases()])
         return
     print_table(_phases(done, model))
     configurations = f"{len(runtime.configs)} configurations, {binary(runtime.weight_bytes)} of weights in all"
     typer.echo(f"{configurations}; {len(done.calls)} calls, {sum(p.switches for p in done.phases())} changes")
-    for path in (trace, plot):
+    for path in (log, plot):
         if path is not None:
             typer.echo(f"written: {path}")
 
 
 def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     import torch
+
+    from leanconv.data import open_inputs
 
     size = network.settings["size"]
     if data is None:
@@ -104,16 +99,15 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     return list(torch.split(inputs, 1))
 
 
-def _phases(trace: Trace, title: str) -> Sheet:
-    from leanconv.report import Column, Sheet, percent
+def _phases(log: ServeLog, title: str) -> TextTable:
+    from leanconv.report import Column, TextTable, percent
 
-    phases = trace.phases()
+    phases = log.phases()
     settling = phases[0].settling
-    return Sheet(
-        title=f"{title}, target {trace.target_ms:g} ms",
+    return TextTable(
+        title=f"{title}, target {log.target_ms:g} ms",
         columns=(
             Column("from [s]"),
-            Column("competing"),
             Column("calls"),
             Column("median [ms]"),
             Column("95 % [ms]"),
@@ -124,7 +118,6 @@ def _phases(trace: Trace, title: str) -> Sheet:
         rows=tuple(
             (
                 f"{phase.second:.1f}",
-                str(phase.load),
                 str(phase.calls),
                 f"{phase.median_ms:.2f}",
                 f"{phase.p95_ms:.2f}",
@@ -135,7 +128,7 @@ def _phases(trace: Trace, title: str) -> Sheet:
             for phase in phases
         ),
         notes=(
-            f"median, 95 % and over target: without the first {settling} calls after a step of the load.",
+            f"median, 95 % and over target: without the first {settling} calls.",
             "accuracy: mean over the calls of what the query table says of the configuration that ran.",
         ),
     )

@@ -1,4 +1,4 @@
-"""What a rewrite refuses to touch: whole models that are wrapped, and single convolutions that are more than they seem.
+"""What a rewrite does not touch: whole models that are wrapped, and single convolutions that are more than they seem.
 
 Whoever replaces a layer answers for everything that hung on it. A hook, a parametrization or an overridden forward
 would be lost silently, so such a layer stays as it was and the report says why; a wrapped model is an error that says
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from leanconv.dryrun import refuse_unfollowable, refuse_wrapped
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ConvChain
+from leanconv.ops.operator import ConvOperator
 
 __all__ = [
     "PLAIN",
@@ -48,31 +48,12 @@ _MEANING = frozenset(
     )
 )
 
-_WRAPPERS = {
-    "DistributedDataParallel": "rewrite model.module, then wrap the new model again",
-    "DataParallel": "rewrite model.module, then wrap the new model again",
-    "FullyShardedDataParallel": "rewrite the model before it is sharded, then shard the new one",
-    "FSDPModule": "rewrite the model before fully_shard, then shard the new one",
-    "OptimizedModule": "rewrite the model before torch.compile (here: model._orig_mod), then compile the new one",
-    "ScriptModule": "rewrite the model before torch.jit.script or torch.jit.trace",
-}
 
-
-def refuse_model(model: object) -> None:
+def refuse_model(model: nn.Module) -> None:
     """Raise `RewriteError` where `model` or a part of it is wrapped, compiled, lazy or hooked at a gradient."""
-    if not isinstance(model, nn.Module):
-        raise RewriteError(f"a rewrite takes an nn.Module, got {type(model).__name__}: build or load the model first")
-    for name, module in model.named_modules():
-        for base in type(module).__mro__:
-            # By name: FSDP lives in a package that importing leanconv must not import.
-            if base.__module__.startswith("torch.") and base.__name__ in _WRAPPERS:
-                where = f"{name}: " if name else ""
-                raise RewriteError(f"{where}the model is wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}")
+    refuse_wrapped(model, error=RewriteError)
+    refuse_unfollowable(model, error=RewriteError)
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise RewriteError(
-                f"{name} has no shape yet (lazy module): run one forward pass on a real batch, then rewrite"
-            )
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise RewriteError(
                 f"{name} has a gradient hook, which a copy of the model does not take along: rewrite first, then "
@@ -81,8 +62,8 @@ def refuse_model(model: object) -> None:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether `where` should see this module: convolutions, our chains, and strangers that call themselves one."""
-    if isinstance(module, (_ConvNd, ConvChain)):
+    """Whether `where` should see this module: convolutions, our operators, and layers of others that are called one."""
+    if isinstance(module, (_ConvNd, ConvOperator)):
         return True
     is_leaf = all(child is None for child in module._modules.values())
     return is_leaf and "conv" in type(module).__name__.lower() and hasattr(module, "weight")
@@ -129,13 +110,13 @@ def not_plain(module: nn.Module) -> str | None:
     """Why this module may mean something else than the ordinary convolution of its settings, or None."""
     kind = type(module).__name__
     if parametrize.is_parametrized(module):
-        return None  # torch changes its class; what it is underneath is told by `not_replaceable`
+        return None  # torch changes its class; `not_replaceable` finds what it is underneath
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} is not a convolution we can plan (it is a transposed one)"
     own = _own_meaning(module)
     if own or not isinstance(module, PLAIN):
-        told = f"it defines its own {own}" if own else "it may mean something else"
-        return f"{kind} is not a plain nn.Conv1d/2d/3d: {told}"
+        why = f"it defines its own {own}" if own else "it may mean something else"
+        return f"{kind} is not a plain nn.Conv1d/2d/3d: {why}"
     return None
 
 

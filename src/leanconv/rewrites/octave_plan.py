@@ -14,11 +14,10 @@ from torch.nn.modules.conv import _ConvNd
 from leanconv.errors import RewriteError
 from leanconv.ops.octave import low_channels
 from leanconv.rewrites.capture import Captured
-from leanconv.rewrites.chains import layers_of
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import not_plain, not_replaceable
-from leanconv.rewrites.scout import Sighting
-from leanconv.rewrites.select import Layer, parse
+from leanconv.rewrites.order import Order
+from leanconv.rewrites.select import Layer, layers_of, parse
 
 if TYPE_CHECKING:
     from leanconv.rewrites.octave import Octave
@@ -64,14 +63,14 @@ def is_octave_shaped(conv: nn.Conv2d | nn.Conv3d) -> str | None:
 def decide(
     captured: Captured,
     step: Octave,
-    sighting: Sighting,
+    order: Order,
     tied: dict[int, tuple[str, ...]],
     keep: Collection[str],
 ) -> Decision:
     """The decision for `step`; raises `RewriteError` for groups or alphas that leave a layer without channels."""
     root = captured.root
     where = parse(step.where)
-    layers = {layer.name: layer for layer in layers_of(root, sighting)}
+    layers = {layer.name: layer for layer in layers_of(root, order)}
     by_module = {id(layer.module): layer for layer in layers.values()}
     nodes = {node: root.get_submodule(str(node.target)) for node in captured.graph.nodes if node.op == "call_module"}
     convs = {node: module for node, module in nodes.items() if isinstance(module, _ConvNd)}
