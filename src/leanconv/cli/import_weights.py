@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from leanconv.weights import Format, Imported, WeightFile
 
 _FORMATS = (
-    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, octconv-symbol, "
-    "octconv-gluon, igc or mutualnet; by default the one whose names the file has."
+    "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, "
+    "octconv-symbol, octconv-gluon, igc or mutualnet; by default the one whose names the file has."
 )
 
 
@@ -92,11 +92,10 @@ def _network(
 
 def _summary(done: Imported) -> str:
     """One line: what was taken from where."""
-    where = f" of entry {done.entry}" if done.entry else ""
-    prefix = f", prefix {done.prefix!r} taken off" if done.prefix else ""
-    fresh = "" if done.classifier else ", a fresh classifier"
-    layers = f" ({', '.join(done.classifier_layers)})" if done.classifier_layers and fresh else ""
-    return f"{done.tensors} tensors{where} of a {done.format} file{prefix}, {done.network}{fresh}{layers}"
+    found = [f"entry {done.entry}"] * bool(done.entry) + [f"prefix {done.prefix!r} taken off"] * bool(done.prefix)
+    where = f" ({', '.join(found)})" if found else ""
+    fresh = "" if done.classifier else f", a fresh classifier ({', '.join(done.classifier_layers)})"
+    return f"{done.tensors} tensors{where} of a {done.format} file, {done.network}{fresh}"
 
 
 def _lines(done: Imported) -> list[str]:

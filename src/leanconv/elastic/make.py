@@ -137,7 +137,9 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     if "extract" in settings:
         wanted = settings["extract"]
         return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
-    model.reserve(settings["calibrated"])
+    for config in (model.checked(*given) for given in settings["calibrated"]):
+        for norm in model.norms:
+            norm.store(config, *norm.fresh_statistics(config))
     return model
 
 

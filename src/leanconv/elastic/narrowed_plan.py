@@ -60,41 +60,25 @@ def narrowed_plan(plan: Plan, inputs: Sequence[int], outputs: Sequence[int]) -> 
     last = len(convs) - 1
     sources: list[Sequence[int]] = [range(plan.spec.in_channels), *map(plan.wiring, range(last))]
     ends = plan.wiring(last)
-    if len(inputs) == plan.spec.in_channels and len(outputs) == plan.spec.out_channels:
-        # Everything, with what in it lies on no way: a group that reads only spare slots, say.
-        stages = [
-            NarrowedStage(tuple(range(conv.groups)), tuple(range(ins)), tuple(range(outs)), ins, outs)
-            for conv, (ins, outs) in zip(convs, shapes, strict=True)
-        ]
-        return _bordered(stages, sources, ends, inputs, outputs)
+    # At full width everything stays, also what lies on no way: a group that reads only spare slots, say.
+    whole = len(inputs) == plan.spec.in_channels and len(outputs) == plan.spec.out_channels
     alive = [set(inputs)]  # of each stage the slots before it that hold something
     for source, (ins, outs) in zip(sources, shapes, strict=True):
-        groups = {slot // ins for slot, channel in enumerate(source) if channel in alive[-1]}
-        alive.append({group * outs + place for group in groups for place in range(outs)})
+        fed_groups = {slot // ins for slot, channel in enumerate(source) if channel in alive[-1]}
+        alive.append({group * outs + place for group in fed_groups for place in range(outs)})
     needed = {ends[channel] for channel in outputs}
-    stages = []
+    stages: list[NarrowedStage] = []
     for index in range(last, -1, -1):
         ins, outs = shapes[index]
         # The last stage makes what is wanted even of nothing: it may have a bias.
         wanted = needed if index == last else needed & alive[index + 1]
-        groups = {slot // outs for slot in wanted}
+        groups = set(range(convs[index].groups)) if whole else {slot // outs for slot in wanted}
         source = sources[index]
         fed = {slot for slot, channel in enumerate(source) if slot // ins in groups and channel in alive[index]}
-        reads = tuple(sorted({slot % ins for slot in fed})) or (0,)
-        makes = tuple(sorted({slot % outs for slot in wanted}))
-        stages.insert(0, NarrowedStage(tuple(sorted(groups)), reads, makes, ins, outs))
+        reads = set(range(ins)) if whole else {slot % ins for slot in fed} or {0}
+        makes = set(range(outs)) if whole else {slot % outs for slot in wanted}
+        stages.insert(0, NarrowedStage(tuple(sorted(groups)), tuple(sorted(reads)), tuple(sorted(makes)), ins, outs))
         needed = {source[slot] for slot in fed}
-    return _bordered(stages, sources, ends, inputs, outputs)
-
-
-def _bordered(
-    stages: Sequence[NarrowedStage],
-    sources: Sequence[Sequence[int]],
-    ends: Sequence[int],
-    inputs: Sequence[int],
-    outputs: Sequence[int],
-) -> NarrowedPlan:
-    """The stages with what every slot of theirs, and every output, reads."""
     borders: list[Border] = []
     have = {channel: number for number, channel in enumerate(inputs)}
     for stage, source in zip(stages, sources, strict=True):

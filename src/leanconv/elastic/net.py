@@ -7,7 +7,7 @@ journal version of the paper. Nothing is copied to change the configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,6 @@ class ElasticNet(nn.Module):
         resolutions: sides of the square input in pixels, descending; the first is the native one.
         frames: of the clip, descending, the first native; empty for images and where the frames are as they come.
         kept: layers that have all their channels at every width, with the reason.
-        channels: channels of the input.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class ElasticNet(nn.Module):
         self.resolutions: tuple[int, ...] = tuple(settings["resolutions"])
         self.frames: tuple[int, ...] = tuple(settings.get("frames", ()))
         self.kept = dict(kept or {})
-        self.channels: int = settings["size"][0]
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -146,13 +144,6 @@ class ElasticNet(nn.Module):
             for norm in self.norms:
                 norm.drop_calibrations()
             self.update_story()
-
-    def reserve(self, configs: Iterable[Sequence[Any]]) -> None:
-        """Make room for the statistics of `configs`, which a checkpoint is about to fill."""
-        for given in configs:
-            config = self.checked(*given)
-            for norm in self.norms:
-                norm.store(config, *norm.fresh_statistics(config))
 
     def update_story(self) -> None:
         """Bring the last step of the story, the calibrated configurations, up to date."""

@@ -1,4 +1,4 @@
-"""The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
+"""The query table: what every (width, resolution) scores and and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
 look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.
@@ -22,7 +22,7 @@ from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
 from leanconv.files import write_text
 from leanconv.query import rows as tabular
-from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
+from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
 
@@ -71,17 +71,7 @@ class QueryTable:
             for config in wanted:
                 norm.statistics(config)  # raises where there are none
         accuracy, images = accuracies(net, loader, wanted)
-        rows = [
-            Row(
-                width=float(config.width),
-                resolution=config.resolution,
-                frames=config.frames,
-                accuracy=accuracy[config],
-                **costs(net, config)._asdict(),
-            )
-            for config in wanted
-        ]
-        table = cls(tuple(rows), describe(net, images))
+        table = cls(tuple(row_of(net, config, accuracy[config]) for config in wanted), describe(net, images))
         return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
     def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:

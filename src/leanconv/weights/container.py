@@ -139,11 +139,11 @@ def _chosen(content: Mapping[Any, Any], source: str, ema: bool) -> _Found:
     for _ in range(_DEPTH):
         inside = {key: value for key, value in node.items() if isinstance(key, str) and _holds_tensors(value)}
         averages = [name for name in _AVERAGES if name in inside]
-        order = (*averages, *_ENTRIES) if ema else _ENTRIES
-        taken = next((name for name in order if name in inside), None)
-        if taken is None and any(tensor_of(value) is not None for value in node.values()):
-            break
-        usual = [name for name in inside if not any(part in name.lower() for part in _OTHERS)]
+        taken = next((name for name in (*(averages if ema else ()), *_ENTRIES) if name in inside), None)
+        usual = [name for name in inside if not _is_other(name)]
+        named = bool(path) and path[-1] in (*_ENTRIES, *_AVERAGES)
+        if taken is None and (named or any(_is_tensor(value) for value in node.values())):
+            break  # a state dict; dictionaries in it are parts of the network
         if taken is None and len(usual) > 1:
             raise CheckpointError(
                 f"{source} holds several sets of tensors ({', '.join(usual)}), and none is named like a network's "
@@ -151,12 +151,18 @@ def _chosen(content: Mapping[Any, Any], source: str, ema: bool) -> _Found:
             )
         taken = taken or next(iter(usual), None)
         if taken is None:
-            break
+            return "", {}, (), False
         is_average = is_average or taken in averages
         others += [".".join([*path, name]) for name in usual if name != taken]
         path.append(taken)
         node = inside[taken]
+    node = {key: value for key, value in node.items() if not isinstance(value, Mapping) or not _is_other(key)}
     return ".".join(path), node, tuple(others), is_average
+
+
+def _is_other(key: Any) -> bool:
+    """Whether an entry called `key` holds no network's tensors."""
+    return any(part in str(key).lower() for part in _OTHERS)
 
 
 def _named(content: Mapping[Any, Any], source: str, entry: str) -> _Found:
@@ -187,7 +193,7 @@ def _holds_tensors(value: Any) -> bool:
         if not isinstance(node, Mapping) or depth > _DEPTH:
             continue
         for inner in node.values():
-            if tensor_of_kind(inner):
+            if _is_tensor(inner):
                 return True
             if id(inner) not in seen:
                 seen.add(id(inner))
@@ -195,7 +201,7 @@ def _holds_tensors(value: Any) -> bool:
     return False
 
 
-def tensor_of_kind(value: Any) -> bool:
+def _is_tensor(value: Any) -> bool:
     """Whether `tensor_of` would make a tensor of `value`, without making it."""
     return isinstance(value, Tensor) or (isinstance(value, Array) and bool(value.shape))
 

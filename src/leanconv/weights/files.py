@@ -7,8 +7,8 @@
     MXNet .params             `mxnet_params`
     a .tar with one of these  as OctConv's authors publish theirs
 
-What a file is, its first bytes say, not its name. A pickle that names anything else is refused, because reading it would
-run code of its author's choice.
+What a file is, its first bytes say, not its name. A pickle that names anything else is refused, because reading it
+would run code of its author's choice.
 """
 
 from __future__ import annotations

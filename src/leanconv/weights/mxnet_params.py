@@ -4,10 +4,11 @@
     array   V3 u32 0xF993FACA  i32 storage  i32 ndim  i64 dims  (numpy shapes: ndim 0 is a number, -1 is nothing)
             V2 u32 0xF993FAC9  i32 storage  u32 ndim  i64 dims
             V1 u32 0xF993FAC8               u32 ndim  i64 dims
-            before 1.0                      u32 ndim  u32 dims          then in all: i32 device, i32 number, i32 type, values
+            before 1.0                      u32 ndim  u32 dims
+            then in all                     i32 device, i32 its number, i32 type, values
 
-Every length is held against what is left of the file before anything is allocated. Names lose the `arg:` and `aux:` that
-tell parameters from statistics. Sparse arrays are refused: no released network has any.
+Every length is held against what is left of the file before anything is allocated. Names lose the `arg:` and `aux:`
+that tell parameters from statistics. Sparse arrays are refused: no released network has any.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
@@ -116,6 +117,12 @@ def _dictionary(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _listed(items: Any = ()) -> list[Any]:
+    if not isinstance(items, list | tuple):
+        raise ValueError("a set of something else than a list")
+    return list(items)
+
+
 def _bytes(data: Any = b"") -> bytes:
     if not isinstance(data, bytes):
         raise ValueError("bytes of something else")
@@ -147,10 +154,10 @@ ALLOWED: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": _dictionary,
     **{f"{home}.{kind}": Marker for home in ("builtins", "__builtin__") for kind in
-       ("int", "float", "str", "bool", "list", "tuple", "dict", "object")},
+       ("int", "long", "float", "str", "bool", "list", "tuple", "dict", "object")},
     "_codecs.encode": _encoded,
-    "builtins.bytearray": _bytes,
-    "__builtin__.bytearray": _bytes,
+    **{f"{home}.{kind}": _bytes for home in ("builtins", "__builtin__") for kind in ("bytes", "bytearray")},
+    **{f"{home}.{kind}": _listed for home in ("builtins", "__builtin__") for kind in ("set", "frozenset")},
 }  # fmt: skip
 """What a pickle may name -> what it becomes."""
 
@@ -166,7 +173,9 @@ def read_pickle(data: bytes) -> Any:
     {'epoch': 3, 'names': ['a', 'b']}
     """
     try:
-        return _Machine(len(data)).run(data)
+        with warnings.catch_warnings():  # about escapes in damaged text
+            warnings.simplefilter("ignore")
+            return _Machine(len(data)).run(data)
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"its instructions make no sense ({type(error).__name__})") from error
 
@@ -175,9 +184,11 @@ def is_cut(data: bytes, pickles: int) -> bool:
     """Whether `data` ends before the end of so many `pickles`, one behind the other."""
     stream = io.BytesIO(data)
     try:
-        for _ in range(pickles):
-            for _ in _instructions(stream):
-                pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(pickles):
+                for _ in _instructions(stream):
+                    pass
     except EOFError:
         return True
     except ValueError:

@@ -156,40 +156,34 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
     return tuple(found[letter] for letter in out)
 
 
-RUNS_ALONG = "runs along the channels"
+def not_along(
+    argument: int | None,
+    name: str = "dim",
+    *,
+    default: Any = 0,
+    text: str = "runs along the channels",
+    new: Dims | None = (None,),
+) -> Rule:
+    """Operations along axes that may hold no channels; `new` ones are there instead of each afterwards, None: the same.
+
+    The axes are those that an argument names, or `default`.
+    """
+
+    def rule(call: Call) -> Dims:
+        given = default if argument is None else call.arg(argument, name, default=default)
+        axes = {axis % call.x.ndim for axis in (given if isinstance(given, Sequence) else (given,))}
+        for axis in axes:
+            rows.require_fixed(call.dims[axis], f"{call.name} {text}")
+        return tuple(
+            row for i, old in enumerate(call.dims) for row in (new if new is not None and i in axes else (old,))
+        )
+
+    return rule
 
 
 def map_size(axes: int) -> Rule:
     """Pools, paddings and resizes of the last `axes` axes."""
-
-    def rule(call: Call) -> Dims:
-        for row in call.dims[-axes:]:
-            rows.require_fixed(row, f"{call.name} {RUNS_ALONG}")
-        return (*call.dims[:-axes], *(None,) * axes)
-
-    return rule
-
-
-def _along(argument: int, name: str = "dim", *, default: int = 0, text: str = RUNS_ALONG) -> Rule:
-    """Operations along axes that keep their lengths, and may hold no channels."""
-
-    def rule(call: Call) -> Dims:
-        axes = call.arg(argument, name, default=default)
-        for axis in axes if isinstance(axes, (list, tuple)) else (axes,):
-            rows.require_fixed(call.dims[axis], f"{call.name} {text}")
-        return call.dims
-
-    return rule
-
-
-def _instead(argument: int, name: str = "dim", *, default: int = 0, text: str, new: Dims = (None,)) -> Rule:
-    """Operations along one axis that may hold no channels, and that has other ones instead afterwards."""
-
-    def rule(call: Call) -> Dims:
-        axis, dims = call.axis(argument, name, default), _along(argument, name, default=default, text=text)(call)
-        return (*dims[:axis], *new, *dims[axis + 1 :])
-
-    return rule
+    return not_along(None, default=range(-axes, 0))
 
 
 def _reduce(position: int) -> Rule:
@@ -291,15 +285,15 @@ ATEN_RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _matrices),
-    "flip": _along(1, "dims"),
-    "roll": _along(2, "dims"),
-    **dict.fromkeys(("cumsum", "cumprod"), _along(1)),
-    "topk": _instead(2, default=-1, text=RUNS_ALONG),
-    "sort": _instead(1, default=-1, text=RUNS_ALONG),
-    "select": _instead(1, text="picks a fixed channel", new=()),
-    "unbind": _instead(1, text=PARTED, new=()),
-    **dict.fromkeys(("split", "split_with_sizes"), _instead(2, text=PARTED)),
-    "unfold": lambda call: (*_instead(1, "dimension", text=RUNS_ALONG)(call), None),
+    "flip": not_along(1, "dims", new=None),
+    "roll": not_along(2, "dims", new=None),
+    **dict.fromkeys(("cumsum", "cumprod"), not_along(1, new=None)),
+    "topk": not_along(2, default=-1),
+    "sort": not_along(1, default=-1),
+    "select": not_along(1, text="picks a fixed channel", new=()),
+    "unbind": not_along(1, text=PARTED, new=()),
+    **dict.fromkeys(("split", "split_with_sizes"), not_along(2, text=PARTED)),
+    "unfold": lambda call: (*not_along(1, "dimension")(call), None),
     **dict.fromkeys(("im2col", "col2im"), _windows),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
     "expand": lambda call: (None,) * (call.result.ndim - call.x.ndim) + call.dims,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -21,12 +21,8 @@ from leanconv.elastic.slices import OtherLayer, Place
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
 
-
-class Patch(NamedTuple):
-    """Numbers to put into one call: all that the full network has there, and those by position that are others."""
-
-    full: tuple[int, ...]
-    wanted: Mapping[int, int]
+Patch = tuple[tuple[int, ...], Mapping[int, int]]
+"""Numbers to put into one call: all that the full network has there, and those by position that are others."""
 
 
 class PatchSizes(TorchFunctionMode):
@@ -52,12 +48,10 @@ class PatchSizes(TorchFunctionMode):
             return func(*args, **kwargs)
         place = func, self.calls[func]
         self.calls[func] += 1
-        patch, rule, call = self.patches.get(place), FUNCTION_RULES[func], Call(func, args, kwargs)
-        given = None if patch is None or rule.numbers is None else rule.numbers(call)
-        if patch is None or given is None or rule.again is None:
-            return func(*args, **kwargs)
-        numbers = [patch.wanted.get(i, number) for i, number in enumerate((*given, *patch.full[len(given) :]))]
-        if numbers == given:
+        (full, wanted), rule, call = self.patches.get(place, ((), {})), FUNCTION_RULES[func], Call(func, args, kwargs)
+        given = rule.numbers(call) if wanted and rule.numbers is not None else None
+        numbers = [wanted.get(i, number) for i, number in enumerate((*(given or ()), *full[len(given or ()) :]))]
+        if given is None or rule.again is None or numbers == given:
             return func(*args, **kwargs)
         if self.needed is not None:
             self.needed.add(place)
@@ -99,13 +93,13 @@ class ElasticOther(Elastic):
 
     def patches(self, width: Width) -> dict[Place, Patch]:
         """The numbers at `width` of every call that holds counts."""
-        return {place: Patch(counts.numbers, counts.at(width)) for place, counts in self.elastic_layer.calls.items()}
+        return {place: (counts.numbers, counts.at(width)) for place, counts in self.elastic_layer.calls.items()}
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module; where its code holds counts of the full network, one that replaces them."""
         view = self.view(config.width)
         patches = self.patches(config.width)
-        if any(patch.full[i] != number for patch in patches.values() for i, number in patch.wanted.items()):
+        if any(full[i] != number for full, wanted in patches.values() for i, number in wanted.items()):
             vars(view)["patched_sizes"] = self.elastic_method, (self.elastic_name, patches, self.elastic_layer.made)
             view.__class__ = made_class(Patched, type(view))
         elif self.elastic_method != "forward":
