@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
-SHARED = {"errors", "spec", "story", "files", "machine", "ranks"}
+SHARED = {"errors", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
 EVERY_ROOM = {
     "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
@@ -19,7 +19,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
     "story": set(),
+    "files": set(),
+    "machine": set(),
+    "modes": set(),
     "ranks": set(),
+    "seeds": set(),
     "plan": set(),
     "dryrun": set(),
     "ops": {"plan"},
@@ -30,9 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewrites": {"ops", "dryrun"},
     "elastic": {"plan", "ops", "rewrites", "dryrun"},  # a chain at a width is a part of its plan
     "zoo": {"nets", "ops", "rewrites", "elastic"},
-    "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights"},
-    "train": {"elastic"},
-    "deploy": {"ops", "rewrites", "elastic", "cost"},
+    "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun"},
+    "train": {"elastic", "dryrun"},
+    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun"},
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
@@ -40,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "spec", "story", "plan"}
+NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan"}
 
 
 def room_of(path: Path) -> str:

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from elastic_nets import clip_net, randomized
 from torch import nn
 
+from elastic_nets import clip_net, randomized
 from leanconv.build import create_model, load, save
 from leanconv.cost import measure
 from leanconv.elastic import Config, MutualObjective, calibrate, from_settings, make_elastic

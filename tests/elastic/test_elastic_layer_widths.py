@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
-from elastic_nets import NETS, elastic, elastic_leaves, masked, tensors
 
+from elastic_nets import NETS, elastic, elastic_leaves, masked, tensors
 from leanconv.build import create_model
 from leanconv.elastic import LayerWidths, MutualObjective, calibrate, make_elastic, plan_step
 from leanconv.elastic.layers.leaves import Elastic

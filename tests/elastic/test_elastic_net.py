@@ -8,9 +8,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import NETS, SIDES, SpatialAttention, clip_net, elastic, masked, randomized, signal_net, tensors, unit
 from torch import nn
 
+from elastic_nets import NETS, SIDES, SpatialAttention, clip_net, elastic, masked, randomized, signal_net, tensors, unit
 from leanconv.elastic import from_settings, make_elastic
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.net import resized

@@ -6,11 +6,11 @@ import csv
 
 import pytest
 import torch
-from elastic_nets import NETS, elastic
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from elastic_nets import NETS, elastic
 from leanconv.elastic import Config, calibrate, make_elastic
 from leanconv.elastic.net import resized
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from elastic_nets import elastic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastic_nets import elastic
 from leanconv.deploy import Load
 from leanconv.deploy.load import pin
 from leanconv.elastic import calibrate

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, read_amount, say_json
+from leanconv.cli.options import JsonOption
+from leanconv.cli.output import print_json
+from leanconv.cli.values import read_amount
 from leanconv.errors import LeanconvError
 
 
@@ -32,7 +34,10 @@ def run(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Pick the best configuration for a budget; never one over it."""
+    """Pick the best configuration within a budget.
+
+    The most accurate row of a query table that is within all limits; never one over them.
+    """
     from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table
 
@@ -51,6 +56,6 @@ def run(
         any_machine=any_machine,
     )
     if json:
-        say_json(asdict(row))
+        print_json(asdict(row))
     else:
         print_table(query_table([row], title="picked"))

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, TrustOption, open_inputs, say_json
+from leanconv.cli.options import JsonOption, TrustOption
+from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from leanconv.elastic import ElasticNet
-    from leanconv.report import Sheet
+    from leanconv.report import TextTable
     from leanconv.serve import Trace
 
 
@@ -52,6 +53,7 @@ def run(
     from leanconv.report import binary, plot_trace, print_table
     from leanconv.serve import Governor, Runtime
     from leanconv.serve.loop import serve
+    from leanconv.train.runfolder import saved_model
 
     if not seconds > 0:
         raise LeanconvError(f"--seconds {seconds:g}: expected a number above 0")
@@ -59,7 +61,7 @@ def run(
     if core is not None:
         pin(core)
     folder = Path(model)
-    network = load_model(folder / "model" if (folder / "model").is_dir() else folder, trust_code=trust_code)
+    network = load_model(saved_model(folder), trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} has a single configuration: there is nothing to change between calls")
     measured = QueryTable.load(table or folder / "table.json")
@@ -83,7 +85,7 @@ def run(
     if plot is not None:
         plot_trace(done, plot, title=f"{model}: target {target_ms:g} ms")
     if json:
-        say_json([asdict(phase) for phase in done.phases()])
+        print_json([asdict(phase) for phase in done.phases()])
         return
     print_table(_phases(done, model))
     configurations = f"{len(runtime.configs)} configurations, {binary(runtime.weight_bytes)} of weights in all"
@@ -96,6 +98,8 @@ def run(
 def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     import torch
 
+    from leanconv.data import open_inputs
+
     size = network.settings["size"]
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]
@@ -104,12 +108,12 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     return list(torch.split(inputs, 1))
 
 
-def _phases(trace: Trace, title: str) -> Sheet:
-    from leanconv.report import Column, Sheet, percent
+def _phases(trace: Trace, title: str) -> TextTable:
+    from leanconv.report import Column, TextTable, percent
 
     phases = trace.phases()
     settling = phases[0].settling
-    return Sheet(
+    return TextTable(
         title=f"{title}, target {trace.target_ms:g} ms",
         columns=(
             Column("from [s]"),

@@ -31,6 +31,7 @@ from leanconv.deploy.verify import (
     openvino_runner,
     random_input,
 )
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError, unknown
 
 __all__ = ["BACKENDS", "BenchRow", "bench"]
@@ -70,7 +71,7 @@ class BenchRow:
 
 
 def bench(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | ModelHolder],
     size: Sequence[int],
     *,
     backends: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino"),
@@ -105,7 +106,8 @@ def bench(
     rows: list[BenchRow] = []
     candidates: dict[str, Callable[[], object]] = {}
     with _threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
-        for number, (label, model) in enumerate(models.items()):
+        for number, (label, given) in enumerate(models.items()):
+            model = as_module(given)
             refuse_elastic(model, "bench")
             subject = eval_copy(model)
             x = random_input(subject, size, batch, seed)

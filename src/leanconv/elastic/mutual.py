@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic.backward import part_by_part, together
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config, LayerWidths
@@ -96,7 +97,7 @@ class MutualObjective(nn.Module):
         temperature: float = 1.0,
         hard_labels: float = 0.0,
         resolutions: Sequence[int] | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | ModelHolder | None = None,
         low_memory: bool = False,
         layer_widths: bool = False,
     ) -> None:
@@ -120,7 +121,7 @@ class MutualObjective(nn.Module):
         self.layer_widths = layer_widths
         self.resolutions = None if resolutions is None else _checked(net, resolutions)
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
-        self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher.eval(),)
+        self._teacher: tuple[nn.Module, ...] = () if teacher is None else (as_module(teacher).eval(),)
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
         """Images (b, c, h, w) of any size and labels (b,) to `loss`, and its parts, detached.

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.dryrun import as_module, duplicate
+from leanconv.dryrun import ModelHolder, as_module, duplicate
 from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.extract import extract
@@ -35,7 +35,7 @@ from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
-from leanconv.story import remember, story_of
+from leanconv.story import begun, remember, story_of
 
 __all__ = ["ElasticNet", "from_settings", "make_elastic", "resized", "sampled"]
 
@@ -248,7 +248,7 @@ def sampled(x: Tensor, frames: int) -> Tensor:
 
 
 def make_elastic(
-    model: nn.Module,
+    model: nn.Module | ModelHolder,
     widths: Sequence[float] = (0.25, 1.0),
     resolutions: Sequence[int] = PAPER_RESOLUTIONS,
     *,
@@ -257,6 +257,8 @@ def make_elastic(
     size: Sequence[int] | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> ElasticNet:
     """A copy of `model` that runs at any width between `widths` and at any of `resolutions` (and `frames`).
 
@@ -277,6 +279,7 @@ def make_elastic(
             for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`elastic.ratios`) is not wanted.
+        source, source_options: how `model` is built, see `leanconv.rewrite`.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
     for widths, resolutions and frames that make no sense.
@@ -287,6 +290,7 @@ def make_elastic(
     torch.Size([1, 8, 22, 22])
     """
     model = as_module(model, error=RewriteError)
+    story = begun(model, source, source_options)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")
@@ -332,10 +336,8 @@ def make_elastic(
     if high > 1:
         widen(net)
     probe(net, size)
-    story = story_of(model)
-    if story is not None:
-        remember(net, story.then("elastic", settings))
-        net.tell_calibrated()
+    remember(net, story.then("elastic", settings))
+    net.tell_calibrated()
     return net
 
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import CONVS, arguments_of
 from leanconv.ops.channels import Device
+from leanconv.ops.operator import CONVS, arguments_of
 
 __all__ = [
     "Exchange",

@@ -1,12 +1,12 @@
 """Octave convolution in any network: selected convolutions emit (high, low) pairs, and pairs flow on by the rules here.
 
-`Octave` is the step, `apply_octave` carries it out: decide the share of low channels of every convolution
+`Octave` is the step, its `apply` carries it out: decide the share of low channels of every convolution
 (`octave_plan`), then one pass of `layout` with the rules of `octave_rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, get_args
@@ -14,24 +14,22 @@ from typing import ClassVar, get_args
 from torch import nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
-from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import Exchange, OctConv, StrideMode, merge
+from leanconv.ops.operator import ConvOperator
 from leanconv.rewrites.capture import capture
-from leanconv.rewrites.chains import Applied
-from leanconv.rewrites.changes import Skipped
+from leanconv.rewrites.changes import Applied, Context, Skipped, Step
 from leanconv.rewrites.guards import tied_parameters
 from leanconv.rewrites.layout import Layout, Rules
 from leanconv.rewrites.octave_chains import close_chains, open_chains
 from leanconv.rewrites.octave_convs import ConvRule
 from leanconv.rewrites.octave_plan import Decision, decide
 from leanconv.rewrites.octave_rules import rule_tables
-from leanconv.rewrites.order import Order
 
-__all__ = ["Octave", "apply_octave"]
+__all__ = ["Octave"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Octave:
+class Octave(Step):
     """Keep feature maps at two resolutions (Chen et al., ICCV 2019). Needs `size`.
 
     Every selected convolution emits `floor(alpha * channels)` of its output channels at half the resolution; whatever
@@ -45,7 +43,9 @@ class Octave:
         first: whether the first convolution may emit a pair; in the paper's networks it does not.
         last: whether the last stage may, that is the convolutions whose output map is the smallest of the network and
             those that feed only these; in the paper's networks it does not.
-        stride_mode, downsample, exchange: see `leanconv.ops.octave.OctConv`.
+        stride_mode: see `leanconv.ops.octave.OctConv`.
+        downsample: see there.
+        exchange: see there.
 
     >>> Octave(alpha=0.25, alphas=(("layer1.*", 0.5),)).alpha_of("layer1.0.conv1")
     0.5
@@ -76,50 +76,57 @@ class Octave:
             if value not in known:
                 raise LeanconvError(f"octave: {name} must be one of {', '.join(known)}, got {value!r}")
 
+    @property
+    def needs_run(self) -> bool:
+        """Always: it decides by the sizes of maps."""
+        return True
+
+    @property
+    def selects(self) -> bool:
+        """It has a `where`."""
+        return True
+
     def alpha_of(self, *names: str) -> float:
         """The share of low channels of the layer that has these qualified names."""
         fits = [alpha for pattern, alpha in self.alphas if any(fnmatchcase(name, pattern) for name in names)]
         return fits[-1] if fits else self.alpha
 
+    def apply(self, model: nn.Module, context: Context) -> Applied:
+        """Carry out the step on `model`, which is used up: an fx GraphModule with modules of the old one.
 
-def apply_octave(
-    model: nn.Module,
-    step: Octave,
-    *,
-    size: tuple[int, ...] | None,
-    order: Order | None,
-    keep: Collection[str] = (),
-    project: bool = True,
-) -> Applied:
-    """Carry out `step` on `model`, which is used up: the result is an fx GraphModule with modules of the old one.
-
-    Raises:
-        RewriteError: without `size`, for an untraceable model, for groups that the low channels cannot fill.
-        NothingToRewrite: if no convolution would emit a pair.
-    """
-    if size is None or order is None:
-        raise RewriteError(
-            "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
-            "a forward pass can tell"
+        Raises:
+            RewriteError: without `size`, for an untraceable model, for groups that the low channels cannot fill.
+            NothingToRewrite: if no convolution would emit a pair.
+        """
+        if context.size is None or context.order is None:
+            raise RewriteError(
+                "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
+                "a forward pass can tell"
+            )
+        already = [name for name, module in model.named_modules() if isinstance(module, OctConv)]
+        if already:
+            skipped = tuple(Skipped(name, "already an octave convolution") for name in already)
+            return Applied(model=model, skipped=skipped)
+        _refuse_one_axis(model)
+        chains = open_chains(model)
+        captured = capture(model, context.size, leaves=(ConvOperator, OctConv))
+        decision = decide(captured, self, context.order, tied_parameters(model), context.keep)
+        modules, functions, methods = rule_tables()
+        conv = ConvRule(self, decision)
+        modules |= {nn.Conv2d: conv, nn.Conv3d: conv}
+        rules = Rules(modules, functions, methods, starters=(nn.Conv2d, nn.Conv3d), merge=merge)
+        layout = Layout(captured, rules)
+        new = layout.run()
+        if not conv.changes:
+            raise _nothing(self, decision, decision.skipped)
+        changes = close_chains(new, chains, conv.changes, project=context.project)
+        return Applied(
+            model=new,
+            changes=tuple(changes),
+            skipped=decision.skipped,
+            kept=decision.kept,
+            flows=tuple(layout.flows),
         )
-    already = [name for name, module in model.named_modules() if isinstance(module, OctConv)]
-    if already:
-        skipped = tuple(Skipped(name, "already an octave convolution") for name in already)
-        return Applied(model, (), skipped, (), ())
-    _refuse_one_axis(model)
-    chains = open_chains(model)
-    captured = capture(model, size, leaves=(ConvChain, OctConv))
-    decision = decide(captured, step, order, tied_parameters(model), keep)
-    modules, functions, methods = rule_tables()
-    conv = ConvRule(step, decision)
-    modules |= {nn.Conv2d: conv, nn.Conv3d: conv}
-    rules = Rules(modules, functions, methods, starters=(nn.Conv2d, nn.Conv3d), merge=merge)
-    layout = Layout(captured, rules)
-    new = layout.run()
-    if not conv.changes:
-        raise _nothing(step, decision, decision.skipped)
-    changes = close_chains(new, chains, conv.changes, project=project)
-    return Applied(new, tuple(changes), decision.skipped, decision.kept, tuple(layout.flows))
 
 
 def _refuse_one_axis(model: nn.Module) -> None:

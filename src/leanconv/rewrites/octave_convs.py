@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, fx, nn
 
-from leanconv.ops.chain import arguments_of
 from leanconv.ops.octave import OctConv, OctConv2d, OctConv3d
+from leanconv.ops.operator import arguments_of
 from leanconv.rewrites.changes import Change
 from leanconv.rewrites.layout import Layout, Leave, Pair, Value
 from leanconv.rewrites.octave_plan import Decision, is_depthwise

@@ -14,11 +14,10 @@ from torch.nn.modules.conv import _ConvNd
 from leanconv.errors import RewriteError
 from leanconv.ops.octave import low_channels
 from leanconv.rewrites.capture import Captured
-from leanconv.rewrites.chains import layers_of
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import not_plain, not_replaceable
 from leanconv.rewrites.order import Order
-from leanconv.rewrites.select import Layer, parse
+from leanconv.rewrites.select import Layer, layers_of, parse
 
 if TYPE_CHECKING:
     from leanconv.rewrites.octave import Octave

@@ -8,9 +8,10 @@
     up    when for `patience` calls in a row more accurate rows fitted at `headroom`: to the least of those calls' best
 
 What is slow is the machine and not one network, so all rows share one scale, and what was learned at one holds at the
-next. With q = 0.95 and a half life of 24 calls the newest call alone weighs less than 1 - q: one straggler changes
-nothing, two in short order do. A step up that has to be taken back at once doubles the patience, so that a row which
-the scale judges too kindly is tried ever less often. All arithmetic, no clock: a simulation can drive it.
+next. With q = 0.95 and a half life of 24 calls the newest call alone weighs less than 1 - q once five calls have been
+seen: one straggler changes nothing then, two in short order do. A step up that has to be taken back at once doubles the
+patience, so that a row which the scale judges too kindly is tried ever less often. All arithmetic, no clock: a
+simulation can drive it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Governor:
 
     >>> rows = [Row(width=w, resolution=32, accuracy=w, macs=1, params=1, latency_ms=10 * w) for w in (0.25, 0.5, 1.0)]
     >>> governor = Governor(rows, target_ms=12)
-    >>> [governor.record(2 * governor.row.latency_ms).width for _ in range(4)]
-    [1.0, 0.5, 0.5, 0.5]
+    >>> [governor.record(slower * governor.row.latency_ms).width for slower in (1, 1, 1, 1, 1, 2, 2)]
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Governor:
         self.quantile, self.margin, self.headroom, self.patience = quantile, margin, headroom, patience
         length = math.ceil(6 * half_life)  # what is older weighs less than 2 %
         self._weights = [2.0 ** (-age / half_life) for age in range(length)]
-        # Until calls say otherwise the machine is as it was; a first call, often slow, does not decide alone.
+        # Until calls say otherwise the machine is as it was.
         self._ratios: deque[float] = deque([1.0] * math.ceil(half_life), maxlen=length)
         self.scale = 1.0
         self._index = self._best(margin)
