@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from leanconv.cost.products import Product, bias_of
-from leanconv.cost.records import OpRecord, Origin, aten
+from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
 
 __all__ = ["Outside", "activation_bytes", "not_counted", "outside", "weights"]
 
@@ -24,27 +24,33 @@ def weights(products: Iterable[Product], parameters: Mapping[int, int]) -> int:
     """Elements of the kernels that were used, each once however often.
 
     Only what comes from parameters is a weight: fixed kernels such as a blur, and kernels that the network computes
-    from the image, are not. Kernels made of the same parameters (overlapping slices, a kernel and its sum) are together
-    at most as many numbers as those; `parameters` has the elements of each.
+    from the image, are not.
     """
-    used: dict[Hashable, int] = {}
-    made_of: dict[Hashable, frozenset[int]] = {}
-    for one in products:
-        if one.weight is not None and one.weight.parameters and one.weight.origin is not Origin.IMAGE:
-            identity = one.weight.identity
-            used[identity] = max(used.get(identity, 0), one.weight.weight_numel)
-            made_of[identity] = one.weight.parameters
-    total = 0
-    for sources, identities in _together(made_of):
-        total += min(sum(used[identity] for identity in identities), sum(parameters[one] for one in sources))
-    return total
+    kernels = (one.weight for one in products if one.weight is not None)
+    return _elements((ref for ref in kernels if ref.parameters and ref.origin is not Origin.IMAGE), parameters)
 
 
-def _together(made_of: Mapping[Hashable, frozenset[int]]) -> list[tuple[frozenset[int], list[Hashable]]]:
-    """The kernels in groups that share no parameter, each with all its parameters."""
-    groups: dict[int, tuple[frozenset[int], list[Hashable]]] = {}
-    for identity, sources in made_of.items():
-        mine = [identity]
+def _elements(refs: Iterable[TensorRef], parameters: Mapping[int, int]) -> int:
+    """The numbers in some weights, shared ones once.
+
+    Weights made of the same parameters (overlapping slices, a kernel and its sum) are together at most as many numbers
+    as those; `parameters` has the elements of each.
+    """
+    used: dict[Hashable, TensorRef] = {}
+    for ref in refs:
+        if ref.identity not in used or ref.weight_numel > used[ref.identity].weight_numel:
+            used[ref.identity] = ref
+    return sum(
+        min(sum(ref.weight_numel for ref in group), sum(parameters[one] for one in sources))
+        for sources, group in _together(used.values())
+    )
+
+
+def _together(refs: Iterable[TensorRef]) -> list[tuple[frozenset[int], list[TensorRef]]]:
+    """The weights in groups that share no parameter, each with all its parameters."""
+    groups: dict[int, tuple[frozenset[int], list[TensorRef]]] = {}
+    for ref in refs:
+        sources, mine = ref.parameters, [ref]
         for known, others in {id(groups[one]): groups[one] for one in sources if one in groups}.values():
             sources |= known
             mine += others
@@ -75,8 +81,8 @@ def not_counted(records: Sequence[OpRecord], found: Sequence[Sequence[Product]])
 
 
 class Outside(NamedTuple):
-    """Parameters that no convolution or linear layer read: by the operator that read them first, and those that
-    nothing read which works on the input."""
+    """Elements of parameters that no convolution or linear layer read: by the operator that read them first, as they
+    ran (a slice counts as the slice), and those of parameters that nothing read which works on the input."""
 
     read: dict[str, int]
     unread: int
@@ -86,24 +92,28 @@ def outside(records: Sequence[OpRecord], found: Sequence[Sequence[Product]], par
     """Where the parameters are that belong to no layer in `macs`; a weight stands for all that it was computed of."""
     counted: set[int] = set()
     reader: dict[int, str] = {}
+    seen: dict[tuple[Hashable, int], TensorRef] = {}
     widths: dict[int, int] = {}
     for record, products in zip(records, found, strict=True):
         layers = [one for one in products if one.weight is not None]
         if not layers and not any(ref.active for ref in record.outputs):
             continue
         last = Origin.STATE if layers else Origin.WEIGHT  # a kernel may be computed for each image
-        read = {one for ref in record.inputs if ref.origin <= last for one in ref.parameters}
+        read = [ref for ref in record.inputs if ref.parameters and ref.origin <= last]
         if layers:
             output = record.outputs[0]
             widths[output.storage] = output.shape[1 if "input" in record.args else -1] if output.shape else 1
         if layers or bias_of(record, widths):
-            counted |= read
-        else:
-            for one in read:
+            counted.update(*(ref.parameters for ref in read))
+            continue
+        for ref in read:
+            seen[ref.identity, ref.weight_numel] = ref
+            for one in ref.parameters:
                 reader.setdefault(one, record.name)
-    by_operator: Counter[str] = Counter()
-    for one, name in reader.items():
-        if one not in counted:
-            by_operator[name] += parameters.get(one, 0)
+    belongs: dict[str, list[TensorRef]] = {}
+    for ref in seen.values():
+        if left := ref.parameters - counted:
+            belongs.setdefault(reader[min(left)], []).append(ref)
+    by_operator = Counter({name: _elements(refs, parameters) for name, refs in belongs.items()})
     unread = sum(numel for one, numel in parameters.items() if one not in counted and one not in reader)
     return Outside(dict(by_operator.most_common()), unread)

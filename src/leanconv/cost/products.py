@@ -151,7 +151,7 @@ def _recurrent(record: OpRecord) -> tuple[Product, ...]:
     """Fused LSTM, GRU and RNN: each matrix (input, hidden and projection) meets every step of every sequence once."""
     image: TensorRef = record.args["input"]
     rows = prod(image.shape[:-1])
-    names = ("weight", "weight0", "weight1", "weight2", "weight3")
+    names = ("weight", "weight0", "weight1")  # of oneDNN the other two are biases, or zeros in the shape of weights
     weights = [ref for name in names for ref in _refs(record.args.get(name)) if len(ref.shape) == 2]
     return tuple(Product(rows * ref.numel, 0, ref, image.shape[0], image.active) for ref in weights)
 

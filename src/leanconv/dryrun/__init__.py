@@ -15,7 +15,7 @@ from leanconv.dryrun.copies import duplicate, fake_copy
 from leanconv.dryrun.failures import failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
 from leanconv.dryrun.run import DryRun, Ran, running
-from leanconv.dryrun.size import Size, Sizes, check_size, check_sizes, default_size, fake_input, shapes_of, size_text
+from leanconv.dryrun.size import Size, Sizes, check_size, check_sizes, default_size, each_shape, fake_input, shapes_of
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.dryrun.wrappers import ModelHolder, as_module, refuse_unfollowable, refuse_wrapped, unwrapped
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_sizes",
     "default_size",
     "duplicate",
+    "each_shape",
     "failure",
     "fake_copy",
     "fake_input",
@@ -45,6 +46,5 @@ __all__ = [
     "refuse_wrapped",
     "running",
     "shapes_of",
-    "size_text",
     "unwrapped",
 ]

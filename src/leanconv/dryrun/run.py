@@ -80,8 +80,10 @@ class DryRun:
         Raises `error` where the forward reads values or fails, see `failures`; an error of ours passes as it is.
         """
         with ExitStack() as scope:
-            contexts = (torch.no_grad(), _announced(), quiet(), _eager(), _as_written(), self.fake_mode, self.stack)
-            for context in (*contexts, *modes):
+            contexts: list[AbstractContextManager[Any]]
+            contexts = [torch.no_grad(), _announced(), quiet(), _eager(), _as_written()]
+            contexts += [self.fake_mode, self.stack, *modes]
+            for context in contexts:
                 scope.enter_context(context)
             try:
                 outputs = self.model(*self.arguments)

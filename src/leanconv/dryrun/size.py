@@ -26,10 +26,10 @@ __all__ = [
     "check_size",
     "check_sizes",
     "default_size",
+    "each_shape",
     "fake_input",
     "positional",
     "shapes_of",
-    "size_text",
 ]
 
 Size = Sequence[Any]
@@ -88,13 +88,13 @@ def shapes_of(size: Size) -> list[tuple[int, ...]]:
     return [shape for one in size for shape in shapes_of(one)]
 
 
-def size_text(size: Size) -> str:
-    """How a size is written in tables.
+def each_shape(size: Sizes, change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Sizes:
+    """The same inputs with other shapes.
 
-    >>> size_text((3, 224, 224)), size_text([(3, 8, 8), (1, 8, 8)])
-    ('3x224x224', '3x8x8 + 1x8x8')
+    >>> each_shape(((3, 8, 8), (1, 8, 8)), lambda shape: (shape[0], 16, *shape[1:]))
+    ((3, 16, 8, 8), (1, 16, 8, 8))
     """
-    return " + ".join("x".join(map(str, shape)) for shape in shapes_of(size))
+    return tuple(each_shape(one, change) for one in size) if _is_list(size[0]) else change(size)
 
 
 def check_count(value: object, what: str) -> int:
@@ -122,7 +122,7 @@ def default_size(model: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
-def arguments(model: nn.Module, size: Sizes, make: Callable[[tuple[int, ...]], Any]) -> tuple[Any, ...]:
+def arguments(model: nn.Module, size: Size, make: Callable[[tuple[int, ...]], Any]) -> tuple[Any, ...]:
     """The positional arguments for the forward of `model`, each input made by `make` of its shape.
 
     >>> class Two(nn.Module):
@@ -134,14 +134,14 @@ def arguments(model: nn.Module, size: Sizes, make: Callable[[tuple[int, ...]], A
     [2, 1]
     """
     if not _is_list(size[0]):
-        return (make(size),)
+        return (make(tuple(size)),)
     made = tuple(_made(one, make) for one in size)
     as_written = len(made) == 1 or any(isinstance(one, list) for one in made)
     return made if as_written or positional(model)[1] != 1 else (list(made),)
 
 
-def _made(size: Sizes, make: Callable[[tuple[int, ...]], Any]) -> Any:
-    return [_made(one, make) for one in size] if _is_list(size[0]) else make(size)
+def _made(size: Size, make: Callable[[tuple[int, ...]], Any]) -> Any:
+    return [_made(one, make) for one in size] if _is_list(size[0]) else make(tuple(size))
 
 
 def positional(model: nn.Module) -> tuple[int, int | None]:

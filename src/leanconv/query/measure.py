@@ -35,6 +35,7 @@ class Costs(NamedTuple):
     macs: int
     params: int
     peak_bytes: int
+    share_not_counted: float
 
 
 def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
@@ -69,7 +70,7 @@ def costs(net: ElasticNet, config: Config) -> Costs:
     static = net.extract(*config, calibrated=False).eval()
     cost = measure(static, input_size(net, config))
     weights = sum(tensor.nbytes for tensor in static.state_dict().values())
-    return Costs(cost.macs, cost.params, weights + cost.peak_activation_bytes)
+    return Costs(cost.macs, cost.params, weights + cost.peak_activation_bytes, cost.share_not_counted)
 
 
 def latencies(net: ElasticNet, configs: Sequence[Config], setting: Setting, *, rounds: int) -> dict[Config, Time]:
