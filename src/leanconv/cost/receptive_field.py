@@ -38,7 +38,11 @@ def receptive_field(recording: Recording) -> ReceptiveField:
     The last map is the last tensor that still has all spatial axes; in a classifier it enters the global pooling or the
     first linear layer. Of several output maps the widest counts. Of several inputs it is the field in the first.
     """
-    image = recording.inputs[0]
+    found = _field_in(recording, recording.inputs[0])
+    return found if len(recording.inputs) == 1 else replace(found, note=f"{found.note}; in the first input")
+
+
+def _field_in(recording: Recording, image: TensorRef) -> ReceptiveField:
     rank = len(image.shape) - 2
     if rank < 1:
         return ReceptiveField(None, "the input has no spatial axis")
