@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from leanconv.dryrun import each_shape
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv2d, OctConv3d
 from leanconv.rewrites.changes import Applied, Change, Context, Step
@@ -110,7 +111,7 @@ class Inflate(Step):
                     "one more layer at its end (inflate before Octave)"
                 )
             stage.add_module("pool_time", nn.MaxPool3d((2, 1, 1), (2, 1, 1)))
-        size = None if context.size is None else (context.size[0], self.frames, *context.size[1:])
+        size = context.size and each_shape(context.size, lambda shape: (shape[0], self.frames, *shape[1:]))
         return Applied(model=model, changes=tuple(changes), size=size)
 
 
