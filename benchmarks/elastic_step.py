@@ -74,9 +74,9 @@ def kept(net: nn.Module) -> Iterator[list[int]]:
         yield count
 
 
-def measured(name: str, options: dict, batch: int, options: argparse.Namespace) -> None:
+def measured(name: str, settings: dict, batch: int, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    net = create_model(name, **options).train().to(options.device)
+    net = create_model(name, **settings).train().to(options.device)
     assert isinstance(net, ElasticNet)
     images = torch.randn(batch, *net.settings["size"], device=options.device)
     labels = torch.randint(10, (batch,), device=options.device)
@@ -122,9 +122,9 @@ def main() -> None:
     print(
         f"{machine or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}"
     )
-    for name, options, batch in CASES:
+    for name, settings, batch in CASES:
         if options.only in name:
-            measured(name, options, batch, options)
+            measured(name, settings, batch, options)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ from torch import Tensor
 from leanconv.build import load
 from leanconv.cost import compare_latency
 from leanconv.deploy import Load
-from leanconv.serve import Trace, serve
 from leanconv.deploy.load import pin
 from leanconv.elastic import ElasticNet
 from leanconv.query import QueryTable, Setting
-from leanconv.serve import Governor, Runtime
 from leanconv.query.measure import latencies
 from leanconv.report import plot_trace
+from leanconv.serve import Governor, Runtime, Trace, serve
 
 
 def timed_again(net: ElasticNet, table: QueryTable, rounds: int, batch: int) -> QueryTable:

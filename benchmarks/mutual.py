@@ -156,8 +156,8 @@ class Seed:
 
     def answer(self, method: str, budget: int) -> Answer | None:
         """What `method` of CURVES answers a budget of MACs with; None where all it has is more expensive."""
-        from leanconv.query import QueryTable
         from leanconv.errors import BudgetError
+        from leanconv.query import QueryTable
 
         found, tested = self.tables["mutual" if method == "mutual" else "usnet"]
         rows = [row for row in found.rows if method != "US-Net" or row.resolution == self.size]

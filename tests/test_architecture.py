@@ -21,13 +21,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "story": set(),
     "ranks": set(),
     "plan": set(),
+    "dryrun": set(),
     "ops": {"plan"},
-    "cost": set(),
+    "cost": {"dryrun"},
     "nets": set(),
     "weights": set(),
     "data": set(),
-    "rewrites": {"ops"},
-    "elastic": {"plan", "ops", "rewrites", "cost"},  # a chain at a width is a part of its plan
+    "rewrites": {"ops", "dryrun"},
+    "elastic": {"plan", "ops", "rewrites", "dryrun"},  # a chain at a width is a part of its plan
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights"},
     "train": {"elastic"},

@@ -108,8 +108,16 @@ def test_own_functions_are_found_in_the_working_folder(own: str) -> None:
         ("json:build", {}, r"unknown function in json 'build'"),
         ("resnet20", {"alpha": 0.5}, r"resnet20 has no option 'alpha': its options are multiplier, num_classes$"),
         ("o_resnet20", {"overlp": 1}, r"o_resnet20 has no option 'overlp' \(did you mean 'overlap'\?\)"),
-        ("timm/resnet18", {"alpha": 1}, r"timm/resnet18 has no option 'alpha'.*: its options are .*drop_rate.*num_classes"),
-        ("torchvision/resnet18", {"num_clases": 1}, r"did you mean 'num_classes'\?\): its options are .*width_per_group"),
+        (
+            "timm/resnet18",
+            {"alpha": 1},
+            r"timm/resnet18 has no option 'alpha'.*: its options are .*drop_rate.*num_classes",
+        ),
+        (
+            "torchvision/resnet18",
+            {"num_clases": 1},
+            r"did you mean 'num_classes'\?\): its options are .*width_per_group",
+        ),
     ],
 )
 def test_unknown_names_and_options(name: str, options: dict[str, Any], match: str) -> None:

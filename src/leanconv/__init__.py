@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from leanconv.cost import Cost, measure
     from leanconv.deploy import export
     from leanconv.elastic import calibrate, make_elastic
-    from leanconv.query import QueryTable
     from leanconv.errors import LeanconvError
     from leanconv.ops.csn import (
         ChannelSeparated,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d, OptimizedSeparableConv3d
     from leanconv.ops.osep_linear import OptimizedSeparableLinear
     from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
+    from leanconv.query import QueryTable
     from leanconv.rewrites import Inflate, Octave, Rewritten, rewrite
 
 _HOME = {

@@ -40,7 +40,8 @@ def create_model(name: str, /, **options: Any) -> nn.Module:
 
     `name` is one of `list_models()`, "timm/NAME", "torchvision/NAME" (both without pretrained weights unless an option
     asks for them) or "package.module:function". `options` are the keywords of what builds it.
-    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value the constructor refuses.
+    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value that the
+    constructor refuses.
 
     >>> sum(p.numel() for p in create_model("resnet20").parameters())
     269722

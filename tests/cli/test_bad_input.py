@@ -58,6 +58,7 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["measure", "resnet20", "--set", "multiplir=2"], "did you mean 'multiplier'"),
         (["measure", "resnet20", "--set", "multiplier"], "expected OPTION=VALUE"),
         (["measure", "resnet20", "--size", "3,-1"], "expected channels and lengths"),
+        (["measure", "timm/dla34", "--size", "3,48,48"], "in aten.cat of module 'level5.root': RuntimeError: Sizes"),
         (["measure", "resnet20", "--rewrite", "osepp"], "did you mean 'osep'"),
         (["measure", "resnet20", "--rewrite", "osep:overlapp=1"], "did you mean 'overlap'"),
         (["measure", "resnet20", "--rewrite", "osep:overlap=-1"], "overlap must be above 0"),

@@ -276,6 +276,6 @@ def test_kernels_made_from_the_image() -> None:
         assert (cost.macs, cost.interactions, cost.conv_params) == (36 * 3 * 3 * 9, 3 * comb(3, 2), 0)
 
 
-@pytest.mark.parametrize("name", ["field", "lattice", "latency", "metrics", "records", "recorder", "summary", "trace"])
+@pytest.mark.parametrize("name", ["field", "lattice", "latency", "metrics", "records", "recorder", "summary"])
 def test_examples_in_docstrings(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"leanconv.cost.{name}")).failed == 0

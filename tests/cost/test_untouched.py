@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from leanconv.cost import measure
+from leanconv.elastic import calibrate, make_elastic
 from leanconv.errors import LeanconvError, NotCalibrated
+from leanconv.ops.separable import DepthSeparable
+from leanconv.rewrites import rewrite
 
 
 class Busy(nn.Module):
@@ -160,10 +164,10 @@ CONV = nn.Conv2d(3, 4, 3)
         (CONV, (), "at least one entry"),
         (CONV, (3, 0, 8), "whole number of at least 1, got 0"),
         (CONV, (3, 8.0, 8), "whole number of at least 1, got 8.0"),
-        (nn.LazyConv2d(4, 3), (3, 8, 8), "is lazy and has no weights yet; run one batch"),
+        (nn.LazyConv2d(4, 3), (3, 8, 8), "is lazy and has no weights yet: run one batch"),
         (Locked(), (3, 8, 8), "Locked cannot be copied .*lock"),
         (lambda x: x, (3, 8, 8), "expected an nn.Module, got function"),
-        (nn.Bilinear(3, 3, 2), (3,), "Bilinear fails on an input of shape"),
+        (nn.Bilinear(3, 3, 2), (3,), "Bilinear fails on an input of shape .*; it takes 2 inputs"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
@@ -184,3 +188,53 @@ def test_other_refusals() -> None:
 
     with pytest.raises(LeanconvError, match=r"got Holder; pass its \.model"):
         measure(Holder(), (3, 8, 8))  # type: ignore[arg-type]
+
+
+def test_what_rewrite_returns_is_measured_as_its_model() -> None:
+    done = rewrite(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), DepthSeparable(init="fresh"))
+    assert measure(done, (3, 8, 8)) == measure(done.model, (3, 8, 8))
+    assert measure(done, (3, 8, 8)).macs == 36 * 8 * 27 + 16 * 8 * (9 + 8)
+
+
+def test_the_size_is_the_one_that_the_model_says() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with pytest.raises(LeanconvError, match=r"^measure: Sequential does not say which input .*pass size"):
+        measure(net)
+    net.pretrained_cfg = {"input_size": (3, 10, 12)}  # type: ignore[assignment]
+    assert measure(net).size == (3, 10, 12)
+    assert measure(net, (3, 8, 8)).size == (3, 8, 8)
+    assert measure(nn.DataParallel(net)).size == (3, 10, 12)
+
+
+class Scaled(nn.Module):
+    """Two norms that remember and a head, for an elastic network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 4, 1)
+        self.na, self.nb = nn.BatchNorm2d(32), nn.BatchNorm2d(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.nb(self.b(self.na(self.a(x)).relu())).relu())
+
+
+@pytest.mark.parametrize("widths", [(0.25, 1.0), (0.5, 2.0)])
+def test_an_elastic_network_at_any_configuration_calibrated_or_not(widths: tuple[float, float]) -> None:
+    net = make_elastic(Scaled(), widths=widths, resolutions=(16, 12)).eval()
+    for width in (*widths, 0.5):
+        for side in net.resolutions:
+            static = measure(net.extract(width, side, calibrated=False), (3, side, side))
+            with net.at(width, side):
+                cost = measure(net, (3, side, side))
+                native = measure(net)
+            assert native.size == (3, 16, 16)
+            # params are those of all weights; the rest is what ran.
+            assert replace(cost, params=0, modules=()) == replace(static, params=0, modules=())
+            assert (native.macs, native.conv_params) == (static.macs, static.conv_params)
+            assert cost.params == sum(p.numel() for p in net.parameters())
+    with net.at(0.5, 12), pytest.raises(NotCalibrated), torch.no_grad():
+        net(torch.zeros(1, 3, 16, 16))  # an answer needs what a cost does not
+    calibrate(net, [torch.randn(20, 3, 16, 16)], [(0.5, 12)])
+    with net.at(0.5, 12):
+        assert measure(net, (3, 12, 12)) == replace(cost, size=(3, 12, 12))
+    assert (0.5, 12) in net.calibrated

@@ -12,11 +12,11 @@ from torch import nn
 from leanconv.build import create_model, load, save
 from leanconv.cost import measure
 from leanconv.elastic import Config, MutualObjective, calibrate, from_settings, make_elastic
-from leanconv.query import QueryTable, Row
-from leanconv.serve import Runtime
 from leanconv.elastic.net import resized, sampled
 from leanconv.errors import LeanconvError, NotCalibrated
+from leanconv.query import QueryTable, Row
 from leanconv.rewrites import Inflate, rewrite
+from leanconv.serve import Runtime
 from leanconv.story import Story, remember, story_of
 
 FRAMES = (8, 4, 2)

@@ -11,10 +11,10 @@ from elastic_nets import NETS, elastic, elastic_leaves, masked, tensors
 
 from leanconv.build import create_model
 from leanconv.elastic import LayerWidths, MutualObjective, calibrate, make_elastic, plan_step
-from leanconv.query import QueryTable
-from leanconv.serve import Runtime
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.errors import LeanconvError, NotCalibrated
+from leanconv.query import QueryTable
+from leanconv.serve import Runtime
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -152,7 +152,7 @@ def test_bad_settings(make, message):
         make(elastic("residual")[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ the options
+# ---------------------------------------------------------------------------------------------------------- the options
 
 
 def by_the_equations(net, inputs, targets, plan, *, temperature=1.0, hard_labels=0.0, teacher=None):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.elastic.coupling.rows import Axis, Misfit, Segment, align, fixed_row, pin, resolve, unify
 from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.rows import Axis, Misfit, Segment, align, fixed_row, pin, resolve, unify
 from leanconv.elastic.slices import Channels, Span
 from leanconv.elastic.width import Config, channels_at, make_divisible
 

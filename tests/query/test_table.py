@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanconv.query import time_table
 from leanconv.elastic import Config, calibrate, make_elastic
-from leanconv.query import QueryTable, Row, Setting
-from leanconv.query.measure import machine
 from leanconv.elastic.net import resized
-from leanconv.query.rows import Time
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
+from leanconv.query import QueryTable, Row, Setting, time_table
+from leanconv.query.measure import machine
+from leanconv.query.rows import Time
 from leanconv.story import Story, remember
 
 CONFIGS = [(1.0, 16), (0.5, 16), (0.25, 12)]

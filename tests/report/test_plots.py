@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from leanconv.query import QueryTable, Row
 from leanconv.errors import LeanconvError, MissingExtra
+from leanconv.query import QueryTable, Row
 from leanconv.report import plot_accuracy_latency, plot_accuracy_macs, plots, save_curves
 
 

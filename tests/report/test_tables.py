@@ -11,8 +11,8 @@ from torch import nn
 
 from leanconv.cost import Latency, measure
 from leanconv.deploy import BenchRow
-from leanconv.query import Row
 from leanconv.errors import LeanconvError
+from leanconv.query import Row
 from leanconv.report import (
     Column,
     Sheet,

@@ -17,7 +17,7 @@ from leanconv.ops.chain import ConvChain
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Grouped, SpatialSeparable
-from leanconv.rewrites import parse_step, replay, rewrite
+from leanconv.rewrites import Inflate, Octave, parse_step, replay, rewrite
 from leanconv.story import Story, remember, story_of
 
 SEPARABLE = DepthSeparable(init="fresh")
@@ -383,7 +383,7 @@ def process_group():
 @pytest.mark.usefixtures("process_group")
 def test_ddp_is_refused_with_the_fix():
     wrapped = nn.parallel.DistributedDataParallel(build())
-    with pytest.raises(RewriteError, match=r"wrapped in DistributedDataParallel: rewrite model\.module, then wrap"):
+    with pytest.raises(RewriteError, match=r"wrapped in DistributedDataParallel: pass model\.module, then wrap"):
         rewrite(wrapped, SEPARABLE)
     assert names_of(rewrite(wrapped.module, SEPARABLE)) == ["3", "5"]
 
@@ -394,12 +394,12 @@ def test_a_fully_sharded_model_is_refused():
     from torch.distributed.fsdp import fully_shard
 
     sharded = fully_shard(build(), mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(RewriteError, match="wrapped in FSDPModule: rewrite the model before fully_shard"):
+    with pytest.raises(RewriteError, match="wrapped in FSDPModule: do this before fully_shard"):
         rewrite(sharded, SEPARABLE)
 
 
 def test_other_wrappers_are_refused_wherever_they_are():
-    with pytest.raises(RewriteError, match=r"wrapped in DataParallel: rewrite model\.module"):
+    with pytest.raises(RewriteError, match=r"wrapped in DataParallel: pass model\.module"):
         rewrite(nn.DataParallel(build()), SEPARABLE)
     with pytest.raises(RewriteError, match=r"0: the model is wrapped in OptimizedModule: .*before torch\.compile"):
         rewrite(nn.Sequential(torch.compile(build())), SEPARABLE)
@@ -407,13 +407,13 @@ def test_other_wrappers_are_refused_wherever_they_are():
 
 def test_a_scripted_model_is_refused(recwarn):
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)))
-    with pytest.raises(RewriteError, match=r"wrapped in ScriptModule: rewrite the model before torch\.jit\.script"):
+    with pytest.raises(RewriteError, match=r"wrapped in ScriptModule: do this before torch\.jit\.script"):
         rewrite(scripted, SEPARABLE)
 
 
 def test_an_uninitialised_model_is_refused():
     lazy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(8, 3))
-    with pytest.raises(RewriteError, match=r"1\.weight has no shape yet .*run one forward pass"):
+    with pytest.raises(RewriteError, match=r"module '1' \(LazyConv2d\) is lazy and has no weights yet: run one batch"):
         rewrite(lazy, SEPARABLE)
     lazy(torch.randn(1, 3, 8, 8))
     assert names_of(rewrite(lazy, SEPARABLE)) == ["1"]
@@ -445,24 +445,24 @@ def test_wrong_steps(steps, message):
 
 
 def test_wrong_models_and_sizes():
-    with pytest.raises(RewriteError, match=r"takes an nn\.Module, got str"):
+    with pytest.raises(RewriteError, match=r"expected an nn\.Module, got str: build or load"):
         rewrite("resnet18", SEPARABLE)
     for size in ((3,), (2, 3, 8, 8, 8), (3, 8, -1), (3, 8.0, 8), "3,8,8", 224):
         with pytest.raises(LeanconvError, match="size is the shape of one input without the batch axis"):
             rewrite(build(), SEPARABLE, size=size)
     with pytest.raises(
-        RewriteError, match=r"does not run on one input of shape \(4, 8, 8\): 0 fails with RuntimeError"
+        RewriteError, match=r"fails on an input of shape \(4, 8, 8\) in aten.convolution of module '0': RuntimeError"
     ):
         rewrite(build(), SEPARABLE, size=(4, 8, 8))
 
 
 def test_a_failing_example_is_one_line_and_no_log(caplog):
     net = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 8, 3), nn.AvgPool3d(7))
-    with pytest.raises(RewriteError, match="2 fails with RuntimeError: input image") as caught:
+    with pytest.raises(RewriteError, match=r"in aten.avg_pool3d of module '2': RuntimeError: input image") as caught:
         rewrite(net, SEPARABLE, size=(3, 8, 8, 8))
     assert "\n" not in str(caught.value)
     assert not caplog.records
-    with pytest.raises(RewriteError, match="Bilinear fails with TypeError"):
+    with pytest.raises(RewriteError, match=r"Bilinear fails on .*: TypeError: .*; it takes 2 inputs"):
         rewrite(nn.Bilinear(2, 2, 2), SEPARABLE, size=(3, 2, 2))
 
 
@@ -568,3 +568,43 @@ def test_spatial_separable_leaves_what_has_one_axis():
     result = rewrite(net, SpatialSeparable())
     assert names_of(result) == ["2"]
     assert "fewer than two spatial axes" in reasons_of(result)["1"]
+
+
+def test_what_rewrite_returns_is_rewritten_again():
+    once = rewrite(told(), DepthSeparable(where="3"))
+    twice = rewrite(once, Grouped(groups=4, where="5"))
+    assert names_of(twice) == ["5"]
+    assert [stem for stem, _ in twice.story.steps] == ["depth_separable", "group"]
+
+
+def test_a_step_that_needs_a_run_takes_the_size_that_the_model_says():
+    net = told()
+    with pytest.raises(RewriteError, match="octave: pass size"):
+        rewrite(net, Octave())
+    net.pretrained_cfg = {"input_size": (3, 32, 32)}
+    assert rewrite(net, Octave(last=True)).story.steps[0][1]["size"] == [3, 32, 32]
+    assert names_of(rewrite(net, DepthSeparable(where="kernel>1 stage=0 !stem"))) == ["3"]
+    assert rewrite(net, Octave(last=True), size=(3, 16, 16)).story.steps[0][1]["size"] == [3, 16, 16]
+
+
+class Transposed(nn.Module):
+    """Uses the weights of a convolution once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16, 16))
+
+    def forward(self, x):
+        x = self.c(torch.relu(self.b(self.a(x))))
+        return F.conv_transpose2d(x, self.b.weight, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("step", "advice"),
+    [(SEPARABLE, "!b'"), (Inflate(frames=4), "in its forward$")],
+    ids=["chain", "inflate"],
+)
+def test_a_network_that_no_longer_runs_is_no_matter_of_size(step, advice):
+    with pytest.raises(RewriteError, match=f"^Transposed no longer runs after .*b.* was replaced: .*{advice}") as error:
+        rewrite(Transposed(), step, size=(3, 16, 16))
+    assert "size" not in str(error.value).split(";")[-1]

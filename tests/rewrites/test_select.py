@@ -9,7 +9,7 @@ from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.separable import DepthSeparable, Grouped
 from leanconv.rewrites import rewrite
 from leanconv.rewrites.chains import layers_of
-from leanconv.rewrites.scout import scout
+from leanconv.rewrites.order import order_of
 from leanconv.rewrites.select import parse
 
 
@@ -32,8 +32,8 @@ class Net(nn.Module):
 
 def chosen(where: str, *, example: bool = False) -> set[str]:
     net = Net()
-    sighting = scout(net, (3, 32, 32)) if example else None
-    return {layer.name for layer in layers_of(net, sighting) if parse(where)(layer)}
+    order = order_of(net, (3, 32, 32)) if example else None
+    return {layer.name for layer in layers_of(net, order) if parse(where)(layer)}
 
 
 ALL = {"late", "stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "aux"}
@@ -87,7 +87,7 @@ def test_a_resnet_has_its_stages():
     timm = pytest.importorskip("timm")
     net = timm.create_model("resnet18", num_classes=2)
     for size in (64, 96):
-        stages = {layer.name: layer.stage for layer in layers_of(net, scout(net, (3, size, size)))}
+        stages = {layer.name: layer.stage for layer in layers_of(net, order_of(net, (3, size, size)))}
         assert stages["conv1"] == 1
         assert {stages[f"layer{k}.1.conv1"] for k in (1, 2, 3, 4)} == {2, 3, 4, 5}
         assert stages["layer3.0.conv1"] == stages["layer3.0.conv2"] == 4

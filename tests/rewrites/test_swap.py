@@ -94,5 +94,5 @@ def test_old_weight_norm_survives_the_copy():
 def test_a_model_that_cannot_be_copied_is_refused():
     net = nn.Sequential(nn.ReLU())
     net.lock = threading.Lock()
-    with pytest.raises(RewriteError, match=r"Sequential cannot be deep-copied \(TypeError: .*before attaching"):
+    with pytest.raises(RewriteError, match=r"Sequential cannot be copied \(TypeError: .*before attaching"):
         swap(net, relu_to_silu)

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanconv.deploy import Load
-from leanconv.serve import Call, Trace, serve
 from leanconv.deploy.load import pin
 from leanconv.elastic import calibrate
-from leanconv.query import Row
-from leanconv.serve import Governor, Runtime
 from leanconv.errors import LeanconvError, NotCalibrated
+from leanconv.query import Row
 from leanconv.report import plot_trace
+from leanconv.serve import Call, Governor, Runtime, Trace, serve
 
 CONFIGS = [(1.0, 16), (0.5, 16), (0.25, 12)]
 

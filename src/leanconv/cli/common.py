@@ -56,7 +56,9 @@ class Found(NamedTuple):
         return self.rewritten.model if self.rewritten else self.model
 
 
-def find(name: str, options: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False) -> Found:
+def find(
+    name: str, options: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False
+) -> Found:
     """Build or load the model that the options describe."""
     from leanconv.build import default_size, resolve
     from leanconv.rewrites import parse_step, rewrite

@@ -13,9 +13,9 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from leanconv.serve import Trace
     from leanconv.elastic import ElasticNet
     from leanconv.report import Sheet
+    from leanconv.serve import Trace
 
 
 def run(
@@ -47,11 +47,11 @@ def run(
 
     from leanconv.build import load as load_model
     from leanconv.deploy.load import Load, pin
-    from leanconv.serve.loop import serve
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable, Setting
-    from leanconv.serve import Governor, Runtime
     from leanconv.report import binary, plot_trace, print_table
+    from leanconv.serve import Governor, Runtime
+    from leanconv.serve.loop import serve
 
     if not seconds > 0:
         raise LeanconvError(f"--seconds {seconds:g}: expected a number above 0")

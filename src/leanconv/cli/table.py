@@ -43,9 +43,8 @@ def run(
     """Calibrate where needed and measure the query table of an elastic network."""
     from dataclasses import asdict
 
-    from leanconv.query import time_table
     from leanconv.elastic import ElasticNet, calibrate
-    from leanconv.query import QueryTable
+    from leanconv.query import QueryTable, time_table
     from leanconv.report import print_table, query_table, save_curves
 
     network, images, recipe = open_run(model, data, side, trust_code=trust_code)

@@ -1,7 +1,7 @@
 """Receptive field: how many input positions along each axis can reach one position of the last feature map.
 
-Every tensor of the trace carries, for each of its axes, which input axis it goes along and what each index sees there
-(`lattice`), and the input axes of which every element sees everything (after global pooling, a linear layer over
+Every tensor of the recording carries, for each of its axes, which input axis it goes along and what each index sees
+there (`lattice`), and the input axes of which every element sees everything (after global pooling, a linear layer over
 positions, or attention). Rules are about ATen operators (`field_rules`); a reshape keeps the factors of an axis apart
 (`field`), so flattening, shuffles, patches and windows are followed too.
 
@@ -19,7 +19,7 @@ from math import prod
 from leanconv.cost.field import Factor, Field, Walk, blank, join, merged, plain
 from leanconv.cost.field_rules import first_index, rule_of
 from leanconv.cost.lattice import Lost, identity, transposed
-from leanconv.cost.records import OpRecord, Origin, TensorRef, Trace
+from leanconv.cost.records import OpRecord, Origin, Recording, TensorRef
 
 __all__ = ["ReceptiveField", "receptive_field"]
 
@@ -32,23 +32,25 @@ class ReceptiveField:
     note: str
 
 
-def receptive_field(trace: Trace) -> ReceptiveField:
+def receptive_field(recording: Recording) -> ReceptiveField:
     """The receptive field of the network's output map or, when the output is no map, of the last map before it.
 
     The last map is the last tensor that still has all spatial axes; in a classifier it enters the global pooling or the
     first linear layer. Of several output maps the widest counts.
     """
-    rank = len(trace.image.shape) - 2
+    rank = len(recording.image.shape) - 2
     if rank < 1:
         return ReceptiveField(None, "the input has no spatial axis")
-    dims = tuple((Factor(n, Walk(i - 2, identity())),) if i >= 2 else plain(n) for i, n in enumerate(trace.image.shape))
-    book = _Book({trace.image.serial: Field(dims)}, frozenset(range(rank)))
+    dims = tuple(
+        (Factor(n, Walk(i - 2, identity())),) if i >= 2 else plain(n) for i, n in enumerate(recording.image.shape)
+    )
+    book = _Book({recording.image.serial: Field(dims)}, frozenset(range(rank)))
     last: list[tuple[Field, str]] = []
-    for record in trace.records:
+    for record in recording.records:
         for output, field in book.enter(record):
             if _is_map(field, book.everything) and output.floating:
                 last = [(field, f"the output of {record.path or 'the network'}, shape {output.shape}")]
-    seen = [(ref, book.fields[ref.serial]) for ref in trace.outputs if ref.serial in book.fields]
+    seen = [(ref, book.fields[ref.serial]) for ref in recording.outputs if ref.serial in book.fields]
     maps = [(f, f"the network's output, shape {ref.shape}") for ref, f in seen if _is_map(f, book.everything)]
     lost = next((field for _, field in seen if field.lost), None)
     if not maps and lost is not None:

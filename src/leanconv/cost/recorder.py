@@ -1,30 +1,31 @@
-"""The dispatch mode that sees every ATen operator of a forward and writes it down.
+"""What a network does to one input: a single dry run, written down operator by operator.
 
-It also follows two things that operators do not tell: whether numbers come from the image, from weights or from
-constants, which separates linear layers from attention and finds the weight behind a slice or a standardisation; and
-how long memory lives, by weak references to storages.
+A dispatch mode sees every ATen operator, whoever called it (a module, a functional call, a sliced weight), which is why
+nothing here names a layer or an operator of ours. It also follows two things that operators do not say: whether numbers
+come from the image, from weights or from constants, which separates linear layers from attention and finds the weight
+behind a slice or a standardisation; and how long memory lives, by weak references to storages.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from leanconv.cost.records import OpRecord, Origin, TensorRef, aten, refs_in
+from leanconv.cost.records import ModuleRef, OpRecord, Origin, Recording, TensorRef, aten, refs_in
+from leanconv.dryrun import DryRun
 
-__all__ = ["Recorder"]
+__all__ = ["record"]
 
 # Operators after which the same numbers are still the same weight.
 _SAME_WEIGHT = aten(
@@ -75,52 +76,44 @@ class _Held:
     weight_numel: int
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def record(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Recording:
+    """Run `model` once, in eval mode, on a fake input of shape (batch, *size) and write down its operators.
+
+    Raises `LeanconvError` when the network cannot run on that shape, reads tensor values in its forward, or cannot be
+    copied.
+
+    >>> [one.name for one in record(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU()), (2, 8)).records]
+    ['aten.convolution', 'aten.relu']
+    """
+    dry = DryRun(model, size, batch=batch)
+    recorder = _Recorder(dry)
+    image = recorder.ref(dry.input)
+    ran = dry.run(recorder)
+    outputs = tuple(recorder.ref(tensor) for tensor in tree_leaves(ran.outputs) if isinstance(tensor, Tensor))
+    modules = tuple(
+        ModuleRef(name, type(module).__name__, sum(p.numel() for p in module.parameters()), ran.calls[name])
+        for name, module in dry.model.named_modules()
+    )
+    return Recording(tuple(recorder.records), image, outputs, modules, recorder.peak_bytes)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator, follows where numbers come from, and adds up the memory that is alive."""
 
-    def __init__(self, fake_mode: FakeTensorMode) -> None:
+    def __init__(self, dry: DryRun) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.records: list[OpRecord] = []
-        self.stack: list[str] = []
-        self.calls: Counter[str] = Counter()
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._fake_mode = fake_mode
+        self._running = dry.stack.running
+        self._fake_mode = dry.fake_mode
         self._held: Any = WeakTensorKeyDictionary()
         self._storages: dict[int, tuple[Any, _Storage]] = {}
         self._serial = 0
-        self._failed: tuple[str, str] | None = None
         self._identities: dict[Hashable, int] = {}
-
-    def adopt(self, twin: nn.Module) -> None:
-        """Follow the modules of `twin` as they run, and know its parameters as weights."""
-        for name, module in twin.named_modules():
-            module.register_forward_pre_hook(self._enter(name), prepend=True)
-            module.register_forward_hook(self._leave, always_call=True)
-        for parameter in twin.parameters():
+        for parameter in dry.model.parameters():
             self._hold(parameter, Origin.WEIGHT)
-
-    def _enter(self, name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any) -> None:
-            self.stack.append(name)
-            self.calls[name] += 1
-
-        return enter
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stack.pop()
-
-    def see_image(self, image: Tensor) -> TensorRef:
-        """The network's input, which the caller keeps alive during the forward."""
-        self._hold(image, Origin.IMAGE, counted=True)
-        return self.ref(image)
-
-    def where(self) -> str:
-        """The operator that failed and its module, for a message; empty when no operator did."""
-        if self._failed is None:
-            return ""
-        name, path = self._failed
-        return f" in {name} of module {path!r}" if path else f" in {name}"
+        self._hold(dry.input, Origin.IMAGE, counted=True)  # which the caller keeps alive during the forward
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -137,11 +130,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not name.startswith("aten.lift"):  # lifting is how a real literal becomes fake
             args, kwargs = tree_map(self._to_fake, (args, kwargs))
         bound = self._bind(arguments, args, kwargs)
-        try:
-            result = func(*args, **kwargs)
-        except Exception:
-            self._failed = (name, self.stack[-1] if self.stack else "")
-            raise
+        result = func(*args, **kwargs)
         self._record(name, pointwise, arguments, bound, result)
         return result
 
@@ -201,7 +190,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fresh.append(new)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         outputs = tuple(self.ref(tensor) for tensor in results)
-        self.records.append(OpRecord(name, tuple(self.stack), bound, outputs, tuple(fresh), writes, pointwise))
+        self.records.append(OpRecord(name, tuple(self._running), bound, outputs, tuple(fresh), writes, pointwise))
 
     def _identity(
         self, name: str, origin: Origin, inputs: list[TensorRef], bound: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The vocabulary of a traced forward: tensors, operators and modules, as frozen data that holds no memory alive."""
+"""The vocabulary of a recorded forward: tensors, operators and modules, as frozen data that holds no memory alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-__all__ = ["ModuleRef", "OpRecord", "Origin", "TensorRef", "Trace", "aten", "refs_in"]
+__all__ = ["ModuleRef", "OpRecord", "Origin", "Recording", "TensorRef", "aten", "refs_in"]
 
 
 def aten(*names: str) -> frozenset[str]:
@@ -30,7 +30,7 @@ class Origin(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """A tensor of the traced forward at one moment; it holds no storage alive.
+    """A tensor of the recorded forward at one moment; it holds no storage alive.
 
     `serial` names the tensor object and `storage` its memory (views share it); `identity` and `weight_numel` tell, for
     tensors that do not depend on the image, which weight they hold and how many different numbers it has.
@@ -81,7 +81,7 @@ class OpRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModuleRef:
-    """A module of the traced network: its name ("" is the network), class name, parameter elements and calls."""
+    """A module of the recorded network: its name ("" is the network), class name, parameter elements and calls."""
 
     name: str
     type: str
@@ -90,7 +90,7 @@ class ModuleRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class Recording:
     """All operators of one forward, in order.
 
     `modules` lists every module in the network's order, `peak_bytes` is the largest sum of live

@@ -10,8 +10,10 @@ from torch import nn
 
 from leanconv.cost.metrics import Product, activation_bytes, not_counted, product, weights
 from leanconv.cost.receptive_field import receptive_field
+from leanconv.cost.recorder import record
 from leanconv.cost.records import ModuleRef
-from leanconv.cost.trace import trace
+from leanconv.dryrun import ModelHolder, as_module, default_size, unwrapped
+from leanconv.errors import LeanconvError
 
 __all__ = ["Comparison", "Cost", "ModuleCost", "measure"]
 
@@ -133,46 +135,63 @@ class _Sum:
     products: list[Product] = field(default_factory=list)
 
 
-def measure(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Cost:
+def measure(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *, batch: int = 1) -> Cost:
     """Measure what `model` costs for one image of `size`, without computing anything.
 
     The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
     device and of any type. `size` has no batch axis: (3, 224, 224), (3, frames, H, W) or (C, L). With `batch` above 1
     the forward takes that many images, for networks that need them, and the numbers stay per image.
 
-    Raises `LeanconvError` when the network cannot run on that size, or its forward depends on tensor values.
+    An elastic network is measured in the configuration in force, calibrated or not, which may be another than its
+    largest: `with net.at(width=0.5): measure(net)`. Its `params` stay those of all its weights.
+
+    Args:
+        model: a network, or what `rewrite` returned around one.
+        size: None takes what the model itself says: the native size of an elastic network, the one in timm's
+            `pretrained_cfg`.
+        batch: images at once.
+
+    Raises `LeanconvError` when the network cannot run on that size, its forward depends on tensor values, or it says no
+    size and none is given.
 
     >>> cost = measure(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
     >>> cost.params, cost.conv_params, cost.macs, cost.interactions, cost.receptive_field
     (224, 216, 221184, 24, (3, 3))
     """
-    traced = trace(model, size, batch=batch)
+    network = unwrapped(as_module(model))
+    size = default_size(network) if size is None else size
+    if size is None:
+        raise LeanconvError(
+            f"measure: {type(network).__name__} does not say which input it was made for: pass size, the shape of one "
+            "input without the batch axis, such as size=(3, 224, 224)"
+        )
+    recorded = record(network, size, batch=batch)
     sums: dict[str, _Sum] = {"": _Sum()}
     operators: dict[str, int] = {}
-    for record in traced.records:
-        found = product(record)
-        nbytes = _per_image(activation_bytes(record), batch)
+    for one in recorded.records:
+        found = product(one)
+        nbytes = _per_image(activation_bytes(one), batch)
         macs = interactions = 0
         if found is not None:
             macs = _per_image(found.macs, batch if found.per_image else 1)
             # A network may fold the batch into the groups, to convolve every image with its own kernel.
             interactions = _per_image(found.interactions, batch if found.per_image and found.batch == 1 else 1)
-            operators[record.name] = operators.get(record.name, 0) + macs
-        for name in {"", *record.stack}:
+            operators[one.name] = operators.get(one.name, 0) + macs
+        for name in {"", *one.stack}:
             total = sums.setdefault(name, _Sum())
             total.macs += macs
-            total.own_macs += macs if name == record.path else 0
+            total.own_macs += macs if name == one.path else 0
             total.interactions += interactions
             total.activation_bytes += nbytes
             if found is not None:
                 total.products.append(found)
     modules = tuple(
         _module_cost(module, sums.get(module.name, _Sum()))
-        for module in traced.modules
+        for module in recorded.modules
         if module.calls or module.params or module.name in sums
     )
     whole = modules[0]
-    seen = receptive_field(traced)
+    seen = receptive_field(recorded)
     return Cost(
         size=tuple(size),
         batch=batch,
@@ -181,10 +200,10 @@ def measure(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Cost:
         macs=whole.macs,
         interactions=whole.interactions,
         activation_bytes=whole.activation_bytes,
-        peak_activation_bytes=-(-traced.peak_bytes // batch),
+        peak_activation_bytes=-(-recorded.peak_bytes // batch),
         receptive_field=seen.size,
         receptive_field_note=seen.note,
-        not_counted=not_counted(traced.records),
+        not_counted=not_counted(recorded.records),
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from leanconv.ranks import rank_and_world, summed
 from leanconv.elastic.width import Config, LayerWidths
 from leanconv.errors import DataError, LeanconvError
+from leanconv.ranks import rank_and_world, summed
 
 if TYPE_CHECKING:
     from leanconv.elastic.layers.leaves import ElasticBatchNorm

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from leanconv.dryrun import duplicate
 from leanconv.elastic.layers.leaves import Elastic
-from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 if TYPE_CHECKING:

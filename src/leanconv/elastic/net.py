@@ -21,20 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.elastic.layers.others import make_beside
-from leanconv.elastic.layers.chains import make_chain, make_gather
+from leanconv.dryrun import as_module, duplicate
+from leanconv.elastic.coupling.find import trace
+from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.extract import extract
 from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.coupling.modules import CONVOLUTIONS
+from leanconv.elastic.layers.chains import make_chain, make_gather
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
+from leanconv.elastic.layers.others import make_beside
 from leanconv.elastic.probe import probe
-from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.widen import widen
 from leanconv.elastic.width import Config, Dial, LayerWidths
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
-from leanconv.rewrites.swap import duplicate
 from leanconv.story import remember, story_of
 
 __all__ = ["ElasticNet", "from_settings", "make_elastic", "resized", "sampled"]
@@ -147,6 +147,11 @@ class ElasticNet(nn.Module):
             for resolution in self.resolutions
             for width in widths
         )
+
+    @property
+    def default_input_size(self) -> tuple[int, ...]:
+        """One input in the native configuration, without the batch axis."""
+        return tuple(self.settings["size"])
 
     @property
     def norms(self) -> tuple[ElasticBatchNorm, ...]:
@@ -281,6 +286,7 @@ def make_elastic(
     ...     net(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 22, 22])
     """
+    model = as_module(model, error=RewriteError)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
         raise RewriteError("the network is elastic already: make the original elastic with other settings instead")

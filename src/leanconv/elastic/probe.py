@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from leanconv.elastic.layers.others import ElasticBeside, settle
+from leanconv.dryrun import duplicate, quiet
 from leanconv.elastic.coupling.find import fake_input
+from leanconv.elastic.layers.others import ElasticBeside, settle
 from leanconv.errors import RewriteError
-from leanconv.rewrites.swap import duplicate
 
 if TYPE_CHECKING:
     from leanconv.elastic.net import ElasticNet
@@ -33,7 +33,7 @@ def probe(net: ElasticNet, size: Sequence[int]) -> None:
     shortest = net.frames[-1] if net.frames else None
     middle = round(0.4 * low + 0.6 * high, 2)
     for width, resolution, frames in ((low, None, None), (middle, None, None), (high, net.resolutions[-1], shortest)):
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _naming(scratch) as stack:
+        with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), _naming(scratch) as stack:
             try:
                 with scratch.at(width, resolution, frames):
                     scratch(fake_input(scratch, size))

@@ -1,4 +1,4 @@
-"""Mutual learning's options, width, resolution and frames, in plain integers: how many channels a layer keeps; the dial.
+"""Mutual learning: width, resolution and frames in plain integers: how many channels a layer keeps; the dial.
 
     c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C at width 1, w width)
 

@@ -1,4 +1,4 @@
-"""The ImageNet ResNet family with every option that the octave paper's networks need, dense and without an idea of ours.
+"""The ImageNet ResNet family with every option that octave networks need, dense and without an idea of ours.
 
     stem - 4 stages of bottlenecks  x + conv1x1(conv3x3(conv1x1(x)))  - average pool - linear
 

@@ -318,7 +318,9 @@ class DropIn(ConvChain):
             return
         own = list(inspect.signature(DropIn.__init__).parameters.values())[:-1]
         options = [
-            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+            inspect.Parameter(
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type
+            )
             for option in fields(cls.rewrite)
             if option.name not in ("where", "init")
         ]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from leanconv.cost import compare_latency, measure
 from leanconv.elastic.calibrate import evaluating, inputs_of
-from leanconv.ranks import rank_and_world, summed
-from leanconv.query.rows import Setting, Time
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError
+from leanconv.query.rows import Setting, Time
+from leanconv.ranks import rank_and_world, summed
 from leanconv.story import story_of
 
 if TYPE_CHECKING:

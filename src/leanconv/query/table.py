@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from leanconv.query import rows as tabular
 from leanconv.elastic.calibrate import as_configs
-from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
-from leanconv.ranks import from_first, rank_and_world
-from leanconv.query.rows import Row, Setting, Time
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
+from leanconv.query import rows as tabular
+from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
+from leanconv.query.rows import Row, Setting, Time
+from leanconv.ranks import from_first, rank_and_world
 
 if TYPE_CHECKING:
     from leanconv.elastic.net import ElasticNet

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leanconv.deploy.bench import BACKENDS, bench
-from leanconv.query.measure import input_size
-from leanconv.query.rows import Setting, Time
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError, unknown
+from leanconv.query.measure import input_size
+from leanconv.query.rows import Setting, Time
 
 if TYPE_CHECKING:
     from leanconv.elastic import ElasticNet

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from leanconv.ranks import rank_and_world
 from leanconv.errors import LeanconvError
+from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetune import take_weights
 from leanconv.recipes.settings import ElasticSettings, Recipe

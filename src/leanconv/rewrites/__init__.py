@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from leanconv.dryrun import ModelHolder, as_module, check_size, default_size, duplicate
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ChainRewrite
 from leanconv.rewrites.chains import Applied, apply_chain
@@ -19,10 +20,10 @@ from leanconv.rewrites.changes import Change, Flow, Rewritten, Skipped
 from leanconv.rewrites.guards import refuse_model
 from leanconv.rewrites.inflate import Inflate, apply_inflate
 from leanconv.rewrites.octave import Octave, apply_octave
-from leanconv.rewrites.scout import Sighting, check_runs, check_size, scout
+from leanconv.rewrites.order import Order, check_still_runs, order_of
 from leanconv.rewrites.select import parse
 from leanconv.rewrites.steps import STEPS, Step, from_json, parse_step, to_json
-from leanconv.rewrites.swap import Swapped, duplicate, swap
+from leanconv.rewrites.swap import Swapped, swap
 from leanconv.story import remember, story_of
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def rewrite(
-    model: nn.Module,
+    model: nn.Module | ModelHolder,
     *steps: Step,
     size: Sequence[int] | None = None,
     optimizer: object | None = None,
@@ -52,11 +53,12 @@ def rewrite(
 
     Args:
         model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
-            take over, as they do requires_grad and the qualified names.
+            take over, as they do requires_grad and the qualified names; or what an earlier `rewrite` returned.
         steps: the rewrites, for example `leanconv.OptimizedSeparable(overlap=1.0)`.
         size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
             fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
-            network that would no longer run is refused. Without it nothing is run.
+            network that would no longer run is refused. Without it nothing is run, except where a step needs it and
+            the model itself says its size, as timm's networks do.
         optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
 
     Raises:
@@ -72,16 +74,19 @@ def rewrite(
     2: 3x3 8->8 -> depth_separable: 3x3 8->8 g8; 1x1 8->8 (584 -> 144 parameters, weights fresh)
     """
     _refuse_call(steps, optimizer)
+    model = as_module(model, error=RewriteError)
     refuse_model(model)
-    size = None if size is None else check_size(size)
+    if size is None and any(map(_needs_run, steps)):
+        size = default_size(model)
+    size = None if size is None else _checked(size)
     story = story_of(model)
-    new = duplicate(model)
-    sighting = None if size is None else scout(new, size)
+    new = duplicate(model, error=RewriteError)
+    order = None if size is None else order_of(new, size)
     changes: list[Change] = []
     skipped: list[Skipped] = []
     flows: list[Flow] = []
     for step in steps:
-        applied = _apply(new, step, sighting, size)
+        applied = _apply(new, step, order, size)
         new = applied.model
         changes += applied.changes
         skipped += applied.skipped
@@ -90,8 +95,8 @@ def rewrite(
             continue
         if story is not None:
             story = story.then(step.stem, _settings(step, size, applied.kept))
-        if size is not None and sighting is not None:
-            sighting, size = _look_again(new, step, sighting, size, applied)
+        if size is not None and order is not None:
+            order, size = _look_again(new, step, order, size, applied)
     if story is not None:
         remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
@@ -108,15 +113,15 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     """
     refuse_model(model)
     story = story_of(model)
-    new = duplicate(model)
+    new = duplicate(model, error=RewriteError)
     for stem, settings in steps:
         options = dict(settings)
         size = options.pop("size", None)
         keep = options.pop("keep", ())
         step = from_json({**options, "stem": stem})
-        size = None if size is None else check_size(size)
-        sighting = None if size is None else scout(new, size)
-        new = _apply(new, step, sighting, size, keep=keep, project=False).model
+        size = None if size is None else _checked(size)
+        order = None if size is None else order_of(new, size)
+        new = _apply(new, step, order, size, keep=keep, project=False).model
         if story is not None:
             story = story.then(stem, settings)
     if story is not None:
@@ -127,7 +132,7 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
 def _apply(
     model: nn.Module,
     step: Step,
-    sighting: Sighting | None,
+    order: Order | None,
     size: tuple[int, ...] | None,
     *,
     keep: Collection[str] = (),
@@ -136,32 +141,36 @@ def _apply(
     """One step on a model we own: the place that knows which kind of step is done how."""
     match step:
         case ChainRewrite():
-            return apply_chain(model, step, sighting=sighting, keep=keep, project=project)
+            return apply_chain(model, step, order=order, keep=keep, project=project)
         case Octave():
-            return apply_octave(model, step, size=size, sighting=sighting, keep=keep, project=project)
+            return apply_octave(model, step, size=size, order=order, keep=keep, project=project)
         case Inflate():
             return apply_inflate(model, step)
     raise _no_step(step)
 
 
 def _look_again(
-    new: nn.Module, step: Step, before: Sighting, size: tuple[int, ...], applied: Applied
-) -> tuple[Sighting, tuple[int, ...]]:
+    new: nn.Module, step: Step, before: Order, size: tuple[int, ...], applied: Applied
+) -> tuple[Order, tuple[int, ...]]:
     """Run what a step has made, on the input it takes now; the outputs must have the shapes they had."""
-    if isinstance(step, ChainRewrite):
-        return check_runs(new, size, before, [change.name for change in applied.changes]), size
     if isinstance(step, Inflate):
         size = (size[0], step.frames, *size[1:])
-    after = scout(new, size)
-    if after.shapes != before.shapes:
-        raise RewriteError(
-            f"{step.stem}: the rewritten network gives outputs {after.shapes}, the original {before.shapes}"
-        )
-    return after, size
+    changed = [change.name for change in applied.changes]
+    return check_still_runs(new, size, before, changed, selects=not isinstance(step, Inflate)), size
+
+
+def _needs_run(step: object) -> bool:
+    """Whether a step can only be done with what a run shows."""
+    return isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_example)
+
+
+def _checked(size: Sequence[int]) -> tuple[int, ...]:
+    """`size` with one to three axes behind the channels."""
+    return check_size(size, axes=(1, 3))
 
 
 def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
-    """What the story must hold besides the options: the example that gave the order, the layers that were left alone."""
+    """What the story holds besides the options: the size that gave the order, the layers that were left alone."""
     settings = to_json(step)
     del settings["stem"]
     needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)

@@ -21,8 +21,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from leanconv.dryrun import one_line, place_of
 from leanconv.errors import RewriteError
-from leanconv.rewrites.scout import blame
 
 __all__ = ["Captured", "capture"]
 
@@ -142,9 +142,14 @@ def _trace(
     try:
         graph = tracer.trace(model)
     except Exception as error:
-        raise _Culprit(tracer.failed_in or "", blame(error)) from error
+        raise _Culprit(tracer.failed_in or "", _blame(error)) from error
     tracer.calls[("", 0)] = tuple(map(_signature, graph.nodes))
     return graph, tracer.calls
+
+
+def _blame(error: Exception) -> str:
+    place, message = place_of(error), one_line(error)
+    return f"{place} ({message})" if place else message
 
 
 def _same(training: dict[tuple[str, int], tuple[object, ...]], evaluation: dict[tuple[str, int], Any]) -> None:

@@ -13,7 +13,7 @@ from leanconv.errors import LeanconvError, NothingToRewrite, PlanError, RewriteE
 from leanconv.ops.chain import ChainRewrite, ConvChain, spec_of
 from leanconv.rewrites.changes import Change, Flow, Kept, Skipped
 from leanconv.rewrites.guards import PLAIN, convolutions, not_plannable, not_replaceable, tied_parameters
-from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.order import Order
 from leanconv.rewrites.select import Layer, Where, parse
 from leanconv.rewrites.swap import swap_
 
@@ -48,14 +48,14 @@ def apply_chain(
     model: nn.Module,
     step: ChainRewrite,
     *,
-    sighting: Sighting | None = None,
+    order: Order | None = None,
     keep: Collection[str] = (),
     project: bool = True,
 ) -> Applied:
     """Replace in `model`, in place, every convolution that `step.where` selects and `step` can plan.
 
     Args:
-        sighting: what a forward pass showed; needed when `where` speaks of `stage`.
+        order: what a forward pass showed; needed when `where` speaks of `stage`.
         keep: names of layers to leave alone whatever `where` says (a replayed story knows them).
         project: False draws fresh weights whatever `step.init` says, for weights that are loaded afterwards.
 
@@ -64,12 +64,12 @@ def apply_chain(
         RewriteError: if `step` can plan none of the selected convolutions.
     """
     where = parse(step.where)
-    if where.needs_example and sighting is None:
+    if where.needs_example and order is None:
         raise RewriteError(
             f"{step.stem}: where={step.where!r} speaks of stage, which only a forward pass can tell: pass "
             "size, such as size=(3, 224, 224)"
         )
-    layers = layers_of(model, sighting)
+    layers = layers_of(model, order)
     tied = tied_parameters(model)
     made: dict[int, _Made] = {}
     skipped: list[Skipped] = []
@@ -101,13 +101,13 @@ def apply_chain(
     return Applied(model, changes, tuple(skipped), tuple(kept))
 
 
-def layers_of(model: nn.Module, sighting: Sighting | None = None) -> tuple[Layer, ...]:
-    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `sighting`."""
+def layers_of(model: nn.Module, order: Order | None = None) -> tuple[Layer, ...]:
+    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `order`."""
     found = list(convolutions(model))
     stages: dict[str, int] = {}
-    if sighting is not None:
-        stages = sighting.stages
-        rank = {name: position for position, name in enumerate(sighting.order)}
+    if order is not None:
+        stages = order.stages
+        rank = {name: position for position, name in enumerate(order.names)}
         found.sort(key=lambda pair: rank.get(pair[1][0], len(rank)))  # stable: the ones that never ran stay in order
     return tuple(Layer(module, names, depth, stages.get(names[0])) for depth, (module, names) in enumerate(found))
 

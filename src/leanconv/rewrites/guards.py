@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from leanconv.dryrun import refuse_unfollowable, refuse_wrapped
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 
@@ -48,31 +48,12 @@ _MEANING = frozenset(
     )
 )
 
-_WRAPPERS = {
-    "DistributedDataParallel": "rewrite model.module, then wrap the new model again",
-    "DataParallel": "rewrite model.module, then wrap the new model again",
-    "FullyShardedDataParallel": "rewrite the model before it is sharded, then shard the new one",
-    "FSDPModule": "rewrite the model before fully_shard, then shard the new one",
-    "OptimizedModule": "rewrite the model before torch.compile (here: model._orig_mod), then compile the new one",
-    "ScriptModule": "rewrite the model before torch.jit.script or torch.jit.trace",
-}
 
-
-def refuse_model(model: object) -> None:
+def refuse_model(model: nn.Module) -> None:
     """Raise `RewriteError` where `model` or a part of it is wrapped, compiled, lazy or hooked at a gradient."""
-    if not isinstance(model, nn.Module):
-        raise RewriteError(f"a rewrite takes an nn.Module, got {type(model).__name__}: build or load the model first")
-    for name, module in model.named_modules():
-        for base in type(module).__mro__:
-            # By name: FSDP lives in a package that importing leanconv must not import.
-            if base.__module__.startswith("torch.") and base.__name__ in _WRAPPERS:
-                where = f"{name}: " if name else ""
-                raise RewriteError(f"{where}the model is wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}")
+    refuse_wrapped(model, error=RewriteError)
+    refuse_unfollowable(model, error=RewriteError)
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise RewriteError(
-                f"{name} has no shape yet (lazy module): run one forward pass on a real batch, then rewrite"
-            )
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise RewriteError(
                 f"{name} has a gradient hook, which a copy of the model does not take along: rewrite first, then "

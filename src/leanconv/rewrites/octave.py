@@ -25,7 +25,7 @@ from leanconv.rewrites.octave_chains import close_chains, open_chains
 from leanconv.rewrites.octave_convs import ConvRule
 from leanconv.rewrites.octave_plan import Decision, decide
 from leanconv.rewrites.octave_rules import rule_tables
-from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.order import Order
 
 __all__ = ["Octave", "apply_octave"]
 
@@ -87,7 +87,7 @@ def apply_octave(
     step: Octave,
     *,
     size: tuple[int, ...] | None,
-    sighting: Sighting | None,
+    order: Order | None,
     keep: Collection[str] = (),
     project: bool = True,
 ) -> Applied:
@@ -97,7 +97,7 @@ def apply_octave(
         RewriteError: without `size`, for an untraceable model, for groups that the low channels cannot fill.
         NothingToRewrite: if no convolution would emit a pair.
     """
-    if size is None or sighting is None:
+    if size is None or order is None:
         raise RewriteError(
             "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
             "a forward pass can tell"
@@ -109,7 +109,7 @@ def apply_octave(
     _refuse_one_axis(model)
     chains = open_chains(model)
     captured = capture(model, size, leaves=(ConvChain, OctConv))
-    decision = decide(captured, step, sighting, tied_parameters(model), keep)
+    decision = decide(captured, step, order, tied_parameters(model), keep)
     modules, functions, methods = rule_tables()
     conv = ConvRule(step, decision)
     modules |= {nn.Conv2d: conv, nn.Conv3d: conv}

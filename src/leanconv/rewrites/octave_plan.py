@@ -17,7 +17,7 @@ from leanconv.rewrites.capture import Captured
 from leanconv.rewrites.chains import layers_of
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import not_plain, not_replaceable
-from leanconv.rewrites.scout import Sighting
+from leanconv.rewrites.order import Order
 from leanconv.rewrites.select import Layer, parse
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def is_octave_shaped(conv: nn.Conv2d | nn.Conv3d) -> str | None:
 def decide(
     captured: Captured,
     step: Octave,
-    sighting: Sighting,
+    order: Order,
     tied: dict[int, tuple[str, ...]],
     keep: Collection[str],
 ) -> Decision:
     """The decision for `step`; raises `RewriteError` for groups or alphas that leave a layer without channels."""
     root = captured.root
     where = parse(step.where)
-    layers = {layer.name: layer for layer in layers_of(root, sighting)}
+    layers = {layer.name: layer for layer in layers_of(root, order)}
     by_module = {id(layer.module): layer for layer in layers.values()}
     nodes = {node: root.get_submodule(str(node.target)) for node in captured.graph.nodes if node.op == "call_module"}
     convs = {node: module for node, module in nodes.items() if isinstance(module, _ConvNd)}

@@ -51,8 +51,8 @@ def from_json(data: Mapping[str, Any]) -> Step:
 def parse_step(text: str) -> Step:
     """The step that `stem` or `stem:option=value,option=value` describes; `none` is the value None.
 
-    Commas inside brackets and parentheses do not separate, and only the first `=` of an option does, so `where` needs no
-    quoting. Raises as `from_json`.
+    Commas inside brackets and parentheses do not separate, and only the first `=` of an option does, so `where` needs
+    no quoting. Raises as `from_json`.
 
     >>> parse_step("group:groups=4,where=layer[34].* kernel>1").where
     'layer[34].* kernel>1'

@@ -7,16 +7,15 @@ its replacement is looked into, so a rule never meets its own work.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
+from leanconv.dryrun import duplicate
 from leanconv.errors import RewriteError
 
-__all__ = ["Rule", "Swapped", "duplicate", "swap", "swap_"]
+__all__ = ["Rule", "Swapped", "swap", "swap_"]
 
 Rule = Callable[[str, nn.Module], nn.Module | None]
 
@@ -40,7 +39,7 @@ def swap(model: nn.Module, rule: Rule) -> Swapped:
     >>> replaced, type(new[1]).__name__, type(net[1]).__name__
     (('1',), 'SiLU', 'ReLU')
     """
-    return swap_(duplicate(model), rule)
+    return swap_(duplicate(model, error=RewriteError), rule)
 
 
 def swap_(model: nn.Module, rule: Rule) -> Swapped:
@@ -63,26 +62,3 @@ def swap_(model: nn.Module, rule: Rule) -> Swapped:
     new = {id(answers[id(old)]) for old in seen if answers[id(old)] is not old}
     places = tuple(name for name, module in root.named_modules(remove_duplicate=False) if id(module) in new)
     return Swapped(root, places)
-
-
-def duplicate(model: nn.Module, *, share_tensors: bool = False) -> nn.Module:
-    """A deep copy of `model`; with `share_tensors` its parameters and buffers are the very same objects (no memory).
-
-    Hook-based weight norm, spectral norm and pruning keep the computed weight as a plain attribute with a graph behind
-    it, which torch refuses to copy: such attributes are copied by value, their hooks compute them anew anyway.
-    Raises `RewriteError` where the model holds something else that cannot be copied.
-    """
-    memo: dict[int, object] = {}
-    if share_tensors:
-        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise RewriteError(
-            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {error}), and a rewrite never "
-            "changes its input: rewrite before attaching what cannot be copied (open files, locks, computed tensors)"
-        ) from error

@@ -19,8 +19,8 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from leanconv.query.rows import Row, front
 from leanconv.errors import LeanconvError
+from leanconv.query.rows import Row, front
 
 __all__ = ["Governor"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from leanconv.deploy.load import Load
+from leanconv.errors import LeanconvError
 from leanconv.serve.governor import Governor
 from leanconv.serve.runtime import Runtime
-from leanconv.errors import LeanconvError
 
 __all__ = ["Call", "Phase", "Trace", "serve"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.elastic.calibrate import as_configs
-from leanconv.query.measure import input_size
 from leanconv.elastic.net import resized, sampled
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
+from leanconv.query.measure import input_size
 
 if TYPE_CHECKING:
     from leanconv.elastic.net import ElasticNet

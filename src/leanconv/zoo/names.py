@@ -28,7 +28,8 @@ __all__ = ["construct", "is_own_code", "list_models", "size_of_name", "without_d
 def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network called `name`, as its constructor gives it.
 
-    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value the constructor refuses.
+    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value that the
+    constructor refuses.
     """
     with _working_folder_importable():
         source = _find(name)

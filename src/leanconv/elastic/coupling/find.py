@@ -25,15 +25,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.dryrun import duplicate, failure, quiet
+from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
 from leanconv.elastic.coupling.functions import FORMS, Count, Form
-from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
 from leanconv.elastic.coupling.modules import MOVERS, Passed, is_layer, pass_layer
 from leanconv.elastic.coupling.ratios import Edge, assign_ratios
+from leanconv.elastic.coupling.rows import Axis, Misfit, Row, Segment, is_fixed, makers, pin, resolve, unify
 from leanconv.elastic.patch_sizes import Place, Site
-from leanconv.elastic.coupling.aten_ops import Call, Dims, Unknown, dims_after
 from leanconv.elastic.slices import Channels, finished
 from leanconv.errors import LeanconvError, RewriteError, unknown
-from leanconv.rewrites.swap import duplicate
 
 __all__ = ["Beside", "Layer", "Traced", "fake_input", "trace"]
 
@@ -117,17 +117,14 @@ def trace(
     scratch = duplicate(model, share_tensors=True).eval()
     tracer = _Tracer(scratch, tuple(keep), dict(ratios or {}))
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), tracer.hooks():
+        with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True), tracer.hooks():
             x = fake_input(scratch, size)
             with tracer, _Calls(tracer):
                 tracer.finish(scratch(x))
     except LeanconvError:
         raise
     except Exception as error:
-        raise RewriteError(
-            f"{tracer.where}: the forward pass fails on an input of size {tuple(size)} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); pass size= the size of one input"
-        ) from error
+        raise failure(error, scratch, size, module=tracer.path, kind=RewriteError) from error
     tracer.check()
     assign_ratios(tracer.edges)
     return tracer.traced(divisor, widest)
@@ -180,9 +177,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self.owned.setdefault(id(tensor), (name, attribute))
 
     @property
+    def path(self) -> str:
+        """The innermost module at work; "" is the network itself."""
+        return self.stack[-1] if self.stack else ""
+
+    @property
     def where(self) -> str:
-        """The innermost module at work."""
-        return self.stack[-1] if self.stack and self.stack[-1] else type(self.model).__name__
+        """The innermost module at work, for a message."""
+        return self.path or type(self.model).__name__
 
     def lookup(self, tensor: object) -> Dims | None:
         """What lies on the axes of a tensor; None for one that no layer has touched."""

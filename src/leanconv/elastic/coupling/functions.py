@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanconv.elastic.coupling.rows import Row, Segment, align, cut, pin
 from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, hold, loose, refixed
+from leanconv.elastic.coupling.rows import Row, Segment, align, cut, pin
 from leanconv.elastic.coupling.shapes import Dims, Unknown, reshaped
 
 __all__ = ["FORMS", "Answer", "Count", "Form"]

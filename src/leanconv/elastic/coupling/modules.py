@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from leanconv.elastic.coupling.rows import Axis, Row, Segment, align, cut, divide, fixed_row, is_fixed, pin, resolve
 from leanconv.elastic.coupling.aten_ops import loose
+from leanconv.elastic.coupling.rows import Axis, Row, Segment, align, cut, divide, fixed_row, is_fixed, pin, resolve
 from leanconv.elastic.coupling.shapes import Dims, Unknown
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
 from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, ElasticConv, become, pick
-from leanconv.elastic.slices import Channels, Runs
 from leanconv.elastic.narrowed_plan import Border, Subplan, left_of
-from leanconv.elastic.coupling.find import Layer
+from leanconv.elastic.slices import Channels, Runs
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain

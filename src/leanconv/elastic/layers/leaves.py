@@ -20,9 +20,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from leanconv.dryrun import running
+from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, TRANSPOSED
 from leanconv.elastic.slices import Channels, Runs
-from leanconv.elastic.coupling.find import Layer
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import NotCalibrated, RewriteError
 
@@ -277,6 +278,10 @@ class ElasticBatchNorm(Elastic):
             return self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
         if self.knows(config):
             return self._buffers["running_mean"], self._buffers["running_var"]
+        if running():  # without values, any statistics of that many channels will do
+            mean, var = (self._buffers[name] for name in ("running_mean", "running_var"))
+            kept = slice(self.outputs.count(config.width))
+            return None if mean is None else mean[kept], None if var is None else var[kept]
         known = ", ".join(map(str, self.banked[:6])) + (", ..." if len(self.banked) > 6 else "")
         raise NotCalibrated(
             f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: {known or 'none'}), "

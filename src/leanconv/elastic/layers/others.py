@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from leanconv.elastic.coupling.find import Beside
 from leanconv.elastic.layers.leaves import Elastic, become, pick_all
 from leanconv.elastic.patch_sizes import Place, Recounting, Site, Sites
-from leanconv.elastic.coupling.find import Beside
 from leanconv.elastic.width import Config, Dial
 from leanconv.errors import RewriteError
 

@@ -1,0 +1,133 @@
+"""Why a model cannot be followed, in one text for all who run it without computing.
+
+Either its forward asks for a value (a branch, an `.item()`, a boolean mask), which a tensor without values cannot
+answer; or it fails, as it would on a real input of that size. Both name the module and the operator.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from leanconv.errors import LeanconvError
+
+__all__ = ["failure", "one_line", "place_of", "quiet"]
+
+_LEANCONV, _TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
+_PYTHON = sysconfig.get_paths()["stdlib"]
+
+
+def failure(
+    error: Exception,
+    model: nn.Module,
+    size: Sequence[int],
+    *,
+    module: str = "",
+    kind: type[LeanconvError] = LeanconvError,
+) -> LeanconvError:
+    """The error, of class `kind`, for a forward of `model` on fake inputs of `size` that raised `error`.
+
+    `module` is the qualified name of the innermost module that was running. An error of ours is returned as it is.
+    """
+    if isinstance(error, LeanconvError):
+        return error
+    name = type(model).__name__
+    operator = _operator(error)
+    if _reads_values(error):
+        place = place_of(error)
+        asked = f"{operator or 'Tensor.numpy'}{f' of module {module!r}' if module else ''}"
+        return kind(
+            f"the forward of {name} reads tensor values{f': {place}' if place else ''} ({asked}), and it is followed "
+            "by shapes alone, without values: take the .item(), the branch or the boolean mask out of the forward, or "
+            "pass a part of the network that has none"
+        )
+    where = [operator, f"module {module!r}" if module else ""]
+    within = " of ".join(part for part in where if part)
+    advice = "size must be what the network takes, without the batch axis"
+    if (inputs := _inputs(model)) != 1:
+        advice = f"it takes {inputs} inputs, and only a forward that takes one can be followed"
+    return kind(
+        f"the forward of {name} fails on an input of shape {tuple(size)}{f' in {within}' if within else ''}: "
+        f"{one_line(error)}; {advice}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging a traceback of its own for an error that is about to be told in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def one_line(error: BaseException) -> str:
+    """The class of an error and the first line of its message.
+
+    >>> one_line(ValueError("too small\\nby far"))
+    'ValueError: too small'
+    """
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def place_of(error: BaseException) -> str:
+    """The line of somebody's code, neither ours nor torch's nor Python's, in which `error` arose, with file and number.
+
+    Empty where no such line took part.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_machinery(frame.filename)]
+    return f"`{own[-1].line}` at {own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+def _is_machinery(file: str) -> bool:
+    library = file.startswith(_PYTHON) and "-packages" not in file[len(_PYTHON) :]
+    return library or file.startswith((_LEANCONV, _TORCH, "<frozen"))
+
+
+def _reads_values(error: Exception) -> bool:
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return True
+    return isinstance(error, RuntimeError) and ".numpy() is not supported" in str(error)
+
+
+def _operator(error: BaseException) -> str:
+    """The ATen operator that failed, without its overload; "" where none did.
+
+    A dispatch mode is asked as `__torch_dispatch__(self, func, types, args, kwargs)`: the outermost such call in the
+    traceback has the operator that the forward called, not one that torch makes it of.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "__torch_dispatch__" and (found := _asked(frame)) is not None:
+            return str(found.overloadpacket)
+    return ""
+
+
+def _asked(frame: FrameType) -> OpOverload | None:
+    found = frame.f_locals.get("func")
+    return found if isinstance(found, OpOverload) else None
+
+
+def _inputs(model: nn.Module) -> int:
+    """How many inputs a forward must be given; 1 also where it does not say."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 1
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return len(needed) if len(needed) > 1 else int(any(p.kind is not p.VAR_KEYWORD for p in parameters))

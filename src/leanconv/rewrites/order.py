@@ -1,0 +1,93 @@
+"""In which order the convolutions of a model run, at which stage, and what comes out: found by a dry run.
+
+A rewrite looks before, for stem, depth and stage, and afterwards, to see that the new network still runs through its
+new layers and gives outputs of the same shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from leanconv.dryrun import DryRun, one_line
+from leanconv.errors import LeanconvError, RewriteError
+from leanconv.rewrites.guards import convolutions
+
+__all__ = ["Order", "check_still_runs", "order_of"]
+
+
+class Order(NamedTuple):
+    """`names` are the convolutions by first qualified name as they run, `stages` the halvings of the input before each
+    one's output, `shapes` those of the network's outputs for a batch of two."""
+
+    names: tuple[str, ...]
+    stages: dict[str, int]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def order_of(model: nn.Module, size: tuple[int, ...]) -> Order:
+    """The order in `model` on an input of `size` = (C, *spatial).
+
+    Raises `RewriteError` where the model does not run.
+    """
+    return _run(DryRun(model, size, error=RewriteError))
+
+
+def check_still_runs(
+    model: nn.Module, size: tuple[int, ...], before: Order, changed: Sequence[str], *, selects: bool = True
+) -> Order:
+    """The order in the rewritten `model`; raises `RewriteError`, naming the layer, unless its new layers run.
+
+    Catches a parent that uses the weights of its convolution directly, one that keeps a second reference to the old
+    convolution, and an output whose shape is no longer the same. `selects` says whether the rewrite has a `where`.
+    """
+    dry = DryRun(model, size, error=RewriteError)
+    try:
+        after = _run(dry)
+    except LeanconvError as error:
+        cause = error.__cause__ or error
+        inner = dry.stack.path_of(cause)
+        blame = [name for name in changed if name == inner or name.startswith(f"{inner}." if inner else "")]
+        blame = blame or list(changed)
+        shown = ", ".join(blame[:3]) + (", ..." if len(blame) > 3 else "")
+        raise RewriteError(
+            f"{inner or type(model).__name__} no longer runs after {shown} was replaced: {one_line(cause)}; it "
+            f"probably uses the convolution's own weights in its forward{_leave_alone(blame[0], selects)}"
+        ) from cause
+    ran = {name for found in after.names for name in (found, *_parents(found))}
+    for name in changed:
+        if name in before.names and name not in ran:
+            raise RewriteError(
+                f"{name} was replaced but the network does not call the new layer: somebody holds a second reference "
+                f"to the old one{_leave_alone(name, selects)}"
+            )
+    if after.shapes != before.shapes:
+        raise RewriteError(f"the rewritten network gives outputs {after.shapes}, the original {before.shapes}")
+    return after
+
+
+def _leave_alone(name: str, selects: bool) -> str:
+    return f": leave it alone with where='... !{name}'" if selects else ""
+
+
+def _parents(name: str) -> list[str]:
+    """The qualified names around `name`: an operator made of several convolutions runs where one of them does."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _run(dry: DryRun) -> Order:
+    first_name = {id(module): names[0] for module, names in convolutions(dry.model)}
+    stages: dict[str, int] = {}
+
+    def look(_name: str, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        name = first_name.get(id(module))
+        if name is not None and name not in stages and isinstance(output, Tensor) and output.ndim > 2:
+            stages[name] = round(math.log2(dry.size[-1] / output.shape[-1]))
+
+    dry.stack.on_leave.append(look)
+    ran = dry.run()
+    return Order(tuple(stages), stages, ran.shapes)
