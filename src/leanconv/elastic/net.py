@@ -25,7 +25,6 @@ from leanconv.dryrun import as_module, duplicate
 from leanconv.elastic.coupling.find import trace
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.extract import extract
-from leanconv.elastic.graphs import slices_as_layers
 from leanconv.elastic.layers.chains import make_chain, make_gather
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, make_leaf
 from leanconv.elastic.layers.others import make_beside
@@ -304,7 +303,6 @@ def make_elastic(
             f"{lengths[0]}, height, width), got {size}"
         )
     copied = duplicate(model)
-    slices_as_layers(copied)
     dial = Dial(native=sides[0], native_frames=lengths[0] if lengths else None, widest=high, width=high)
     found = trace(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios, widest=high)
     modules = dict(copied.named_modules())

@@ -37,6 +37,7 @@ __all__ = [
     "double",
     "full_map",
     "halve",
+    "interleave",
     "join_runs",
     "low_channels",
     "match",
@@ -308,17 +309,21 @@ def merge(x: OctaveMap) -> Tensor:
     if x.low.shape[1] == 0:
         return x.high
     low = double(x.low, x.high)
-    runs = x.runs
+    return interleave(x.high, low, x.runs)
+
+
+def interleave(high: Tensor, low: Tensor, runs: Runs) -> Tensor:
+    """High and low channels of maps of one size, in their order."""
     if len(runs) == 2:
-        return torch.cat([x.high, low], dim=1) if runs[0] else low
+        return torch.cat([high, low], dim=1) if runs[0] else low
     if len(set(runs[::2])) == 1 and len(set(runs[1::2])) == 1 and len(runs) % 2 == 0:  # the same for every group
         groups = len(runs) // 2
-        parts = [part.unflatten(1, (groups, -1)) for part in (x.high, low)]
+        parts = [part.unflatten(1, (groups, -1)) for part in (high, low)]
         return torch.cat(parts, dim=2).flatten(1, 2)
     pieces, at = [], [0, 0]
     for position, count in enumerate(runs):
         part = position % 2
-        pieces.append((x.high, low)[part].narrow(1, at[part], count))
+        pieces.append((high, low)[part].narrow(1, at[part], count))
         at[part] += count
     return torch.cat(pieces, dim=1)
 

@@ -9,7 +9,7 @@ meets one, that is merged: leaving is exact, entering would lose detail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ def norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, *others = args
     if not isinstance(x, OctaveMap):
         return MergeHere("its input is passed by keyword")
-    if func in _MEASURING and len(x.runs) > 2 and _MEASURING[func](*args, **kwargs):
+    if len(x.runs) > 2 and _measures(func, args, kwargs):
         return MergeHere("it measures statistics of channels that are not in a row")
     count = sum(x.runs)
     parts: tuple[list[Any], list[Any]] = ([x.high], [x.low])
@@ -124,21 +124,12 @@ def _per_channel(value: Any, count: int, runs: Runs) -> tuple[Any, Any]:
     return take(value, runs, 0)
 
 
-def _measures(
-    x: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any
-) -> bool:
-    return training and mean is not None
-
-
-def _measures_instances(x: Any, mean: Any = None, *_: Any, **__: Any) -> bool:
-    return mean is not None
-
-
-_MEASURING: dict[Any, Callable[..., bool]] = {
-    functional.batch_norm: _measures,
-    functional.instance_norm: _measures_instances,
-}
-"""Whether a call changes the statistics that it is given, in place."""
+def _measures(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call changes the statistics that it is given, in place."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    asked = given.get("training", given.get("use_input_stats", func is functional.instance_norm))
+    return bool(asked) and given.get("running_mean") is not None
 
 
 # ----------------------------------------------------------------------------------------------------- channels

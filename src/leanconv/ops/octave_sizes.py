@@ -5,23 +5,22 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from leanconv.ops.octave_map import MergeHere, OctaveMap, Runs, match
+from leanconv.ops.octave_map import MergeHere, OctaveMap, interleave, match
 
 __all__ = ["adaptive_pool", "interpolate", "pool", "reduce"]
 
 
 def pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A pool for each part; the low one rounds up and is cropped, so that it stays half of the high one."""
-    last = "dilation" if "max" in func.__name__ else "ceil_mode"
-    names = ("input", "kernel_size", "stride", "padding", last)
+    rest = (
+        ("dilation", "ceil_mode") if "max" in func.__name__ else ("ceil_mode", "count_include_pad", "divisor_override")
+    )
+    names = ("input", "kernel_size", "stride", "padding", *rest)
     given = dict(zip(names, args, strict=False)) | kwargs
     x = given.pop("input", None)
     if len(args) > len(names) or given.pop("return_indices", False) or not isinstance(x, OctaveMap):
         return MergeHere("it is called in an unusual way")
-    if x.runs[0] == 0:
+    if not x.high.shape[1]:
         return MergeHere("it has no channel at high resolution")
     stride = given.get("stride") or given["kernel_size"]
     padding, dilation = given.get("padding", 0), given.get("dilation", 1)
@@ -73,7 +72,7 @@ def adaptive_pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return MergeHere("it is called in an unusual way")
     if size is None or not _are_ones(size):
         return MergeHere(f"an adaptive pool to {size} needs the whole map")
-    return _put_together(func(x.high, size), func(x.low, size), x.runs)
+    return interleave(func(x.high, size), func(x.low, size), x.runs)
 
 
 def reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,20 +87,7 @@ def reduce(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     high, low = func(x.high, axes, **given), func(x.low, axes, **given)
     if func.__name__ == "sum":  # a pixel of the low part stands for several
         low = low * (prod(x.high.shape[2:]) / prod(x.low.shape[2:]))
-    return _put_together(high, low, x.runs)
-
-
-def _put_together(high: Tensor, low: Tensor, runs: Runs) -> Tensor:
-    """Pooled parts as one tensor, its channels in their order."""
-    if len(runs) == 2:
-        return torch.cat([high, low], 1)
-    pieces: list[Tensor] = []
-    starts = [0, 0]
-    for position, count in enumerate(runs):
-        part = position % 2
-        pieces.append((high, low)[part].narrow(1, starts[part], count))
-        starts[part] += count
-    return torch.cat(pieces, 1)
+    return interleave(high, low, x.runs)
 
 
 def interpolate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
