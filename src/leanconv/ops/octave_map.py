@@ -32,6 +32,7 @@ __all__ = [
     "OctaveMap",
     "Rule",
     "Runs",
+    "become",
     "call",
     "channels_of",
     "double",
@@ -86,7 +87,7 @@ class OctaveMap(Tensor):
 
     @staticmethod
     def __new__(cls, high: Tensor, low: Tensor, runs: Runs | None = None) -> OctaveMap:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and (high.requires_grad or low.requires_grad):
+        if _is_followed(high, low) and not torch.compiler.is_compiling():
             return cast(OctaveMap, _Join.apply(high, low, runs))
         size = high.shape
         return Tensor._make_wrapper_subclass(
@@ -97,6 +98,7 @@ class OctaveMap(Tensor):
         self.high, self.low = high, low
         self.runs = (high.shape[1], low.shape[1]) if runs is None else runs
         self.whole: Whole | None = None
+        self.joined = _is_followed(high, low)
 
     def __tensor_flatten__(self) -> tuple[list[str], Runs]:
         return ["high", "low"], self.runs
@@ -120,6 +122,11 @@ class OctaveMap(Tensor):
             high, low = (part.detach() for part in (args[0].high, args[0].low))
             return OctaveMap(high, low, args[0].runs)
         return merged(func, args, kwargs or {})
+
+
+def _is_followed(high: Tensor, low: Tensor) -> bool:
+    """Whether autograd writes down what is done with the parts."""
+    return torch.is_grad_enabled() and (high.requires_grad or low.requires_grad)
 
 
 _SAME = frozenset(("alias", "detach", "view"))
@@ -185,15 +192,16 @@ def _catch_up(x: OctaveMap) -> None:
     """Take note of what happened to `x` where its rules were not asked."""
     whole = x.whole
     if whole is not None and whole.tensor._version != whole.versions[2]:
-        _become(x, whole.tensor)  # written through a view of the merged map
-    elif torch.is_grad_enabled() and not x.high.requires_grad and not x.low.requires_grad:
+        become(x, whole.tensor)  # written through a view of the merged map
+    elif not x.joined and torch.is_grad_enabled():
         with torch._C.DisableTorchFunctionSubclass():
             node = x.grad_fn
         if node is not None:  # it comes out of a custom autograd function
             x.high, x.low = _Parts.apply(x)
+            x.joined = True
 
 
-def _become(x: OctaveMap, full: Tensor) -> None:
+def become(x: OctaveMap, full: Tensor) -> None:
     """Make `x` the full map `full` under all its names."""
     x.high, x.low, x.runs = full, full[:, :0], (full.shape[1] if full.ndim > 1 else 0,)
     x.whole = None
@@ -210,7 +218,7 @@ def merged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     in_place = name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
     for x, full in zip(maps, fulls, strict=True):
         if result is full or (in_place and args and x is args[0]) or kwargs.get("out") is x:
-            _become(x, full)
+            become(x, full)
             result = x if result is full else result
         elif x.whole is not None and isinstance(result, Tensor) and result._base is full:
             x.whole = x.whole._replace(viewed=True)
@@ -269,7 +277,8 @@ def full_map(x: OctaveMap) -> Tensor:
     if torch.compiler.is_compiling():
         return merge(x)
     known = x.whole
-    if known is not None and known.versions[:2] == (x.high._version, x.low._version):
+    current = known is not None and known.versions[:2] == (x.high._version, x.low._version)
+    if known is not None and current and (known.tensor.requires_grad or not _is_followed(x.high, x.low)):
         return known.tensor
     full = merge(x)
     if not (full.is_inference() or x.high.is_inference() or x.low.is_inference()):

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from leanconv.ops.octave_map import (
     RULES,
     MergeHere,
     OctaveMap,
     Runs,
+    become,
+    full_map,
     join_runs,
     merge,
     split,
@@ -256,6 +259,15 @@ def both(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(args[0].high, *args[1:], **kwargs) and func(args[0].low, *args[1:], **kwargs)
 
 
+def stride(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As a map of its shape lies in memory that lies as the high part does."""
+    x = args[0]
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}[x.high.ndim]
+    spread = x.high.is_contiguous(memory_format=last) and not x.high.is_contiguous()
+    like = torch.empty(x.shape, device="meta", memory_format=last if spread else torch.contiguous_format)
+    return func(like, *args[1:], **kwargs)
+
+
 def either(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """True of the map where it is true of a part."""
     return func(args[0].high, *args[1:], **kwargs) or func(args[0].low, *args[1:], **kwargs)
@@ -265,6 +277,15 @@ def set_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An attribute of both parts."""
     func(args[0].high, *args[1:], **kwargs)
     func(args[0].low, *args[1:], **kwargs)
+
+
+def set_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """x.data = y."""
+    x, value = args
+    if isinstance(value, OctaveMap):
+        x.high, x.low, x.runs = value.high.detach(), value.low.detach(), value.runs
+    else:
+        become(x, value.detach())
 
 
 def watch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,15 +304,43 @@ def gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kept = getattr(x, "kept", None)
     if kept is not None:
         return func(kept)
-    high, low = x.high.grad, x.low.grad
+    return _gradient_of(x, x.high.grad, x.low.grad)
+
+
+def _gradient_of(x: OctaveMap, high: Tensor | None, low: Tensor | None) -> Tensor | None:
+    """The gradient of the whole map, given those of its parts."""
     if high is None and low is None:
         return None
-    full = torch.zeros(
-        x.high.shape[0], sum(x.runs), *x.high.shape[2:], dtype=x.dtype, device=x.device, requires_grad=True
-    )
-    again = split(full, x.runs)
-    pairs = [(part, g) for part, g in ((again.high, high), (again.low, low)) if g is not None]
-    return torch.autograd.grad([part for part, _ in pairs], full, [g for _, g in pairs])[0]
+    with torch.enable_grad():
+        full = x.high.new_zeros(x.high.shape[0], sum(x.runs), *x.high.shape[2:]).requires_grad_()
+        again = split(full, x.runs)
+        pairs = [(part, g) for part, g in ((again.high, high), (again.low, low)) if g is not None]
+        return torch.autograd.grad([part for part, _ in pairs], full, [g for _, g in pairs])[0]
+
+
+def backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """From maps: they are merged for autograd, whatever the mode."""
+    with torch.enable_grad():
+        args, kwargs = tree_map(_plain, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The gradients of maps, from those of their parts."""
+    given = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
+    if len(args) > 3 or given.get("create_graph"):
+        return MergeHere("it is called in an unusual way")
+    inputs = given.pop("inputs")
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    with torch.enable_grad():
+        outputs = tree_map(_plain, given)
+    leaves = [part for x in inputs for part in ((x.high, x.low) if isinstance(x, OctaveMap) else (x,))]
+    found = iter(func(inputs=leaves, **(outputs | {"allow_unused": True})))
+    return tuple(_gradient_of(x, next(found), next(found)) if isinstance(x, OctaveMap) else next(found) for x in inputs)
+
+
+def _plain(x: Any) -> Any:
+    return full_map(x) if isinstance(x, OctaveMap) else x
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -330,7 +379,7 @@ ACTIVATIONS = """
 OPERATORS = "abs add and eq floordiv ge gt invert le lshift lt mod mul ne neg or pos pow rshift sub truediv xor div"
 MOVES = """
     bfloat16 bool clone contiguous copy_ cpu cuda detach detach_ double empty_like fill_ float full_like half int long
-    ones_like requires_grad_ short to type type_as zero_ zeros_like
+    ones_like requires_grad_ short to type type_as view_as zero_ zeros_like
 """
 QUESTIONS = """
     dim element_size get_device is_complex is_floating_point is_signed ndimension nelement numel size storage_offset
@@ -365,9 +414,13 @@ RULES.update(
         **dict.fromkeys(_attributes("requires_grad"), either),
         **dict.fromkeys(_attributes("is_leaf"), both),
         Tensor.is_contiguous: both,
+        Tensor.stride: stride,
         **dict.fromkeys(_all("data_ptr new_empty new_full new_ones new_tensor new_zeros", "{}"), ask_high),
-        **dict.fromkeys((Tensor.requires_grad.__set__,), set_each),
+        Tensor.requires_grad.__set__: set_each,
+        Tensor.data.__set__: set_data,
         **dict.fromkeys((Tensor.register_hook, Tensor.retain_grad), watch),
         **dict.fromkeys(_attributes("grad"), gradient),
+        **dict.fromkeys((Tensor.backward, torch.autograd.backward), backward),
+        torch.autograd.grad: grad,
     }
 )
