@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.octave import OctConv2d, OctConv3d
-from leanconv.ops.octave_map import OctaveMap, halve, low_channels, match, merge, split
+from leanconv.ops.octave_map import OctaveMap, merge, split
+from leanconv.ops.octave_parts import halve, low_channels, match
 
 
 def half(size: int) -> int:

@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from leanconv.ops.octave import OctConv2d
-from leanconv.ops.octave_map import RULES, OctaveMap, channels_of, join_runs, merge, settled, split, take
+from leanconv.ops.octave_map import RULES, OctaveMap, merge, settled, split
+from leanconv.ops.octave_parts import channels_of, join_runs, take
 from leanconv.ops.octave_rules import POINTWISE
 
 RUNS = [(5, 3), (2, 2, 2, 2), (4, 1, 1, 2), (0, 3, 5), (0, 8)]

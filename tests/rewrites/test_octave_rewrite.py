@@ -16,7 +16,8 @@ from leanconv.deploy.densify import densify
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops import octave_map
 from leanconv.ops.octave import OctConv, OctConv2d
-from leanconv.ops.octave_map import OctaveMap, halve, merge
+from leanconv.ops.octave_map import OctaveMap, merge
+from leanconv.ops.octave_parts import halve
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable
 from leanconv.rewrites import Octave, Rewritten, from_json, parse_step, rewrite, to_json

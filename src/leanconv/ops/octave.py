@@ -32,7 +32,8 @@ import leanconv.ops.octave_rules  # noqa: F401  # whoever makes a map has the ru
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.chain import CONVS, arguments_of
 from leanconv.ops.channels import Device
-from leanconv.ops.octave_map import OctaveMap, Runs, double, full_map, halve, low_channels, settled, split
+from leanconv.ops.octave_map import OctaveMap, full_map, settled, split
+from leanconv.ops.octave_parts import Runs, double, halve, low_channels
 
 __all__ = ["Exchange", "OctConv", "OctConv2d", "OctConv3d", "StrideMode"]
 

@@ -15,20 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_map
 
-from leanconv.ops.octave_map import (
-    RULES,
-    MergeHere,
-    OctaveMap,
-    Runs,
-    become,
-    full_map,
-    join_runs,
-    merge,
-    split,
-    take,
+from leanconv.ops.octave_answers import (
+    answer,
+    ask_high,
+    backward,
+    both,
+    either,
+    grad,
+    gradient,
+    set_data,
+    set_each,
+    stride,
+    watch,
 )
+from leanconv.ops.octave_channels import cat, index, narrow, parts
+from leanconv.ops.octave_map import RULES, MergeHere, OctaveMap, merge
+from leanconv.ops.octave_parts import Runs, take
 from leanconv.ops.octave_sizes import adaptive_pool, interpolate, pool, reduce
 
 __all__ = ["deal", "each"]
@@ -135,102 +138,6 @@ def _measures(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(asked) and given.get("running_mean") is not None
 
 
-# ----------------------------------------------------------------------------------------------------- channels
-
-
-def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """All high parts, and all low parts; maps at full resolution join the high ones."""
-    given = dict(zip(("tensors", "dim"), args, strict=False)) | kwargs
-    tensors, axis = given.get("tensors"), given.get("dim", given.get("axis", 0))
-    if not isinstance(tensors, (list, tuple)) or given.get("out") is not None:
-        return MergeHere("it is called in an unusual way")
-    maps = [value for value in tensors if isinstance(value, OctaveMap)]
-    if not maps:
-        return MergeHere("it is called in an unusual way")
-    rank, runs = maps[0].high.ndim, maps[0].runs
-    if axis == 0 and len(maps) == len(tensors) and all(x.runs == runs for x in maps):
-        return OctaveMap(func([x.high for x in maps], 0), func([x.low for x in maps], 0), runs)
-    if axis not in (1, 1 - rank):
-        return MergeHere(f"it concatenates along axis {axis}, not along channels")
-    highs = [value.high if isinstance(value, OctaveMap) else value for value in tensors]
-    lows = [x.low for x in maps]
-    pieces = [value.runs if isinstance(value, OctaveMap) else (value.shape[1],) for value in tensors]
-    low = lows[0] if len(lows) == 1 else func(lows, 1)
-    return OctaveMap(func(highs, 1), low, join_runs(pieces))
-
-
-def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x[:, a:b] and x[i:j]: a row of channels, and some of the batch."""
-    x, items = args
-    if not isinstance(x, OctaveMap):
-        return MergeHere("a map is what it is indexed by")
-    items = items if isinstance(items, tuple) else (items,)
-    rank = x.high.ndim
-    if Ellipsis in [item for item in items if not isinstance(item, Tensor)]:
-        at = items.index(Ellipsis)
-        items = (*items[:at], *(slice(None),) * (rank - len(items) + 1), *items[at + 1 :])
-    if not all(isinstance(item, slice) for item in items):
-        return MergeHere("an index that is no slice needs the whole map")
-    items = (*items, *(slice(None),) * (rank - len(items)))
-    if any(item != slice(None) for item in items[2:]) or items[1].step not in (None, 1):
-        return MergeHere("an index into space or with steps needs the whole map")
-    start, stop, _ = items[1].indices(sum(x.runs))
-    some = _channels(x, start, stop)
-    return (
-        some
-        if items[0] == slice(None)
-        else each(func, (some, items[0]), kwargs)
-        if isinstance(some, OctaveMap)
-        else some[items[0]]
-    )
-
-
-def parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """chunk, split: rows of channels."""
-    given = dict(zip(("input", "sizes", "dim"), args, strict=False)) | kwargs
-    x = given.get("input", given.get("self"))
-    if not isinstance(x, OctaveMap) or given.get("dim", 0) not in (1, 1 - x.high.ndim):
-        return MergeHere("it does not part the channels")
-    numbers = func(
-        torch.empty(sum(x.runs), device="meta"), *args[1:2], **{k: v for k, v in kwargs.items() if k != "dim"}
-    )
-    found, start = [], 0
-    for part in numbers:
-        found.append(_channels(x, start, start + len(part)))
-        start += len(part)
-    return tuple(found)
-
-
-def narrow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A row of channels."""
-    given = dict(zip(("input", "dim", "start", "length"), args, strict=False)) | kwargs
-    x, start, length = given.get("input"), given.get("start"), given.get("length")
-    if not isinstance(x, OctaveMap) or given.get("dim") not in (1, 1 - x.high.ndim) or not isinstance(start, int):
-        return MergeHere("it is called in an unusual way")
-    start = start % sum(x.runs)
-    return _channels(x, start, start + int(length))
-
-
-def _channels(x: OctaveMap, start: int, stop: int) -> OctaveMap | Tensor:
-    """The channels from `start` to `stop`: a view of the high part where all of them are high."""
-    ends = [[0, 0], [0, 0]]  # of the high part, of the low part
-    runs: list[Runs] = []
-    at, seen = 0, [0, 0]
-    for position, count in enumerate(x.runs):
-        part = position % 2
-        first, last = min(max(start - at, 0), count), min(max(stop - at, 0), count)
-        if last > first:
-            if ends[part][0] == ends[part][1]:
-                ends[part][0] = seen[part] + first
-            ends[part][1] = seen[part] + last
-            runs.append((last - first,) if part == 0 else (0, last - first))
-        at += count
-        seen[part] += count
-    (a, b), (c, d) = ends
-    high = x.high.narrow(1, a, b - a)
-    return high if c == d else OctaveMap(high, x.low.narrow(1, c, d - c), join_runs(runs))
-
-
 def expand_as(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """gate.expand_as(map): the gate dealt to the parts."""
     gate, like = args
@@ -238,109 +145,6 @@ def expand_as(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(dealt, MergeHere):
         return dealt
     return OctaveMap(func(dealt[0], like.high), func(dealt[1], like.low), like.runs)
-
-
-# ---------------------------------------------------------------------------------------------------- questions
-
-
-def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What is true of the map that is stood for is what autograd's tensor of its shape says of itself."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **kwargs)
-
-
-def ask_high(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where its memory is, what is new and like it: those of the high part."""
-    return func(args[0].high, *args[1:], **kwargs)
-
-
-def both(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """True of the map where it is true of both parts."""
-    return func(args[0].high, *args[1:], **kwargs) and func(args[0].low, *args[1:], **kwargs)
-
-
-def stride(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As a map of its shape lies in memory that lies as the high part does."""
-    x = args[0]
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}[x.high.ndim]
-    spread = x.high.is_contiguous(memory_format=last) and not x.high.is_contiguous()
-    like = torch.empty(x.shape, device="meta", memory_format=last if spread else torch.contiguous_format)
-    return func(like, *args[1:], **kwargs)
-
-
-def either(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """True of the map where it is true of a part."""
-    return func(args[0].high, *args[1:], **kwargs) or func(args[0].low, *args[1:], **kwargs)
-
-
-def set_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An attribute of both parts."""
-    func(args[0].high, *args[1:], **kwargs)
-    func(args[0].low, *args[1:], **kwargs)
-
-
-def set_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x.data = y."""
-    x, value = args
-    if isinstance(value, OctaveMap):
-        x.high, x.low, x.runs = value.high.detach(), value.low.detach(), value.runs
-    else:
-        become(x, value.detach())
-
-
-def watch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Hooks on the gradient and its keeping: the gradient of the whole map, through which the parts are led."""
-    x = args[0]
-    full = merge(x)
-    x.kept = full
-    again = split(full, x.runs)
-    x.high, x.low = again.high, again.low
-    return func(full, *args[1:], **kwargs)
-
-
-def gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The gradient of the map, where it was kept, or of its parts where they are leaves."""
-    x = args[0]
-    kept = getattr(x, "kept", None)
-    if kept is not None:
-        return func(kept)
-    return _gradient_of(x, x.high.grad, x.low.grad)
-
-
-def _gradient_of(x: OctaveMap, high: Tensor | None, low: Tensor | None) -> Tensor | None:
-    """The gradient of the whole map, given those of its parts."""
-    if high is None and low is None:
-        return None
-    with torch.enable_grad():
-        full = x.high.new_zeros(x.high.shape[0], sum(x.runs), *x.high.shape[2:]).requires_grad_()
-        again = split(full, x.runs)
-        pairs = [(part, g) for part, g in ((again.high, high), (again.low, low)) if g is not None]
-        return torch.autograd.grad([part for part, _ in pairs], full, [g for _, g in pairs])[0]
-
-
-def backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """From maps: they are merged for autograd, whatever the mode."""
-    with torch.enable_grad():
-        args, kwargs = tree_map(_plain, (args, kwargs))
-    return func(*args, **kwargs)
-
-
-def grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The gradients of maps, from those of their parts."""
-    given = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
-    if len(args) > 3 or given.get("create_graph"):
-        return MergeHere("it is called in an unusual way")
-    inputs = given.pop("inputs")
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    with torch.enable_grad():
-        outputs = tree_map(_plain, given)
-    leaves = [part for x in inputs for part in ((x.high, x.low) if isinstance(x, OctaveMap) else (x,))]
-    found = iter(func(inputs=leaves, **(outputs | {"allow_unused": True})))
-    return tuple(_gradient_of(x, next(found), next(found)) if isinstance(x, OctaveMap) else next(found) for x in inputs)
-
-
-def _plain(x: Any) -> Any:
-    return full_map(x) if isinstance(x, OctaveMap) else x
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -416,8 +220,8 @@ RULES.update(
         Tensor.is_contiguous: both,
         Tensor.stride: stride,
         **dict.fromkeys(_all("data_ptr new_empty new_full new_ones new_tensor new_zeros", "{}"), ask_high),
-        Tensor.requires_grad.__set__: set_each,
-        Tensor.data.__set__: set_data,
+        Tensor.requires_grad.__set__: set_each,  # type: ignore[attr-defined]
+        Tensor.data.__set__: set_data,  # type: ignore[attr-defined]
         **dict.fromkeys((Tensor.register_hook, Tensor.retain_grad), watch),
         **dict.fromkeys(_attributes("grad"), gradient),
         **dict.fromkeys((Tensor.backward, torch.autograd.backward), backward),

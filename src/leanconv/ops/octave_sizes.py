@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from leanconv.ops.octave_map import MergeHere, OctaveMap, interleave, match
+from leanconv.ops.octave_map import MergeHere, OctaveMap
+from leanconv.ops.octave_parts import interleave, match
 
 __all__ = ["adaptive_pool", "interpolate", "pool", "reduce"]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from leanconv.ops.chain import arguments_of
 from leanconv.ops.octave import Exchange, OctConv, OctConv2d, OctConv3d, StrideMode
-from leanconv.ops.octave_map import OctaveMap, Runs, channels_of, full_map, interleave, settled, take
+from leanconv.ops.octave_map import OctaveMap, full_map, settled
+from leanconv.ops.octave_parts import Runs, channels_of, interleave, take
 from leanconv.rewrites.changes import Change
 
 __all__ = ["ConvOptions", "OctNorm", "cut_conv", "cut_norm", "describe"]

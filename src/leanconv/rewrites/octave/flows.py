@@ -21,7 +21,8 @@ from leanconv.dryrun import DryRun, ModuleStack
 from leanconv.dryrun.flow import is_torch_layer
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
-from leanconv.ops.octave_map import RULES, OctaveMap, Runs, call, channels_of, settled, split
+from leanconv.ops.octave_map import RULES, OctaveMap, call, settled, split
+from leanconv.ops.octave_parts import Runs, channels_of
 from leanconv.ops.octave_sizes import adaptive_pool, reduce
 from leanconv.rewrites.changes import Flow
 from leanconv.rewrites.octave.plan import Decision, is_depthwise

@@ -19,7 +19,7 @@ from leanconv.dryrun import Call, Flow, record_flow
 from leanconv.dryrun.flow import is_torch_layer
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
-from leanconv.ops.octave_map import low_channels
+from leanconv.ops.octave_parts import low_channels
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import not_plain, not_replaceable
 from leanconv.rewrites.select import Layer, Where
