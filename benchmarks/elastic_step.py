@@ -11,8 +11,6 @@ a round. Memory is what autograd keeps for the backward at its peak, weights apa
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from leanconv.build import create_model
 from leanconv.cost import Latency, compare_latency
 from leanconv.elastic import ElasticNet, MutualObjective
 from leanconv.elastic.net import resized
+from leanconv.machine import this_machine
 
 CASES = (
     ("elastic_resnet20", {"widths": (0.25, 1.0), "resolutions": (32, 28, 24, 20)}, 128),
@@ -118,10 +117,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor()
-    print(
-        f"{machine or platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}"
-    )
+    gpu = f"{torch.cuda.get_device_name()}, " if options.device.startswith("cuda") else ""
+    print(f"{gpu}{this_machine()}, {options.threads} threads, torch {torch.__version__}")
     for name, settings, batch in CASES:
         if options.only in name:
             measured(name, settings, batch, options)

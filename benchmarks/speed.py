@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,9 @@ def main() -> None:
 
     from leanconv.build import default_size
     from leanconv.deploy import bench
+    from leanconv.machine import this_machine
 
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}\n"
-    )
+    print(f"{this_machine()}, 1 thread, torch {torch.__version__}\n")
     rows: list[dict[str, Any]] = []
     for title, group in GROUPS.items():
         if options.only not in title:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -54,21 +53,21 @@ def write_video(path: Path, keys: int) -> None:
 @contextmanager
 def decoding_everything() -> Iterator[None]:
     """Without leaving out the frames that no other refers to."""
-    from leanconv.data import video_reader
+    from leanconv.data.video import reader
 
-    before, video_reader._CAN_SKIP = video_reader._CAN_SKIP, frozenset()
+    before, reader._CAN_SKIP = reader._CAN_SKIP, frozenset()
     try:
         yield
     finally:
-        video_reader._CAN_SKIP = before
+        reader._CAN_SKIP = before
 
 
 @contextmanager
 def two_threads(kind: str) -> Iterator[None]:
     """With two decoding threads, that share out frames (FRAME) or parts of one (SLICE)."""
-    from leanconv.data import video_reader
+    from leanconv.data.video import reader
 
-    before = video_reader.open_file
+    before = reader.open_file
 
     def threaded(path: str) -> tuple[Any, Any]:
         container, stream = before(path)
@@ -76,11 +75,11 @@ def two_threads(kind: str) -> Iterator[None]:
         stream.codec_context.thread_type = kind
         return container, stream
 
-    video_reader.open_file = threaded
+    reader.open_file = threaded
     try:
         yield
     finally:
-        video_reader.open_file = before
+        reader.open_file = before
 
 
 WAYS: dict[str, Callable[[], Any]] = {
@@ -94,9 +93,9 @@ WAYS: dict[str, Callable[[], Any]] = {
 
 def decoding(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds per clip of every way, clip length and key-frame distance."""
-    from leanconv.data.seeds import generator
-    from leanconv.data.video_augment import ClipShape, DrawnClip
-    from leanconv.data.video_reader import Video
+    from leanconv.data.video.augment import ClipShape, DrawnClip
+    from leanconv.data.video.reader import Video
+    from leanconv.seeds import generator
 
     paths = {keys: str(folder / f"{keys}.mp4") for keys in KEYS}
     indexes = {}
@@ -114,7 +113,8 @@ def decoding(folder: Path, rounds: int) -> list[dict[str, Any]]:
                     with setting():
                         start = time.perf_counter()
                         with Video(path, known) as video:
-                            taken(video, generator("benchmark", number))
+                            plan = taken.plan(video.index, generator("benchmark", number))
+                            plan.arranged(video.read(plan.frames, plan.framing))
                         spent = time.perf_counter() - start
                     if number >= 2:  # the first two warm the caches
                         times.setdefault((length, keys, way), []).append(1000 * spent)
@@ -209,11 +209,10 @@ def main() -> None:
     import av
     import torch
 
+    from leanconv.machine import this_machine
+
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, PyAV {av.__version__}, torch"
-        f" {torch.__version__}\n\n## One process, one thread\n"
-    )
+    print(f"{this_machine()}, PyAV {av.__version__}, torch {torch.__version__}\n\n## One process, one thread\n")
     print("| frames | key frame every | way | clips/s | median ms | 10 % | 90 % |")
     print("|---:|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as name:

@@ -1,12 +1,18 @@
-"""THE table of operators: a row is one way to write a convolution as a chain. The conformance suite runs every row."""
+"""THE table of operators: a row is one way to write a convolution. The conformance suites run every row.
+
+`test_operators.py` has what any operator promises, `test_chain.py` what those promise that are chains.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanconv.ops import ChainRewrite
+from torch import nn
+
 from leanconv.ops.csn import ChannelSeparated
+from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.igc import InterleavedGroup
+from leanconv.ops.operator import CONVS, ConvRewrite
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
 from leanconv.spec import ConvSpec
@@ -17,7 +23,7 @@ class Row:
     """`params` is worked out by hand from the operator's definition, not by the code under test."""
 
     name: str
-    rewrite: ChainRewrite
+    rewrite: ConvRewrite
     spec: ConvSpec
     params: int
 
@@ -90,3 +96,29 @@ ROWS = [
     Row("csn-ir-space-time", ChannelSeparated(mode="ir", between="none", space_time=True), spec(4, 8, 3, 3), 72 + 24),
     Row("csn-2d", ChannelSeparated(between="none"), spec(6, 10, 3, padding="same"), 60 + 90),
 ]
+
+CHAINS = [row for row in ROWS if isinstance(row.rewrite, ChainRewrite)]
+
+
+def network(name: str) -> nn.Sequential:
+    """A network with the convolution of the row called `name` in it, as "1"; built by name, as somebody's own."""
+    conv = next(row for row in ROWS if row.name == name).spec
+    kind = CONVS[conv.ndim]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[conv.ndim - 1]
+    return nn.Sequential(
+        kind(3, conv.in_channels, 1),  # type: ignore[arg-type]
+        kind(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias,
+            padding_mode=conv.padding_mode,  # type: ignore[arg-type]
+        ),
+        nn.ReLU(),
+        pool(1),
+        nn.Flatten(),
+        nn.Linear(conv.out_channels, 4),
+    )

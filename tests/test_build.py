@@ -252,14 +252,16 @@ def test_own_code_runs_only_when_trusted(tmp_path: Path, own: str) -> None:
 
 def test_a_model_built_elsewhere_needs_a_story(tmp_path: Path, own: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9))
-    with pytest.raises(LeanconvError, match=r"this Sequential has no story.*pass story="):
+    with pytest.raises(
+        LeanconvError, match=r"nothing says how this Sequential is built.*pass source='package.module:function'"
+    ):
         save(net, tmp_path / "model")
     folder = save(net, tmp_path / "model", story=Story(model=f"{own}:build", options={"width": 9}))
     assert same_outputs(net, load(folder, trust_code=True))
 
 
 def test_a_wrapped_model_says_what_to_save(tmp_path: Path) -> None:
-    with pytest.raises(LeanconvError, match=r"this DataParallel has no story.*save its \.module"):
+    with pytest.raises(LeanconvError, match=r"nothing says how this DataParallel is built.*save its \.module"):
         save(nn.DataParallel(create_model("resnet20")), tmp_path / "model")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -9,21 +11,22 @@ import sys
 import pytest
 
 import leanconv
+from leanconv.ops import OPERATORS
 
 SIGNATURES = {
     "create_model": "(name, /, **options)",
     "list_models": "(pattern='*')",
-    "rewrite": "(model, *steps, size=None, optimizer=None)",
+    "rewrite": "(model, *steps, size=None, optimizer=None, source=None, source_options=None)",
     "measure": "(model, size=None, *, batch=1)",
     "make_elastic": (
         "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, size=None, "
-        "keep=(), ratios=None)"
+        "keep=(), ratios=None, source=None, source_options=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
     "export": (
         "(model, path, *, size, dynamic_batch=True, tolerance=0.0001, samples=3, seed=0, opset=None, fold=True)"
     ),
-    "save": "(model, folder, *, story=None, size=None)",
+    "save": "(model, folder, *, source=None, source_options=None, story=None, size=None)",
     "load": "(folder, *, trust_code=False)",
     "OptimizedSeparable": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', num_separated=2, overlap=1.0, "
@@ -68,6 +71,38 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert sorted(leanconv.__all__) == dir(leanconv)
 
 
+def imported_for_type_checkers() -> dict[str, str]:
+    """Name -> module, of the imports that only type checkers see."""
+    (block,) = (node for node in ast.parse(inspect.getsource(leanconv)).body if isinstance(node, ast.If))
+    lines = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert len(lines) == len(block.body)
+    assert all(alias.asname == alias.name for line in lines for alias in line.names)  # said to be public on purpose
+    return {alias.name: str(line.module) for line in lines for alias in line.names}
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    seen = imported_for_type_checkers()
+    for name, module in seen.items():
+        assert getattr(leanconv, name) is getattr(importlib.import_module(module), name)
+    operators = {name for cls in OPERATORS.values() for name in importlib.import_module(cls.__module__).__all__}
+    assert set(leanconv.__all__) - operators - {"__version__"} <= set(seen) <= set(leanconv.__all__)
+
+
+@pytest.mark.parametrize("stem", OPERATORS)
+def test_what_an_operators_file_lists_is_public(stem: str) -> None:
+    operator = OPERATORS[stem]
+    names = importlib.import_module(operator.__module__).__all__
+    assert operator.__name__ in names
+    assert set(names) <= set(leanconv.__all__)
+    assert all(getattr(leanconv, name).__module__ == operator.__module__ for name in names)
+
+
+def test_star_import_gives_the_public_names() -> None:
+    got: dict[str, object] = {}
+    exec("from leanconv import *", got)
+    assert set(got) - {"__builtins__"} == set(leanconv.__all__)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'octavize'"):
         leanconv.octavize  # noqa: B018
@@ -81,7 +116,15 @@ def test_functions_stay_functions_whatever_was_imported() -> None:
     assert done.stdout.split() == ["True", "True"]
 
 
-@pytest.mark.parametrize("use", ["", "lc.measure; lc.rewrite; lc.OptimizedSeparable; lc.make_elastic; lc.create_model"])
+def test_import_loads_no_torch() -> None:
+    code = "import sys, leanconv; assert leanconv.LeanconvError; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "use", ["", "lc.measure; lc.rewrite; lc.OptimizedSeparable; lc.make_elastic; lc.create_model; dir(lc)"]
+)
 def test_import_loads_no_heavy_package(use: str) -> None:
     heavy = "{'torchvision', 'timm', 'lightning', 'onnx', 'onnxruntime', 'matplotlib', 'sklearn', 'pyarrow'}"
     code = f"import sys, leanconv as lc; {use}\nprint(sorted({heavy} & set(sys.modules)))"

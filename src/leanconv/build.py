@@ -7,9 +7,9 @@ weights.safetensors   its tensors
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leanconv import __version__
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.rewrites import Rewritten, replay
-from leanconv.story import Story, remember, story_of
+from leanconv.files import whole_folder
+from leanconv.rewrites import replay
+from leanconv.story import Story, begun, is_own_code, remember
 from leanconv.zoo import ZOO, list_models
-from leanconv.zoo.names import construct, is_own_code, size_of_name, without_downloads
+from leanconv.zoo.names import construct, size_of_name, without_downloads
 
 __all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save"]
 
@@ -60,8 +62,8 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     (3, 32, 32)
     """
     if is_folder(name_or_folder):
-        told = _read_record(Path(name_or_folder)).get("size")
-        size = None if told is None else tuple(told)
+        saved = _read_record(Path(name_or_folder)).get("size")
+        size = None if saved is None else tuple(saved)
     else:
         size = size_of_name(name_or_folder)
     if size is None:
@@ -81,32 +83,41 @@ def resolve(name_or_folder: str, options: Mapping[str, Any] | None = None, *, tr
 
 
 def save(
-    model: nn.Module | Rewritten,
+    model: nn.Module | ModelHolder,
     folder: str | os.PathLike[str],
     *,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
     story: Story | None = None,
     size: Sequence[int] | None = None,
 ) -> Path:
     """Write `model` to `folder` (made if need be) as story.json and weights.safetensors; returns the folder.
 
-    `story` is needed only for a model that leanconv has not built; `size` is kept as the default input size. The story
-    is replayed first, so that what is saved can be loaded, and the files are written under temporary names: an
-    existing model is replaced only when the new one is complete.
-    Raises `LeanconvError` without a story, `CheckpointError` when the story does not lead to this model or the files
-    cannot be written.
+    A network of one's own needs `source`, how it is built: "package.module:function" (or a class), with its keywords
+    in `source_options`; `rewrite` and `make_elastic` take the same. What leanconv has done to it since is recorded
+    already (in the model's story; another one can be given as `story`). `size` is kept as the default input size.
+
+    The model is built again first, so that what is saved can be loaded, and the files are written under temporary
+    names: an existing model is replaced only when the new one is complete.
+    Raises `LeanconvError` where it is not known how the model is built, `CheckpointError` when that does not lead to
+    this model or the files cannot be written.
     """
     folder = Path(folder)
-    if isinstance(model, Rewritten):
-        story = story or model.story
-        model = model.model
-    story = story or story_of(model)
-    if story is None:
+    model = as_module(model)
+    story = story or begun(model, source, source_options)
+    if story.model is None:
         raise LeanconvError(
-            f"{folder}: this {type(model).__name__} has no story, so it could not be loaded again: {_how(model)}"
+            f"{folder}: nothing says how this {type(model).__name__} is built, so it could not be loaded again: "
+            f"{_how(model, folder)}"
         )
     tensors, aliases = _tensors(model)
     shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
-    _fill(f"{folder}: not saved: this model is not the one its story tells of", _replay(story), shapes, "the model")
+    _fill(
+        f"{folder}: not saved: this model is not what {story.model} and the steps since build",
+        _replay(story),
+        shapes,
+        "the model",
+    )
     if size is None:
         size = _size(model, story)
     record = {
@@ -144,7 +155,7 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
         story = Story.from_json(record["story"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / STORY_FILE} is damaged: its story cannot be read: {error}") from error
-    if is_own_code(story.model) and not trust_code:
+    if is_own_code(str(story.model)) and not trust_code:
         raise CheckpointError(
             f"{folder / STORY_FILE}: this model is built by {story.model}, and loading it would run that code: "
             "pass trust_code=True if you trust whoever wrote it"
@@ -168,7 +179,8 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
 def _replay(story: Story) -> nn.Module:
     """The model of `story`, its weights drawn anew."""
     with torch.random.fork_rng(devices=[]):
-        model = create_model(story.model, **without_downloads(story.model, story.options))
+        name = str(story.model)  # `save` and `load` have seen to it
+        model = create_model(name, **without_downloads(name, story.options))
         for stem, settings in story.steps:
             if stem == "elastic":
                 model = from_settings(model, settings)
@@ -179,11 +191,11 @@ def _replay(story: Story) -> nn.Module:
 
 
 def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
-    """The input size of `model`, as far as its story tells it."""
+    """The input size of `model`, as far as its story says it."""
     if isinstance(model, ElasticNet):
         return tuple(model.settings["size"])
     try:
-        size = size_of_name(story.model)
+        size = size_of_name(str(story.model))
     except LeanconvError:
         return None
     for _, settings in story.steps:
@@ -256,37 +268,26 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Both files under temporary names, then renamed: a new folder as a whole, in an existing one the two files."""
+    """Both files: a new folder as a whole, in an existing one the two files, the story last."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: a model is saved to a folder, name another one")
-    home = folder if folder.is_dir() else folder.absolute().parent
-    stage = home / f".{folder.absolute().name}.{secrets.token_hex(4)}.tmp"
-    try:
-        stage.mkdir(parents=True)
-        save_file(dict(tensors), stage / WEIGHTS_FILE)
+
+    def complain(reason: str) -> CheckpointError:
+        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
+        return CheckpointError(
+            f"{folder}: the model could not be saved: {reason}; {needed} are needed, {_free(folder.absolute())} free "
+            "there; nothing was changed, free some space or name another folder"
+        )
+
+    with whole_folder(folder, complain, last=STORY_FILE, also=(SafetensorError,)) as draft:
+        save_file(dict(tensors), draft / WEIGHTS_FILE)
         weights = {
             "file": WEIGHTS_FILE,
-            "bytes": (stage / WEIGHTS_FILE).stat().st_size,
-            "sha256": _digest(stage / WEIGHTS_FILE),
+            "bytes": (draft / WEIGHTS_FILE).stat().st_size,
+            "sha256": _digest(draft / WEIGHTS_FILE),
         }
         text = json.dumps({**record, "weights": weights}, indent=2)
-        (stage / STORY_FILE).write_text(text + "\n", encoding="utf-8")
-        for file in stage.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if folder.is_dir():
-            for name in (WEIGHTS_FILE, STORY_FILE):
-                os.replace(stage / name, folder / name)
-        else:
-            os.rename(stage, folder)
-    except (OSError, SafetensorError) as error:
-        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
-        raise CheckpointError(
-            f"{folder}: the model could not be saved: {_reason(error)}; {needed} are needed, "
-            f"{_free(home)} free there; nothing was changed, free some space or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        (draft / STORY_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -334,8 +335,8 @@ def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a saved model: it has no {WEIGHTS_FILE}") from None
     except (OSError, SafetensorError) as error:
-        told = record["weights"]["bytes"]
-        cut = f"it has {size} bytes of {told}, it was truncated" if size < told else _reason(error)
+        whole = record["weights"]["bytes"]
+        cut = f"it has {size} bytes of {whole}, it was truncated" if size < whole else _reason(error)
         raise CheckpointError(f"{path} cannot be read: {cut}; copy or save it again") from error
     for alias, name in record["aliases"].items():
         if name not in tensors:
@@ -353,15 +354,36 @@ def is_folder(name: str) -> bool:
     return os.sep in name or name.startswith(".") or Path(name).is_dir()
 
 
-def _how(model: nn.Module) -> str:
-    """What to do about a model without a story."""
+def _how(model: nn.Module, folder: Path) -> str:
+    """What to do about a model that nothing says how to build, as a line to type where that can be guessed."""
     for inner in ("module", "_orig_mod"):  # DistributedDataParallel, torch.compile
         if isinstance(getattr(model, inner, None), nn.Module):
-            return f"save its .{inner}, which may have one"
+            return f"save its .{inner}"
+    own = model.model if isinstance(model, ElasticNet) else model
+    source, options = _guess(own)
+    if source is None:
+        return (
+            "put what builds it into a function of a module and pass source='package.module:function', with its "
+            "arguments as source_options={...}"
+        )
+    extra = "" if not options else ", source_options={" + ", ".join(f"{name!r}: ..." for name in options) + "}"
     return (
-        "build it with create_model, or pass story=, for example story=Story(model='package.module:function') "
-        "(copy.deepcopy loses the story: pass story=story_of(original))"
+        f"lc.save(model, {str(folder)!r}, source={source!r}{extra}); "
+        f"it is loaded with lc.load({str(folder)!r}, trust_code=True)"
     )
+
+
+def _guess(model: nn.Module) -> tuple[str | None, list[str]]:
+    """The class of `model` as a `source`, and the arguments that it cannot do without; None where no other process
+    could import it."""
+    kind = type(model)
+    home = kind.__module__.partition(".")[0]
+    if home in ("__main__", "builtins", "torch", "leanconv") or "<" in kind.__qualname__:
+        return None, []
+    single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(kind).parameters.values()
+    needed = [p.name for p in parameters if p.kind in single and p.default is p.empty]
+    return f"{kind.__module__}:{kind.__qualname__}", needed
 
 
 def _digest(path: Path) -> str:

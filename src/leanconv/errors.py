@@ -74,7 +74,7 @@ class MissingExtra(LeanconvError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a `name` that is not one of the `known`, with the nearest of them.
 
-    >>> str(unknown("model", "oct_resnet5", ["oct_resnet50", "resnet20"]))
+    >>> str(unknown("model", "oct_resnet5", ["oct_resnet50", "igc_l4m8"]))
     "unknown model 'oct_resnet5': did you mean 'oct_resnet50'? (2 known)"
     """
     names = sorted(known)

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Literal, get_args
 
 from leanconv.errors import PlanError
 from leanconv.spec import ConvSpec
 
-__all__ = ["Plan", "Stage", "grouped_stage", "stage_axes"]
+__all__ = ["Plan", "Stage", "WidthPolicy", "grouped_stage", "inner_width", "stage_axes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,3 +178,19 @@ def grouped_stage(
         **stage_axes(spec, axes),  # type: ignore[arg-type]
     )
     return Stage(conv=conv, shuffle=shuffle)
+
+
+WidthPolicy = Literal["normal", "linear", "bottleneck", "inverted_residual"]
+
+
+def inner_width(policy: WidthPolicy, in_channels: int, out_channels: int, step: int, steps: int) -> int:
+    """Channels between stage `step` and the next of `steps` stages (optimized separable convolution, section 2.3)."""
+    if policy == "normal":
+        return min(in_channels, out_channels)
+    if policy == "linear":
+        return round(in_channels + (out_channels - in_channels) * step / steps)
+    if policy == "bottleneck":
+        return max(1, max(in_channels, out_channels) // 4)
+    if policy == "inverted_residual":
+        return 4 * min(in_channels, out_channels)
+    raise PlanError(f"width must be one of {', '.join(get_args(WidthPolicy))}, got {policy!r}")

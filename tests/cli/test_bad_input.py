@@ -127,7 +127,7 @@ def table() -> str:
 
 
 def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
-    assert "are for videos" in refuse("eval", saved, "--data", "digits", "--sheet", "sheet.png")
+    assert "are for videos" in refuse("eval", saved, "--data", "digits", "--contact-sheet", "sheet.png")
 
 
 def test_budget_below_the_smallest_row(refuse: Refuse, tmp_path: Path) -> None:

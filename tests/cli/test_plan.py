@@ -87,7 +87,10 @@ def test_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
         (["osep:overlap=-1", "--model", "resnet20"], "overlap must be above 0"),
         (["osep:num_separated=40", "--conv", "64,64,3"], "larger than useful"),
         (["igc:primary_partitions=5", "--conv", "64,64,3"], "must divide"),
-        (["octave", "--conv", "64,64,3"], "not planned layer by layer"),
+        (
+            ["octave", "--conv", "64,64,3"],
+            "octave is no chain of convolutions, so it has no plan: expected one of osep",
+        ),
         (["osepp", "--conv", "64,64,3"], "did you mean"),
         (["osep", "--model", "resnet20", "--sweep"], "--sweep is about one layer"),
         (["group", "--conv", "64,64,3", "--sweep"], "nothing to vary"),

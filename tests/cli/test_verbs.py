@@ -163,7 +163,7 @@ def video_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_eval_of_videos(run: Run, video_run: Path, tmp_path: Path) -> None:
     trained = json.loads((video_run / "videos.json").read_text())
-    files = ("--predictions", tmp_path / "said.csv", "--sheet", tmp_path / "sheet.png")
+    files = ("--predictions", tmp_path / "said.csv", "--contact-sheet", tmp_path / "sheet.png")
     told = json.loads(run("eval", video_run, "--clips", 1, "--baseline", video_run, *files, "--json"))
     assert (told["videos"], told["clips"], told["crops"], told["unreadable"]) == (180, 1, 1, 0)
     assert trained["videos"] == 8  # tiny runs are cut short

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 from math import comb
 
@@ -274,8 +272,3 @@ def test_kernels_made_from_the_image() -> None:
     for batch in (1, 4):
         cost = measure(DynamicKernels(), (3, 6, 6), batch=batch)
         assert (cost.macs, cost.interactions, cost.conv_params) == (36 * 3 * 3 * 9, 3 * comb(3, 2), 0)
-
-
-@pytest.mark.parametrize("name", ["field", "lattice", "latency", "metrics", "records", "recorder", "summary"])
-def test_examples_in_docstrings(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"leanconv.cost.{name}")).failed == 0

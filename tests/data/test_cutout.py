@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from leanconv.data import open_images
-from leanconv.data.augment import crop_and_mirror, cut_out
-from leanconv.data.seeds import generator
+from leanconv.data.images.augment import crop_and_mirror, cut_out
+from leanconv.seeds import generator
 
 
 def test_black_border() -> None:

@@ -130,13 +130,12 @@ def test_what_workers_run_can_be_sent_to_them(tmp_path: Path, augment: str) -> N
     """Where processes are not forked (macOS, Windows, Python 3.14) the data set travels as a pickle."""
     import pickle
 
-    from leanconv.data.loaders import _Items
+    from leanconv.data.stream import _Items
 
     data = open_images(f"folder:{folder_set(tmp_path)}", size=8, augment=augment, memory_limit=0)
-    stream = data.train_loader().source
-    items = _Items(stream, stream.split.labels, 3)
+    items = _Items(data.train_loader().source, 3)
     one, other = items[2], pickle.loads(pickle.dumps(items))[2]
-    assert torch.equal(one[0], other[0])
+    assert torch.equal(one.pixels, other.pixels)
 
 
 def test_photographs_are_augmented_one_by_one(tmp_path: Path) -> None:
@@ -173,13 +172,13 @@ def test_statistics_are_those_of_the_training_pixels(tmp_path: Path) -> None:
     ],
 )
 def test_every_mode_becomes_rgb(mode: str, colour, expected: tuple[int, int, int]) -> None:
-    from leanconv.data.decode import to_rgb
+    from leanconv.data.images.decode import to_rgb
 
     assert to_rgb(Image.new(mode, (2, 2), colour)).getpixel((0, 0)) == expected
 
 
 def test_the_centre_square_is_resized() -> None:
-    from leanconv.data.decode import Centre
+    from leanconv.data.images.decode import Centre
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -192,8 +191,8 @@ def test_the_centre_square_is_resized() -> None:
 
 
 def test_crop_and_mirror_by_hand() -> None:
-    from leanconv.data.augment import crop_and_mirror
-    from leanconv.data.seeds import generator
+    from leanconv.data.images.augment import crop_and_mirror
+    from leanconv.seeds import generator
 
     pixels = torch.arange(2 * 3 * 6 * 6, dtype=torch.uint8).reshape(2, 3, 6, 6)
     got = crop_and_mirror(pixels, 2, True, generator("t"))

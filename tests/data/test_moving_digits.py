@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from leanconv.data import open_videos
-from leanconv.data.moving_digits import WAYS, moving_digits, places
-from leanconv.data.seeds import generator
-from leanconv.data.video_reader import Video, Window
+from leanconv.data.sets.moving_digits import WAYS, moving_digits, places
+from leanconv.data.video.plan import Framing
+from leanconv.data.video.reader import Video
 from leanconv.errors import DataError
+from leanconv.seeds import generator
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +27,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_set_is_balanced_and_read_like_any_other(cache: Path) -> None:
     data = open_videos(f"moving-digits:{cache}", size=32, batch_size=16)
     assert (data.class_names, data.train_size, data.test_size) == (WAYS, 600, 180)
-    assert data._train.files.labels.bincount().tolist() == [100] * 6
+    assert data._train.files.videos.labels.bincount().tolist() == [100] * 6
     clips, _ = next(iter(data.train_loader()))
     assert clips.shape == (16, 3, 8, 32, 32)
     assert data.problems == ()
-    assert not data._train.training.mirror  # left would become right
-    train, test = (set(half.paths) for half in (data._train.files, data._test.files))
+    assert not data._train.files.training.mirror  # left would become right
+    train, test = (set(half.files.videos.paths) for half in (data._train, data._test))
     assert not train & test
 
 
 def test_the_files_hold_the_digit_where_it_was_put(cache: Path) -> None:
-    from leanconv.data.builtin import digits
-    from leanconv.data.moving_digits import _picture
+    from leanconv.data.sets.digits import digits
+    from leanconv.data.sets.moving_digits import _picture
 
     halves = digits()
     for way in WAYS:
@@ -46,7 +47,7 @@ def test_the_files_hold_the_digit_where_it_was_put(cache: Path) -> None:
         expected = [np.roll(_picture(halves.test, digit), at, (0, 1)) for at in places(way, draws)]
         [folder] = cache.iterdir()
         with Video(str(folder / "test" / way / "007.mp4")) as video:
-            frames = video.read(range(len(video.index)), Window.whole)[..., 1]
+            frames = video.read(range(len(video.index)), Framing(short_side=None))[..., 1]
         assert len(frames) == 40
         difference = np.abs(frames.astype(int) - np.stack(expected))
         assert difference.mean() < 2
@@ -85,7 +86,7 @@ def test_one_frame_tells_nothing_and_two_tell_the_way() -> None:
 
 def test_the_files_are_written_once_and_appear_whole(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.listdir(cache) == ["moving-digits-1"]  # no draft is left
-    monkeypatch.setattr("leanconv.data.moving_digits._write", lambda _: pytest.fail("written again"))
+    monkeypatch.setattr("leanconv.data.sets.moving_digits._write", lambda _: pytest.fail("written again"))
     assert len(moving_digits(str(cache)).train.paths) == 600
 
 
@@ -102,7 +103,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_another_process_that_was_faster_wins(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanconv.data import moving_digits as module
+    from leanconv.data.sets import moving_digits as module
 
     def as_fast(folder: Path, *_: object) -> None:
         (tmp_path / "moving-digits-1" / "theirs").mkdir(parents=True, exist_ok=True)

@@ -130,8 +130,10 @@ def test_nothing_readable_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of the 4 images could be read, for example .*png"):
         data.train_loader()
     streamed = open_images(f"folder:{tmp_path}", size=8, memory_limit=0)
-    with pytest.raises(DataError, match=r"no image of a whole batch could be read, for example .*png"):
+    with pytest.raises(DataError, match=r"4 images in a row cannot be used for training, the last is .*png"):
         next(iter(streamed.train_loader()))
+    with pytest.raises(DataError, match=r"none of the images could be read, for example .*png"):
+        list(streamed.eval_loader())
 
 
 def test_a_class_that_cannot_be_read_at_all(tmp_path: Path) -> None:

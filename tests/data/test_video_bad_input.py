@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_videos import numbers_in, video_folders, write_sound, write_video
 
-from leanconv.data import VideoData, loaders, open_videos, video_stream
-from leanconv.data.video_augment import DrawnClip
+from leanconv.data import VideoData, open_videos, stream, workers
+from leanconv.data.video.augment import DrawnClip
 from leanconv.errors import DataError
 
 
@@ -113,7 +113,7 @@ def test_problems_are_reported_in_a_file(tmp_path: Path) -> None:
     assert rows[0]["reason"].startswith("too short, 3 frames")
     assert sorted(os.listdir(tmp_path)) == ["problems.csv", "set"]
     with pytest.raises(DataError, match=r"cannot be written"):
-        data.write_problems(tmp_path / "nowhere" / "problems.csv")
+        data.write_problems(path / "problems.csv")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -147,9 +147,7 @@ def test_a_batch_of_which_nothing_is_left_is_passed_over(tmp_path: Path) -> None
 def test_a_set_without_a_single_good_video_is_refused(tmp_path: Path) -> None:
     video_folders(tmp_path, per_class=2, frames=10)
     data = opened(tmp_path)
-    with pytest.raises(
-        DataError, match=r"4 videos drawn in a row cannot be used for training, the last is .*too short"
-    ):
+    with pytest.raises(DataError, match=r"4 videos in a row cannot be used for training, the last is .*too short"):
         list(data.train_loader())
     with pytest.raises(DataError, match=r"none of the videos could be read, for example .*mp4: too short, 10 frames"):
         list(data.eval_loader())
@@ -199,7 +197,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
     """Leave every worker so much free memory, what its heap still has from before included."""
-    begin = loaders._begin
+    begin = workers._begin
     hoard: list[bytearray] = []
 
     def starve(worker: int) -> None:
@@ -212,7 +210,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
         except MemoryError:
             del hoard[-mebibytes:]
 
-    monkeypatch.setattr(loaders, "_begin", starve)
+    monkeypatch.setattr(workers, "_begin", starve)
 
 
 def test_4k_frames_fit_where_those_of_a_whole_clip_would_not(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +234,7 @@ def test_workers_short_of_memory_name_the_file(large: Path, monkeypatch: pytest.
 
 def test_a_worker_that_is_killed_is_reported_with_what_it_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video_folders(tmp_path, per_class=2)
-    monkeypatch.setattr(DrawnClip, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(DrawnClip, "plan", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     data = opened(tmp_path, workers=1)
     with pytest.raises(DataError, match=r"while the workers read .*train/\w+/\d\.mp4: it probably ran out of memory"):
         list(data.train_loader())
@@ -249,7 +247,7 @@ class Unsendable:
 
 def test_an_answer_that_cannot_be_sent_ends_the_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video_folders(tmp_path, per_class=2)
-    monkeypatch.setattr(video_stream, "_gather", lambda _: Unsendable())
+    monkeypatch.setattr(stream, "_gather", lambda _: Unsendable())
     with pytest.raises(DataError, match=r"exited unexpectedly: it probably ran out of memory"):
         list(opened(tmp_path, workers=1).train_loader())
 
@@ -259,7 +257,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     video_folders(tmp_path, per_class=2)
-    monkeypatch.setattr(video_stream, "_gather", lambda _: torch.empty(2**50, dtype=torch.uint8))
+    monkeypatch.setattr(stream, "_gather", lambda _: torch.empty(2**50, dtype=torch.uint8))
     with pytest.raises(
         DataError, match=r"can't allocate memory.*: use fewer workers \(now \d\) or a smaller batch"
     ) as said:

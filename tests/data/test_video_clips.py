@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanconv.data.seeds import generator
-from leanconv.data.video_clips import (
+from leanconv.data.video.clips import (
     Clock,
     centre_start,
     clip_slots,
@@ -21,7 +20,7 @@ from leanconv.data.video_clips import (
     span,
     uniform_starts,
 )
-from leanconv.data.video_reader import plan_reads
+from leanconv.seeds import generator
 
 
 def test_a_clip_spans_what_the_paper_says() -> None:
@@ -106,11 +105,3 @@ def test_other_rates_drop_and_repeat() -> None:
     assert at(15, 30) == [number // 2 for number in range(30)]
     assert len(at(24, 30)) == len(at(25, 30)) == len(at(50, 30)) == 30
     assert at(50, None) == list(range(50))
-
-
-def test_seeks_are_planned_to_the_last_key_frame_before() -> None:
-    keys = [0, 100, 200]
-    assert plan_reads([0, 2], keys) == [(0, [0, 2])]
-    assert plan_reads([150, 160, 210], keys) == [(100, [150, 160]), (200, [210])]
-    assert plan_reads([98, 101, 103], keys) == [(0, [98, 101, 103])]  # as good as there: no seek
-    assert plan_reads([250], keys) == [(200, [250])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import sys
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,7 @@ import torch
 from tiny_videos import number_of, numbers_in, video_folders, write_video
 
 from leanconv.data import VideoData, open_videos
-from leanconv.data.seeds import generator
-from leanconv.data.video_augment import ClipShape, DrawnClip
-from leanconv.data.video_index import VideoIndex
-from leanconv.data.video_reader import Window
-from leanconv.data.video_stream import _Items
+from leanconv.data.stream import _Items
 from leanconv.errors import DataError, MissingExtra, UnknownName
 
 PLAIN = {"frames": 8, "rate": 2, "size": 80, "short_side": (80, 80)}
@@ -64,40 +59,6 @@ def test_training_clips_are_runs_of_frames_from_drawn_starts(root: Path) -> None
     assert set(starts) <= set(range(26))  # 40 frames, 15 needed
     assert len(set(starts)) > 15
     assert 12 <= mirrored <= 36  # of 48
-
-
-class Recorder:
-    """Stands for an open video of 20 frames of 60 x 120 pixels; remembers what is asked of it."""
-
-    path = "film.mp4"
-    index = VideoIndex(stamps=range(20), end=20, time_base=Fraction(1, 30), keys=(0,))
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[int], Window]] = []
-
-    def read(self, numbers: list[int], place) -> np.ndarray:
-        window = place(60, 120)
-        self.asked.append((numbers, window))
-        return np.zeros((len(numbers), window.rows, window.columns, 3), np.uint8)
-
-
-def test_starts_short_sides_and_crops_are_drawn_from_their_ranges() -> None:
-    shape = ClipShape(frames=8, rate=2, size=48, fps=Fraction(30))
-    video, draws = Recorder(), generator("clips")
-    for _ in range(3000):
-        assert DrawnClip(shape, (48, 60), mirror=True)(video, draws).shape == (3, 8, 48, 48)
-    starts = Counter(numbers[0] for numbers, _ in video.asked)
-    sides = Counter(window.height for _, window in video.asked)
-    assert sorted(starts) == list(range(6))
-    assert sorted(sides) == list(range(48, 61))  # "uniformly sampled": every length, and equally often
-    assert max(abs(count - 3000 / 13) for count in sides.values()) < 75
-    for _, window in video.asked:
-        assert (window.width, window.rows, window.columns) == (2 * window.height, 48, 48)
-        assert 0 <= window.top <= window.height - 48
-        assert 0 <= window.left <= window.width - 48
-    largest = [window for _, window in video.asked if window.height == 60]
-    assert {window.top for window in largest} == set(range(13))
-    assert (min(window.left for window in largest), max(window.left for window in largest)) == (0, 72)
 
 
 def test_without_augmentation_nothing_is_drawn(root: Path) -> None:
@@ -200,16 +161,16 @@ def test_other_rates_are_put_on_the_common_one(tmp_path: Path) -> None:
 
 
 def test_every_file_is_searched_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanconv.data import video_reader
+    from leanconv.data.video import reader
 
     searched = []
-    scan = video_reader.scan
-    monkeypatch.setattr(video_reader, "scan", lambda path, *rest: (searched.append(path), scan(path, *rest))[1])
+    scan = reader.scan
+    monkeypatch.setattr(reader, "scan", lambda path, *rest: (searched.append(path), scan(path, *rest))[1])
     alone, two = opened(root), opened(root, workers=2)
     for data in (alone, two):
         list(data.train_loader())
     assert len(searched) == 8  # and 8 more in the workers
-    monkeypatch.setattr(video_reader, "scan", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(reader, "scan", lambda *_: pytest.fail("searched again"))
     for data in (alone, two):
         data.set_epoch(1)
         assert len(list(data.train_loader())) == 2

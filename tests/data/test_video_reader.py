@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from tiny_videos import number_of, numbered, write_video
 
-from leanconv.data.video_clips import Clock, clip_slots, scaled, span, uniform_starts
-from leanconv.data.video_index import scan
-from leanconv.data.video_reader import Video, Window, _Sheet
+from leanconv.data.video.clips import Clock, clip_slots, span, uniform_starts
+from leanconv.data.video.index import scan
+from leanconv.data.video.plan import Framing
+from leanconv.data.video.reader import Video, WrongIndex, _Block
 from leanconv.errors import DataError
 
 FRAMES = 60
@@ -23,17 +24,12 @@ FRAMES = 60
 STAMPS = [0, *accumulate([20, 33, 100, 50, 33, 20, 40, 100, 25, 66] * 6)][:FRAMES]
 
 
-def whole(height: int, width: int) -> Window:
-    return Window.whole(height, width)
-
-
-def small(height: int, width: int) -> Window:
-    return Window.whole(*scaled(height, width, 48))
+WHOLE, SMALL = Framing(short_side=None), Framing(short_side=48)
 
 
 def read(path: Path, numbers: Sequence[int]) -> list[int]:
     with Video(str(path)) as video:
-        return [number_of(frame) for frame in video.take(lambda opened: opened.read(numbers, small))]
+        return [number_of(frame) for frame in video.read(numbers, SMALL)]
 
 
 FILES = {
@@ -84,7 +80,7 @@ def test_clips_of_a_varying_rate_are_those_of_the_formula(tmp_path: Path, name: 
             expected = [max(n for n in range(FRAMES) if due[n] <= slot) for slot in range(start, start + 15, 2)]
             numbers = clock.frames(clip_slots(start, 8, 2))
             assert numbers == expected
-            assert [number_of(frame) for frame in video.read(numbers, small)] == expected
+            assert [number_of(frame) for frame in video.read(numbers, SMALL)] == expected
 
 
 @pytest.mark.parametrize("name", ["h264 with B-frames", "mpeg4 with B-frames", "vp9 in webm", "h265"])
@@ -92,9 +88,9 @@ def test_what_is_left_out_on_the_way_leaves_no_trace(tmp_path: Path, name: str) 
     file, how = FILES[name]
     path = write_video(tmp_path / file, FRAMES, **how)
     with Video(str(path)) as video:
-        everything = video.read(range(FRAMES), whole)
+        everything = video.read(range(FRAMES), WHOLE)
         for numbers in (range(1, FRAMES, 2), range(2, FRAMES, 7), [47, 50, 51]):
-            assert np.array_equal(video.read(numbers, whole), everything[list(numbers)])
+            assert np.array_equal(video.read(numbers, WHOLE), everything[list(numbers)])
 
 
 def damaged(path: Path, packets: range) -> Path:
@@ -120,8 +116,8 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
 def test_only_what_is_wanted_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     converted = []
-    put = _Sheet.put
-    monkeypatch.setattr(_Sheet, "put", lambda self, number, frame: (converted.append(number), put(self, number, frame)))
+    put = _Block.put
+    monkeypatch.setattr(_Block, "put", lambda self, number, frame: (converted.append(number), put(self, number, frame)))
     assert read(path, [20, 22, 20, 59]) == [20, 22, 20, 59]
     assert converted == [20, 22, 59]
 
@@ -129,10 +125,10 @@ def test_only_what_is_wanted_is_converted(tmp_path: Path, monkeypatch: pytest.Mo
 def test_frames_are_scaled_and_cut_as_asked(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 4, size=(64, 160), options={"crf": "4"})
     with Video(str(path)) as video:
-        full = video.read([3], whole)
-        cut = video.read([3], lambda height, width: Window(height, width, 8, 30, 40, 50))
-        half = video.read([3], lambda height, width: Window.whole(height // 2, width // 2))
-    assert np.array_equal(cut, full[:, 8:48, 30:80])
+        full = video.read([3], WHOLE)
+        cut = video.read([3], Framing(short_side=None, size=40, at=(0.34, 0.25)))  # of 25 and of 121 places
+        half = video.read([3], Framing(short_side=32))
+    assert np.array_equal(cut, full[:, 8:48, 30:70])
     assert np.abs(full[0].astype(int) - numbered(3, 64, 160)).mean() < 8
     assert half.shape == (1, 32, 80, 3)
     assert number_of(half[0]) == 3
@@ -143,9 +139,9 @@ def test_a_picture_that_is_to_be_turned_is_turned(tmp_path: Path, degrees: int) 
     upright = write_video(tmp_path / "a.mp4", 3, size=(64, 160))
     turned = write_video(tmp_path / "b.mp4", 3, size=(64, 160), rotation=degrees)
     with Video(str(upright)) as one, Video(str(turned)) as other:
-        expected = np.rot90(one.read([2], whole), degrees // 90, axes=(1, 2))
-        assert np.array_equal(other.read([2], whole), expected)
-        assert other.read([2], small).shape == ((1, 48, 120, 3) if degrees == 180 else (1, 120, 48, 3))
+        expected = np.rot90(one.read([2], WHOLE), degrees // 90, axes=(1, 2))
+        assert np.array_equal(other.read([2], WHOLE), expected)
+        assert other.read([2], SMALL).shape == ((1, 48, 120, 3) if degrees == 180 else (1, 120, 48, 3))
 
 
 def test_frames_before_the_beginning_do_not_count(tmp_path: Path) -> None:
@@ -192,10 +188,10 @@ def test_an_index_is_made_once_and_can_be_given(tmp_path: Path, monkeypatch: pyt
     path = write_video(tmp_path / "a.mp4", FRAMES)
     with Video(str(path)) as video:
         index = video.index
-    monkeypatch.setattr("leanconv.data.video_reader.scan", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("leanconv.data.video.reader.scan", lambda *_: pytest.fail("searched again"))
     with Video(str(path), index) as video:
         assert video.index is index
-        assert [number_of(frame) for frame in video.read([0, 40], small)] == [0, 40]
+        assert [number_of(frame) for frame in video.read([0, 40], SMALL)] == [0, 40]
 
 
 def test_an_index_that_lies_is_found_out(tmp_path: Path) -> None:
@@ -204,12 +200,14 @@ def test_an_index_that_lies_is_found_out(tmp_path: Path) -> None:
         index = video.index
     shifted = replace(index, stamps=[stamp + 1 for stamp in index.stamps])
     with Video(str(path), shifted) as video:
-        frames = video.take(lambda opened: opened.read([3, 50], small))
-        assert [number_of(frame) for frame in frames] == [3, 50]
+        with pytest.raises(WrongIndex):
+            video.read([3, 50], SMALL)
+        video.recount()
+        assert [number_of(frame) for frame in video.read([3, 50], SMALL)] == [3, 50]
         assert video.index.by_count
     false_keys = replace(index, keys=tuple(range(FRAMES)))
     with Video(str(path), false_keys) as video:
-        assert [number_of(frame) for frame in video.read([3, 50], small)] == [3, 50]
+        assert [number_of(frame) for frame in video.read([3, 50], SMALL)] == [3, 50]
 
 
 def test_an_index_is_small_where_frames_are_evenly_spaced(tmp_path: Path) -> None:
@@ -228,4 +226,4 @@ def test_names_with_a_colon_and_frames_that_are_not_there(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     assert read(Path("http:12.mp4"), [4]) == [4]
     with Video("http:12.mp4") as video, pytest.raises(IndexError, match=r"\[5\] to \[5\] of 5 were asked for"):
-        video.read([5], small)
+        video.read([5], SMALL)

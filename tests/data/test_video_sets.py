@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from leanconv.data.splits import Problem
-from leanconv.data.video_sets import VideoList, kinetics, sports1m, video_csv, video_folder
+from leanconv.data.sets.folder import video_folder
+from leanconv.data.sets.kinetics import kinetics
+from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.sports1m import sports1m
+from leanconv.data.sets.video_csv import video_csv
+from leanconv.data.sets.video_files import VideoList
 from leanconv.errors import DataError
 
 

@@ -12,10 +12,10 @@ from leanconv.ops.chain import ConvChain
 from leanconv.ops.csn import ChannelSeparated
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d
 from leanconv.spec import ConvSpec
-from operators import ROWS, Row
+from operators import CHAINS, Row
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", CHAINS, ids=lambda row: row.name)
 def test_every_operator_equals_its_dense_convolution(row: Row) -> None:
     chain = row.rewrite.build(row.spec, dtype=torch.float64)
     done = densify(nn.Sequential(chain))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import NETS, SIDES, randomized, unit
 from torch import nn
 
+from elastic_nets import NETS, SIDES, randomized, unit
 from leanconv.elastic import make_elastic
 from leanconv.errors import RewriteError
 
@@ -116,7 +116,7 @@ def test_constants_in_a_forward_are_replaced():
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(x), net(x))
     static = net.extract(0.5, calibrated=False)
-    assert type(static.middle).__name__ == "RecountedRemembering"
+    assert type(static.middle).__name__ == "PatchedRemembering"
     assert "signs" not in static.middle.table or type(static.middle.table["signs"]) is torch.Tensor
     with net.at(0.5):
         expected = net(x)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import NETS, elastic
-from elastic_nets import SIDES as SMALL
 from torch import nn
 
+from elastic_nets import NETS, elastic
+from elastic_nets import SIDES as SMALL
 from leanconv.elastic import MutualObjective, make_elastic, plan_step
 from leanconv.elastic.net import resized
 from leanconv.errors import LeanconvError

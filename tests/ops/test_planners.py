@@ -20,8 +20,7 @@ from leanconv.ops.osep_groups import (
     relaxed_channels_per_group,
     relaxed_cost,
 )
-from leanconv.ops.separable import inner_width
-from leanconv.plan import Plan, Stage
+from leanconv.plan import Plan, Stage, inner_width
 from leanconv.spec import ConvSpec
 
 channel_counts = st.integers(8, 160)

@@ -17,7 +17,7 @@ from leanconv.build import create_model, default_size
 from leanconv.errors import LeanconvError
 from leanconv.recipes import RECIPES, build_model, change, get_recipe, open_data, run_recipe, score_videos
 from leanconv.recipes.csn import CSN
-from leanconv.report import contact
+from leanconv.report import contact_sheet
 from leanconv.train import Classify
 from leanconv.train.optim import rate
 
@@ -136,7 +136,7 @@ def test_what_a_run_on_videos_leaves(moving_digits: str, tmp_path: Path, capfd: 
     assert len(rows) == 8
     assert {row["label"] for row in rows} == {"left"}  # the first eight in file order
     assert sum(row["label"] == row["prediction"] for row in rows) / 8 == result.videos.video1
-    assert (out / "sheet.png").stat().st_size > 2000
+    assert (out / "contact_sheet.png").stat().st_size > 2000
     assert not (out / "problems.csv").exists()
     with open(out / "metrics.csv") as file:
         assert "clips_per_second" in next(csv.DictReader(file))
@@ -226,15 +226,15 @@ class Constant(nn.Module):
 
 
 def test_the_sheet_shows_what_the_network_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[contact.ContactRow] = []
-    save = contact.save_contact_sheet
+    shown: list[contact_sheet.ContactRow] = []
+    save = contact_sheet.save_contact_sheet
 
     def spy(rows, path, **settings):
         shown.extend(rows)
         return save(rows, path, **settings)
 
-    monkeypatch.setattr(contact, "save_contact_sheet", spy)
-    evaluation = score_videos(Constant(), Counting(), clips=5, crops=3, sheet=tmp_path / "s.png")  # type: ignore[arg-type]
+    monkeypatch.setattr(contact_sheet, "save_contact_sheet", spy)
+    evaluation = score_videos(Constant(), Counting(), clips=5, crops=3, contact_sheet=tmp_path / "s.png")  # type: ignore[arg-type]
     assert (evaluation.videos, evaluation.clips, evaluation.video1) == (6, 90, 1 / 6)
     assert [row.name for row in shown] == [f"v{video}" for video in range(6)]
     assert [row.title.split("  ")[0] for row in shown] == ["a", "b -> a", "c -> a", "d -> a", "e -> a", "f -> a"]

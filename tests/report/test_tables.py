@@ -15,7 +15,7 @@ from leanconv.errors import LeanconvError
 from leanconv.query import Row
 from leanconv.report import (
     Column,
-    Sheet,
+    TextTable,
     bench_table,
     binary,
     changes_table,
@@ -32,7 +32,7 @@ from leanconv.report import (
 from leanconv.rewrites import Change, Skipped
 
 
-def printed(sheet: Sheet, width: int | None = None) -> list[str]:
+def printed(sheet: TextTable, width: int | None = None) -> list[str]:
     """The lines in a terminal of `width` columns, or in a pipe."""
     file = io.StringIO()
     if width is None:
@@ -76,7 +76,7 @@ def test_other_numbers() -> None:
     assert [ratio(1, 3), ratio(2.0), ratio(1, 0), ratio(None)] == ["0.33", "2.00", "-", "-"]
 
 
-SHEET = Sheet(
+SHEET = TextTable(
     title="a title",
     columns=(Column("model", "left", cut=1), Column("MACs"), Column("ms")),
     rows=(("net", "1.00 M", "3.2"), ("backbone.layer1.0.conv2[x]", "25.56 M", "12.0")),
@@ -102,7 +102,7 @@ def test_a_narrow_terminal_cuts_names_in_the_middle_and_no_numbers() -> None:
 
 
 def test_a_table_that_is_still_too_wide_continues_below_with_its_first_column() -> None:
-    many = Sheet(
+    many = TextTable(
         title="wide",
         columns=(Column("model", "left"), *(Column(f"number {index}") for index in range(9))),
         rows=(("net", *(str(index) * 8 for index in range(9))),),

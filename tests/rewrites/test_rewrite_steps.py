@@ -8,6 +8,7 @@ import pytest
 
 from leanconv.errors import LeanconvError, PlanError, UnknownName
 from leanconv.ops import OPERATORS
+from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import Grouped
 from leanconv.rewrites import from_json, parse_step, to_json
@@ -15,9 +16,11 @@ from leanconv.rewrites import from_json, parse_step, to_json
 
 @pytest.mark.parametrize("stem", sorted(OPERATORS))
 def test_every_operator_survives_json_and_text(stem):
-    step = OPERATORS[stem](where="layer[34].* kernel>1", init="fresh", between="bn")
+    more = {"between": "bn"} if issubclass(OPERATORS[stem], ChainRewrite) else {}
+    step = OPERATORS[stem](where="layer[34].* kernel>1", init="fresh", **more)
     assert from_json(json.loads(json.dumps(to_json(step)))) == step
-    assert parse_step(f"{stem}:where=layer[34].* kernel>1,init=fresh,between=bn") == step
+    text = "".join(f",{name}={value}" for name, value in more.items())
+    assert parse_step(f"{stem}:where=layer[34].* kernel>1,init=fresh{text}") == step
     assert parse_step(stem) == OPERATORS[stem]()
     assert to_json(step)["stem"] == stem
 

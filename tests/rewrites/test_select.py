@@ -8,9 +8,8 @@ from torch import nn
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.separable import DepthSeparable, Grouped
 from leanconv.rewrites import rewrite
-from leanconv.rewrites.chains import layers_of
 from leanconv.rewrites.order import order_of
-from leanconv.rewrites.select import parse
+from leanconv.rewrites.select import layers_of, parse
 
 
 class Net(nn.Module):

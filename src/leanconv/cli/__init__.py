@@ -65,7 +65,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it."""
 
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         _say("interrupted")
         code = 130
     except BrokenPipeError:
-        # The reader has gone (`leanconv list | head`); the interpreter must not complain about it once more at exit.
+        # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type

@@ -7,33 +7,32 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    configuration,
-    find,
-    say_json,
-    write_json,
-)
+from leanconv.cli.models import configuration, find
+from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json, write_json
+from leanconv.machine import this_machine
 
 
 def run(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The first is what ratios refer to.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="One or several; ratios refer to the first.")],
     options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
-    backends: Annotated[str, typer.Option(help="Comma-separated.")] = "eager,compile,onnxruntime,openvino",
+    backends: Annotated[
+        str, typer.Option(metavar="NAME,...", help="What runs the models.")
+    ] = "eager,compile,onnxruntime,openvino",
     batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of every backend.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Times that each candidate is timed.")] = 50,
+    rounds: Annotated[int, typer.Option(help="How often each is timed.")] = 50,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Also write the rows here.")] = None,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Time models (and their rewritten forms) on several backends, after checking that their outputs agree."""
+    """Time models on this machine.
+
+    Models, and with --rewrite their rewritten forms, on several backends, all interleaved in one run; before that, the
+    outputs of every backend are compared with torch's.
+    """
     from leanconv.deploy import bench
     from leanconv.report import bench_table, print_table
 
@@ -51,6 +50,7 @@ def run(
     if out is not None:
         write_json([row.to_json() for row in rows], out)
     if json:
-        say_json([row.to_json() for row in rows])
+        print_json([row.to_json() for row in rows])
     else:
         print_table(bench_table(rows))
+        typer.echo(f"Machine: {this_machine()}.")

@@ -26,7 +26,10 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Train for so many epochs instead of the recipe's.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Replace an earlier demo in that folder.")] = False,
 ) -> None:
-    """Rewrite and measure a ResNet-20, train it elastic on real digits, pick for three budgets, export and verify."""
+    """See the whole job on embedded real digits, in minutes.
+
+    Rewrites and measures a ResNet-20, trains it elastic, picks for three budgets, exports and verifies.
+    """
     from leanconv.errors import LeanconvError
     from leanconv.recipes import get_recipe, run_recipe
     from leanconv.report import export_table, print_table, query_table, save_curves
@@ -109,7 +112,7 @@ def _compare() -> None:
 
 
 def _export(table: QueryTable, network: ElasticNet, out: Path) -> list[ExportReport]:
-    from leanconv.cli.common import configuration
+    from leanconv.cli.models import configuration
     from leanconv.deploy import export
 
     full = max(row.macs for row in table.rows)

@@ -1,47 +1,50 @@
-"""`leanconv doctor`: what is installed, what the machine is, and what is missing for which verb."""
+"""`leanconv doctor`: what this machine is, what is installed, and which extras are incomplete."""
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
 
 import typer
 
-from leanconv.cli.common import JsonOption, say_json
-
-_EXTRAS = {
-    "core": ("torch", "torchvision", "timm", "safetensors", "rich", "typer", "omegaconf"),
-    "train": ("lightning", "tensorboard", "scikit-learn", "pyarrow", "matplotlib"),
-    "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-}
+from leanconv.cli.options import JsonOption
+from leanconv.cli.output import print_json
+from leanconv.machine import this_machine, versions
 
 
 def run(json: JsonOption = False) -> None:
-    """Check the installation: versions, devices, threads, and what is missing for which verb."""
-    packages = {extra: {name: _version(name) for name in names} for extra, names in _EXTRAS.items()}
+    """Check the installation.
+
+    The machine, its devices and threads, versions, and what is missing of which extra.
+    """
+    machine = _machine()
+    packages = {extra: versions(names) for extra, names in _required().items()}
     missing = {extra: [name for name, found in names.items() if found is None] for extra, names in packages.items()}
-    facts = {"machine": _machine(), "packages": packages, "missing": missing}
     if json:
-        say_json(facts)
+        print_json({"machine": machine, "packages": packages, "missing": missing})
     else:
-        for name, value in _machine().items():
+        for name, value in machine.items():
             typer.echo(f"{name:10} {value}")
         for extra, names in packages.items():
-            told = ", ".join(f"{name} {found or 'MISSING'}" for name, found in names.items())
-            typer.echo(f"{extra:10} {told}")
+            listed = ", ".join(f"{name} {found or 'MISSING'}" for name, found in names.items())
+            typer.echo(f"{extra:10} {listed}")
         for extra, absent in missing.items():
             if absent:
-                typer.echo(f"install the missing ones with: pip install 'leanconv[{extra}]'")
+                typer.echo(f"install what is missing with: pip install 'leanconv[{extra}]'")
     if missing["core"]:
         raise typer.Exit(1)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _required() -> dict[str, list[str]]:
+    """The packages that leanconv itself (core) and each of its extras need, from its own metadata."""
+    from importlib.metadata import requires
+
+    found: dict[str, list[str]] = {"core": []}
+    for text in requires("leanconv") or []:
+        name, extra = text.partition(";")[0], re.search(r"extra\s*==\s*['\"](\w+)['\"]", text)
+        group = extra[1] if extra else "core"
+        if group not in ("dev", "docs"):  # for work on leanconv itself
+            found.setdefault(group, []).append(re.split(r"[^\w.-]", name)[0])
+    return found
 
 
 def _machine() -> dict[str, str]:
@@ -49,12 +52,15 @@ def _machine() -> dict[str, str]:
 
     from leanconv import __version__
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, training and timing run on the CPU"
+    here = this_machine()
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, training and timing run on the CPU"
     return {
         "leanconv": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(os.cpu_count()),
+        "python": here.python,
+        "system": here.system,
+        "cpu": f"{here.cpu}{', ' if here.vectors else ''}{here.vectors}",
+        "memory": f"{here.memory_bytes / 2**30:.1f} GiB",
+        "cores": str(here.cores),
         "threads": f"{torch.get_num_threads()} in torch",
-        "cuda": device,
+        "cuda": gpu,
     }

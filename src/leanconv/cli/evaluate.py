@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,104 +10,119 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from leanconv.cli.common import JsonOption, Opened, TrustOption, configuration, open_run, say_json
+from leanconv.cli.models import configuration
+from leanconv.cli.options import FolderArgument, JsonOption, ResolutionOption, SizeOption, TrustOption, WidthOption
+from leanconv.cli.output import print_json
+from leanconv.cli.values import read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from leanconv.data import ImageData, VideoData
+    from leanconv.recipes import LoadedRun
 
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder or a saved model.")],
+    model: FolderArgument,
     data: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="digits, folder:PATH, video-csv:TRAIN,TEST, ...; default: the run's."),
     ] = None,
-    side: Annotated[int | None, typer.Option("--size", metavar="PIXELS", help="Side of the images.")] = None,
-    width: Annotated[float | None, typer.Option(help="Of an elastic network: the share of its channels.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Of an elastic network: the input side.")] = None,
+    size: SizeOption = None,
+    width: WidthOption = None,
+    resolution: ResolutionOption = None,
     clips: Annotated[
         int | None, typer.Option(min=1, help="Clips per video, evenly spread; default: the run's, or 10.")
     ] = None,
     crops: Annotated[
-        int | None, typer.Option(help="Crops per clip: 1 (centre) or 3; default: the run's, or 1.")
+        int | None, typer.Option(help="Crops per clip: 1 (the centre) or 3; default: the run's, or 1.")
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="A run on videos to print beside it, such as a single-frame one."),
+        typer.Option(metavar="FOLDER", help="Another run on videos to show beside it, such as a single-frame one."),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write what was said of every video.")
+        Path | None, typer.Option(metavar="FILE.csv", help="Write the prediction for every video.")
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw clips as rows of frames, with label and prediction.")
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw clips as rows of frames, each with its label and prediction."),
     ] = None,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Evaluate on the test images (top-1 and top-5 accuracy) or videos (clip@1, video@1 and video@5)."""
-    opened = open_run(model, data, side, trust_code=trust_code)
-    if opened.data.unit != "video":
-        if any(value is not None for value in (clips, crops, baseline, predictions, sheet)):
+    """Test a network on images or videos.
+
+    Top-1 and top-5 accuracy on images; clip@1, video@1 and video@5 on whole videos.
+    """
+    from leanconv.recipes import load_run
+
+    shape = read_size(size) if size else None
+    loaded = load_run(model, data=data, size=shape, trust_code=trust_code)
+    if loaded.data.unit != "video":
+        if any(value is not None for value in (clips, crops, baseline, predictions, contact_sheet)):
             raise LeanconvError(
-                f"{model} is tested on images: --clips, --crops, --baseline, --predictions and --sheet are for videos"
+                f"{model} is tested on images: --clips, --crops, --baseline, --predictions and --contact-sheet are for"
+                " videos"
             )
-        _images(model, opened, width, resolution, json)
+        _images(model, loaded, width, resolution, json)
         return
-    other = None if baseline is None else open_run(baseline, data, side, trust_code=trust_code)
+    other = None if baseline is None else load_run(baseline, data=data, size=shape, trust_code=trust_code)
     if other is not None and other.data.unit != "video":
         raise LeanconvError(f"--baseline {baseline}: it was made for images, and {model} is tested on videos")
-    rows = [_videos(model, opened, clips, crops, width, resolution, predictions=predictions, sheet=sheet)]
+    rows = [_videos(model, loaded, clips, crops, width, resolution, predictions, contact_sheet)]
     if other is not None:
         rows.append(_videos(str(baseline), other, clips, crops))
     if json:
-        say_json(rows[0] if other is None else {**rows[0], "baseline": rows[1]})
+        print_json(rows[0] if other is None else {**rows[0], "baseline": rows[1]})
         return
-    _print_videos(rows)
-    for path in (predictions, sheet):
+    from leanconv.report import print_table, videos_table
+
+    print_table(videos_table(rows))
+    for path in (predictions, contact_sheet):
         if path is not None:
             typer.echo(f"written: {path}")
-    _print_problems(opened.data)
+    _print_problems(loaded.data)
 
 
-def _images(model: str, opened: Opened, width: float | None, resolution: int | None, json: bool) -> None:
+def _images(model: str, loaded: LoadedRun, width: float | None, resolution: int | None, json: bool) -> None:
     from leanconv.report import percent
     from leanconv.train import evaluate
 
-    with _configured(opened.network, width, resolution) as (network, told):
-        result = evaluate(network, opened.data.eval_loader())
+    with _configured(loaded.network, width, resolution) as (network, which):
+        result = evaluate(network, loaded.data.eval_loader())
     if json:
-        say_json({**asdict(result), "unreadable": len(opened.data.problems)})
+        print_json({**asdict(result), "unreadable": len(loaded.data.problems)})
         return
     five = "" if result.top5 is None else f", top-5 {percent(result.top5, 2)} %"
-    typer.echo(f"{model}{told}: top-1 {percent(result.top1, 2)} %{five} on {result.images} images")
-    _print_problems(opened.data)
+    typer.echo(f"{model}{which}: top-1 {percent(result.top1, 2)} %{five} on {result.images} images")
+    _print_problems(loaded.data)
 
 
 def _videos(
     name: str,
-    opened: Opened,
+    loaded: LoadedRun,
     clips: int | None,
     crops: int | None,
     width: float | None = None,
     resolution: int | None = None,
-    *,
     predictions: Path | None = None,
-    sheet: Path | None = None,
+    contact_sheet: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of one network, under its name."""
     from leanconv.recipes import score_videos, video_figures
 
-    data = cast("VideoData", opened.data)
-    settings = None if opened.recipe is None else opened.recipe.data.video
+    data = cast("VideoData", loaded.data)
+    settings = None if loaded.recipe is None else loaded.recipe.data.video
     clips = clips or (settings.test_clips if settings else 10)
     crops = crops or (settings.test_crops if settings else 1)
-    with _configured(opened.network, width, resolution) as (network, told):
-        evaluation = score_videos(network, data, clips=clips, crops=crops, predictions=predictions, sheet=sheet)
+    with _configured(loaded.network, width, resolution) as (network, which):
+        evaluation = score_videos(
+            network, data, clips=clips, crops=crops, predictions=predictions, contact_sheet=contact_sheet
+        )
     figures = video_figures(evaluation, clips=clips, crops=crops)
-    return {"model": name + told, **figures, "unreadable": len(data.problems)}
+    return {"model": name + which, **figures, "unreadable": len(data.problems)}
 
 
 @contextmanager
@@ -117,7 +132,6 @@ def _configured(network: nn.Module, width: float | None, resolution: int | None)
 
     from leanconv.elastic import ElasticNet
 
-    network.eval()
     if torch.cuda.is_available():
         network.cuda()
     if not isinstance(network, ElasticNet):
@@ -126,32 +140,6 @@ def _configured(network: nn.Module, width: float | None, resolution: int | None)
     config = network.checked(width or network.widths[1], resolution or network.resolutions[0])
     with network.at(width=config.width, resolution=config.resolution):
         yield network, f" at width {config.width:g}, resolution {config.resolution}"
-
-
-def _print_videos(figures: Sequence[Mapping[str, Any]]) -> None:
-    from leanconv.report import Column, Sheet, percent, print_table
-
-    first = figures[0]
-    chance = first["chance"]
-    five = None if first["video5"] is None else 5 * chance
-    rows = [*figures, {"model": "chance", "clip1": chance, "video1": chance, "video5": five}]
-    clips = "1 clip" if first["clips"] == 1 else f"{first['clips']} clips"
-    crops = "the centre of each" if first["crops"] == 1 else f"{first['crops']} crops of each"
-    print_table(
-        Sheet(
-            title="",
-            columns=(
-                Column("model", "left", cut=1),
-                Column("clip@1 [%]"),
-                Column("video@1 [%]"),
-                Column("video@5 [%]"),
-            ),
-            rows=tuple(
-                (row["model"], *(percent(row[name], 2) for name in ("clip1", "video1", "video5"))) for row in rows
-            ),
-            notes=(f"{first['videos']} videos, {clips} of each, {crops}.",),
-        )
-    )
 
 
 def _print_problems(data: ImageData | VideoData) -> None:

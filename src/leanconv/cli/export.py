@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
+from leanconv.cli.models import configuration, find
+from leanconv.cli.options import (
     JsonOption,
     ModelArgument,
+    ResolutionOption,
     RewriteOption,
     SetOption,
     SizeOption,
     TrustOption,
-    find,
-    say_json,
+    WidthOption,
 )
+from leanconv.cli.output import print_json
 
 
 def run(
@@ -25,15 +27,19 @@ def run(
     options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
-    width: Annotated[float | None, typer.Option(help="Of an elastic network: the share of its channels.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Of an elastic network: the input side.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
-    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="Batch size 1 instead of any.")] = False,
+    width: WidthOption = None,
+    resolution: ResolutionOption = None,
+    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch's outputs.")] = 1e-4,
+    fixed_batch: Annotated[
+        bool, typer.Option("--fixed-batch", help="Make the file for a batch of 1 instead of any batch.")
+    ] = False,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Export to ONNX, compare with torch on fresh inputs, then give the file its name."""
-    from leanconv.cli.common import configuration
+    """Export to ONNX and compare the outputs.
+
+    The file gets its name only after its outputs have been compared with torch's on new inputs.
+    """
     from leanconv.deploy import export
     from leanconv.report import export_table, print_table
 
@@ -41,6 +47,6 @@ def run(
     network, shape = configuration(found.final, found.size, width, resolution)
     report = export(network, path, size=shape, tolerance=tolerance, dynamic_batch=not fixed_batch)
     if json:
-        say_json(report.to_json())
+        print_json(report.to_json())
     else:
         print_table(export_table([report]))

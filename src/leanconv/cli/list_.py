@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, say_json
+from leanconv.cli.options import JsonOption
+from leanconv.cli.output import print_json
 
 
 def run(
@@ -14,7 +15,7 @@ def run(
     recipes: Annotated[bool, typer.Option("--recipes", help="List recipes for `leanconv train` instead.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List models by name (or recipes)."""
+    """List models by name, or recipes."""
     from leanconv.errors import unknown
 
     if recipes:
@@ -32,7 +33,7 @@ def run(
     if not names:
         raise unknown("recipe" if recipes else "model", pattern, known)
     if json:
-        say_json(names if recipes else list(names))
+        print_json(names if recipes else list(names))
         return
     for name, note in names.items():
         typer.echo(f"{name:32} {note}" if note else name)

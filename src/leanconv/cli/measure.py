@@ -6,19 +6,13 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    find,
-    say_json,
-)
+from leanconv.cli.models import find
+from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json
 
 
 def run(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="One model, or several to see side by side.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="One model, or several to see side by side.")],
     options: SetOption = [],
     rewrites: RewriteOption = [],
     size: SizeOption = None,
@@ -26,7 +20,10 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Count parameters, MACs, channel interactions, activation memory and receptive field."""
+    """Count what models cost, without running them.
+
+    Parameters, MACs, channel interactions, activation memory and receptive field; with --rewrite before and after.
+    """
     from leanconv.cost import Cost, measure
     from leanconv.report import comparison_table, cost_table, modules_table, print_table
 
@@ -37,7 +34,7 @@ def run(
         if found.rewritten:
             costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)
     if json:
-        say_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
+        print_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
         return
     if len(costs) == 1:
         for name, cost in costs.items():

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import JsonOption, read_amount, say_json
+from leanconv.cli.options import JsonOption
+from leanconv.cli.output import print_json
+from leanconv.cli.values import read_amount
 from leanconv.errors import LeanconvError
 
 
@@ -20,7 +22,7 @@ def run(
         str | None, typer.Option(metavar="BYTES", help="At most so much memory for one image, such as 20M.")
     ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most so many milliseconds.")] = None,
-    setting: Annotated[
+    setup: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Whose milliseconds, such as onnxruntime_t1_b1; default the first."),
     ] = None,
@@ -32,7 +34,10 @@ def run(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Pick the best configuration for a budget; never one over it."""
+    """Pick the best configuration within a budget.
+
+    The most accurate row of a query table that is within all limits; never one over them.
+    """
     from leanconv.query import QueryTable
     from leanconv.report import print_table, query_table
 
@@ -47,10 +52,10 @@ def run(
         max_peak_bytes=None if max_memory is None else read_amount(max_memory, "--max-memory"),
         max_latency_ms=max_latency_ms,
         min_accuracy=min_accuracy,
-        setting=setting,
+        setup=setup,
         any_machine=any_machine,
     )
     if json:
-        say_json(asdict(row))
+        print_json(asdict(row))
     else:
         print_table(query_table([row], title="picked"))

@@ -1,4 +1,4 @@
-"""`leanconv rewrite`: put cheaper operators where a model's convolutions are, and say what that did."""
+"""`leanconv rewrite`: put cheaper operators where a model's convolutions are, and show what that did."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from typing import Annotated
 
 import typer
 
-from leanconv.cli.common import (
-    JsonOption,
-    ModelArgument,
-    RewriteOption,
-    SetOption,
-    SizeOption,
-    TrustOption,
-    find,
-    say_json,
-)
+from leanconv.cli.models import find
+from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
 
@@ -29,7 +22,10 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Rewrite a model: print every changed layer and the cost before and after, and save the result."""
+    """Replace a model's convolutions by cheaper ones.
+
+    Prints every changed layer, and the cost before and after; saves the result with --out.
+    """
     if not rewrites:
         raise LeanconvError("rewrite needs at least one --rewrite, for example --rewrite osep:overlap=1")
     from dataclasses import asdict
@@ -45,7 +41,7 @@ def run(
     if out is not None:
         save(done, out, size=found.size)
     if json:
-        say_json(
+        print_json(
             {
                 "changes": [asdict(change) for change in done.changes],
                 "skipped": [asdict(skip) for skip in done.skipped],

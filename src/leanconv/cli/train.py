@@ -11,21 +11,28 @@ from leanconv.errors import LeanconvError
 
 
 def run(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A name: leanconv list --recipes.")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe written out (config.yaml).")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A name (leanconv list --recipes).")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of a name: a recipe as a file, such as the config.yaml of a run."),
+    ] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="Change the recipe: epochs=3, optim.lr=0.2, ...")
     ] = [],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run folder; by default runs/RECIPE.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Two steps on the embedded digits, to see that it works.")
+        bool, typer.Option("--tiny", help="Two steps on the embedded digits, to see that the recipe works.")
     ] = False,
-    dry: Annotated[bool, typer.Option("--dry", help="Only print the recipe as it would be carried out.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Print the recipe with its changes, and stop.")] = False,
 ) -> None:
-    """Train by recipe: writes checkpoints, metrics, the model and, if elastic, its query table."""
+    """Train by recipe, in a run folder.
+
+    Writes checkpoints, metrics, the model and, if it is elastic, its query table. An interrupted run goes on with
+    --resume --out DIR.
+    """
     from leanconv.recipes import change, get_recipe, read_recipe, run_recipe, to_yaml
     from leanconv.report import percent, print_table, query_table
     from leanconv.train import is_main_process
@@ -59,7 +66,7 @@ def run(
         five = "" if videos.video5 is None else f", video@5 {percent(videos.video5, 2)} %"
         typer.echo(
             f"clip@1 {percent(videos.clip1, 2)} %, video@1 {percent(videos.video1, 2)} %{five} on {videos.videos}"
-            f" videos (chance {percent(1 / videos.classes, 2)} %); look at {folder / 'sheet.png'}"
+            f" videos (chance {percent(1 / videos.classes, 2)} %); look at {folder / 'contact_sheet.png'}"
         )
     if result.table is not None:
         print_table(query_table(result.table.rows, title=f"query table, {folder / 'table.json'}"))

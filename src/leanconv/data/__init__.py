@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from leanconv.data.augment import AUGMENTS
-from leanconv.data.images import ImageData, open_images
-from leanconv.data.splits import Problem
-from leanconv.data.video import VIDEO_KINDS, VideoData, VideoSample, open_videos
-from leanconv.data.video_augment import VIDEO_AUGMENTS
+from leanconv.data.images.augment import AUGMENTS
+from leanconv.data.images.images import ImageData, open_images
+from leanconv.data.inputs import open_inputs
+from leanconv.data.sets.splits import Problem
+from leanconv.data.video.augment import VIDEO_AUGMENTS
+from leanconv.data.video.video import VIDEO_KINDS, VideoData, VideoSample, open_videos
 
 __all__ = [
     "AUGMENTS",
@@ -17,5 +18,6 @@ __all__ = [
     "VideoData",
     "VideoSample",
     "open_images",
+    "open_inputs",
     "open_videos",
 ]

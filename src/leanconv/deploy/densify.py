@@ -13,6 +13,7 @@ from torch import nn
 
 from leanconv.deploy.fold import Kept, eval_copy
 from leanconv.deploy.verify import compare
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.swap import swap
@@ -33,7 +34,7 @@ class Densified:
     max_abs_difference: float | None
 
 
-def densify(model: nn.Module, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
+def densify(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
     """A copy of `model` in which every `ConvChain` is the one dense convolution that it equals.
 
     Kernels are composed in double precision. Mode, device, dtype, requires_grad and names stay. A chain with a norm or
@@ -46,6 +47,7 @@ def densify(model: nn.Module, size: Sequence[int] | None = None, *, tolerance: f
     >>> densify(net).model[0]
     Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
+    model = as_module(model)
     kept: list[Kept] = []
 
     def rule(name: str, module: nn.Module) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""A model as one ONNX file that is known to compute what the model computes.
+"""A model as one ONNX file whose outputs have been compared with the model's.
 
 The file is written under a temporary name, loaded by onnxruntime, compared with torch on fresh random inputs at several
 batch sizes, and only then given its name: a file that exists is a file that was verified.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -27,7 +25,9 @@ from torch import nn
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
 from leanconv.deploy.verify import compare, forward, input_size, one_line, onnxruntime_runner, random_input
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import ExportError, LeanconvError, need
+from leanconv.files import unwritable, whole_folder
 
 __all__ = ["ExportReport", "export", "quiet", "refuse_elastic", "to_onnx"]
 
@@ -73,7 +73,7 @@ class ExportReport:
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | ModelHolder,
     path: str | os.PathLike[str],
     *,
     size: Sequence[int],
@@ -105,11 +105,11 @@ def export(
         MissingExtra: if onnx, onnxscript or onnxruntime is not installed.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> export(net, "net.onnx", size=(3, 16, 16)).max_abs_difference < 1e-4  # doctest: +SKIP
+    >>> export(net, "net.onnx", size=(3, 16, 16)).max_abs_difference < 1e-4
     True
     """
     start = time.perf_counter()
-    size, path = input_size(size), Path(path)
+    model, size, path = as_module(model), input_size(size), Path(path)
     if samples < 1:
         raise LeanconvError(f"samples must be at least 1, otherwise nothing is verified, got {samples}")
     if path.suffix != ".onnx":
@@ -121,12 +121,9 @@ def export(
     if fold:
         result = fold_norms(reference, size, tolerance=tolerance, seed=seed)
         subject, folded = result.model, len(result.folded)
-    with _workshop(path) as room:
+    with whole_folder(path.parent, lambda reason: unwritable(path, reason, error=ExportError), last=path.name) as room:
         draft = room / path.name
-        try:
-            opset = to_onnx(subject, draft, size=size, batch=None if dynamic_batch else 1, opset=opset)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        opset = to_onnx(subject, draft, size=size, batch=None if dynamic_batch else 1, opset=opset)
         batches = range(1, samples + 1) if dynamic_batch else [1] * samples
         try:
             # A new name for the runner at every step: it must let go of the draft before that is renamed.
@@ -146,7 +143,8 @@ def export(
                 f"the {bound:.2e} allowed (largest output {difference.max_output:.3g}, tolerance {tolerance:g}); the "
                 "file was not written. If outputs of that size may differ so much, pass a larger tolerance"
             )
-        files = _publish(room, path)
+        names = sorted((file.name for file in room.iterdir()), key=lambda name: name != path.name)
+    files = tuple(path.with_name(name) for name in names)
     return ExportReport(
         path=path,
         max_abs_difference=difference.max_abs,
@@ -217,44 +215,6 @@ def refuse_elastic(model: nn.Module, verb: str) -> None:
         raise ExportError(
             f"{verb} takes one network, and an elastic network is many: give it net.extract(width=..., resolution=...)"
         )
-
-
-@contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` to work in; it is removed at the end, and so are folders made for it in vain."""
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    room: Path | None = None
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        yield room
-    finally:
-        if room is not None:
-            shutil.rmtree(room, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()  # only if empty
-
-
-def _publish(room: Path, path: Path) -> tuple[Path, ...]:
-    """Give what is in `room` its final names, weights before the graph that refers to them."""
-    drafts = sorted(room.iterdir(), key=lambda draft: draft.name == path.name)
-    try:
-        for draft in drafts:
-            os.replace(draft, path.with_name(draft.name))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    return tuple(path.with_name(draft.name) for draft in reversed(drafts))
-
-
-def _unwritable(path: Path, error: OSError) -> ExportError:
-    return ExportError(
-        f"{path}: cannot be written: {error.strerror or error}; nothing was left behind. Choose a folder that can be "
-        "written to, on a disk with enough space"
-    )
 
 
 @contextmanager

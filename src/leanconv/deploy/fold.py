@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from leanconv.deploy.verify import compare, one_line
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelShuffle
 
@@ -50,7 +51,7 @@ class Folded:
     max_abs_difference: float
 
 
-def fold(model: nn.Module, size: Sequence[int], *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
+def fold(model: nn.Module | ModelHolder, size: Sequence[int], *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
     """Fold every BatchNorm that directly follows a convolution into it; the result is for inference only.
 
     Works on a CPU copy in eval mode. A pair is folded where that is exact: the convolution is an ordinary one, called
@@ -63,7 +64,7 @@ def fold(model: nn.Module, size: Sequence[int], *, tolerance: float = 1e-4, seed
     >>> fold(net, (3, 8, 8)).folded
     ('1',)
     """
-    original = eval_copy(model)
+    original = eval_copy(as_module(model))
     folded = copy.deepcopy(original)
     names, kept = _fold_all(folded)
     difference = compare(original, folded, size, seed=seed)

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import Between, ChainRewrite, DropIn
+from leanconv.ops.chain import Between
+from leanconv.ops.drop_in import ChainRewrite, DropIn
 from leanconv.ops.separable import Depthwise
 from leanconv.plan import Plan, Stage, grouped_stage
 from leanconv.spec import ConvSpec
 
 __all__ = [
     "ChannelSeparated",
-    "ChannelSeparatedConv1d",
     "ChannelSeparatedConv2d",
     "ChannelSeparatedConv3d",
 ]
@@ -75,12 +75,6 @@ class ChannelSeparated(ChainRewrite):
         rest = (0,) if self.space_time else range(spec.ndim)
         stages.append(grouped_stage(spec, rest, inputs, outputs, inputs, last=True))
         return Plan(spec=spec, stages=tuple(stages))
-
-
-class ChannelSeparatedConv1d(DropIn):
-    """`ChannelSeparated` in 1D, with the signature of `nn.Conv1d`."""
-
-    rewrite, ndim = ChannelSeparated, 1
 
 
 class ChannelSeparatedConv2d(DropIn):

@@ -21,7 +21,7 @@ from math import gcd, log, prod
 from typing import ClassVar, Literal
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import ChainRewrite, DropIn
+from leanconv.ops.drop_in import ChainRewrite, DropIn
 from leanconv.plan import Plan, grouped_stage
 from leanconv.spec import ConvSpec
 

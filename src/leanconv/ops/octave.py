@@ -30,10 +30,10 @@ from torch.nn import functional
 
 import leanconv.ops.octave_rules  # noqa: F401  # whoever makes a map has the rules for it
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import CONVS, arguments_of
 from leanconv.ops.channels import Device
 from leanconv.ops.octave_map import OctaveMap, full_map, settled, split
 from leanconv.ops.octave_parts import Runs, double, halve, low_channels
+from leanconv.ops.operator import CONVS, arguments_of
 
 __all__ = ["Exchange", "OctConv", "OctConv2d", "OctConv3d", "StrideMode"]
 

@@ -26,16 +26,14 @@ from math import ceil, inf, prod
 from typing import ClassVar, Literal
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.chain import ChainRewrite, DropIn
+from leanconv.ops.drop_in import ChainRewrite, DropIn
 from leanconv.ops.osep_groups import (
     best_stage_count,
     cheapest_groups,
     exact_groups,
     paper_groups,
-    relaxed_channels_per_group,
 )
-from leanconv.ops.separable import WidthPolicy, inner_width
-from leanconv.plan import Plan, grouped_stage
+from leanconv.plan import Plan, WidthPolicy, grouped_stage, inner_width
 from leanconv.spec import ConvSpec
 
 __all__ = [
@@ -43,9 +41,6 @@ __all__ = [
     "OptimizedSeparableConv1d",
     "OptimizedSeparableConv2d",
     "OptimizedSeparableConv3d",
-    "exact_groups",
-    "paper_groups",
-    "relaxed_channels_per_group",
 ]
 
 

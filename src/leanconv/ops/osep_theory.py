@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from math import ceil, inf, prod
 
 from leanconv.errors import PlanError
-from leanconv.ops.chain import ChainRewrite
+from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.osep_groups import best_stage_count, relaxed_cost
-from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable, inner_width
-from leanconv.plan import Plan
+from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
+from leanconv.plan import Plan, inner_width
 from leanconv.spec import ConvSpec
 
 __all__ = ["GAMMAS", "Choice", "classics", "overlap_sweep", "relaxed_optimum", "stage_sweep"]

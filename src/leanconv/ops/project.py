@@ -1,6 +1,8 @@
-"""Fit the weights of a chain to one dense kernel by least squares.
+"""The dense kernel that the stages of a plan stand for, and the stage weights that come nearest to a dense kernel.
 
-One stage: the answer is the kernel's own block diagonal.
+Pure functions of a plan and tensors; weights are lists of (C_out, C_in / groups, *K), one for each stage.
+
+Fitting, by least squares. One stage: the answer is the kernel's own block diagonal.
 
 Two stages whose slots are wired one to one: the dense kernel falls into g_2 x g_1 blocks (the outputs of one secondary
 group, the inputs of one primary group), each of them a sum over the few channels that run from that primary group to
@@ -14,63 +16,103 @@ train of the kernel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from leanconv.ops.chain import ConvChain
+from leanconv.plan import Plan
+from leanconv.spec import ConvSpec
 
-__all__ = ["project"]
+__all__ = ["compose", "project", "relative_error"]
 
 _SWEEPS = 20
 _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
 
 
+def compose(plan: Plan, weights: Sequence[Tensor]) -> Tensor:
+    """The dense kernel (C_out, C_in, *K) of `plan` with these stage weights; differentiable in them.
+
+    Each axis is convolved by one stage, so taps multiply, never add.
+    """
+    ndim = plan.spec.ndim
+    kernel: Tensor | None = None
+    for index, (stage, weight) in enumerate(zip(plan.stages, weights, strict=True)):
+        dense = _block_diagonal(weight, stage.conv.groups)
+        if kernel is None:
+            kernel = dense[:, : plan.spec.in_channels]
+        else:
+            product = torch.einsum("omb,mia->oiba", dense.flatten(2), kernel.flatten(2))
+            product = product.reshape(*product.shape[:2], *dense.shape[2:], *kernel.shape[2:])
+            axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
+            sizes = [a * b for a, b in zip(dense.shape[2:], kernel.shape[2:], strict=True)]
+            kernel = product.permute(0, 1, *axes).reshape(*product.shape[:2], *sizes)
+        kernel = kernel[list(plan.wiring(index))]
+    assert kernel is not None  # a plan has at least one stage
+    return kernel
+
+
 @torch.no_grad()
-def project(chain: ConvChain, weight: Tensor) -> float:
-    """Set the stage weights of `chain` to the best fit to `weight` (C_out, C_in, *K); return ||W - W'|| / ||W||."""
-    target = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    stages = chain.plan.stages
+def project(plan: Plan, kernel: Tensor) -> list[Tensor]:
+    """The stage weights whose composed kernel is nearest to `kernel` (C_out, C_in, *K); float32 or wider."""
+    target = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
+    stages = plan.stages
     if len(stages) == 1:
-        fitted = [_diagonal(_on_slots(chain, target), stages[0].conv.groups)]
-    elif len(stages) == 2 and _one_to_one(chain):
-        fitted = _two_stages(chain, target)
-    else:
-        fitted = _alternate(chain, target)
-    for conv, value in zip(chain.convs, fitted, strict=True):
-        conv.weight.copy_(value.to(conv.weight))
+        return [_diagonal(_on_slots(plan, target), stages[0].conv.groups)]
+    if len(stages) == 2 and _one_to_one(plan):
+        return _two_stages(plan, target)
+    return _alternate(plan, target)
+
+
+@torch.no_grad()
+def relative_error(plan: Plan, weights: Sequence[Tensor], kernel: Tensor) -> float:
+    """||W - W'|| / ||W|| of the kernel W and the one W' that `weights` compose; 0 for a kernel of zeros."""
+    target = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
     norm = target.norm()
     if norm == 0:
         return 0.0
-    return float((chain._compose([conv.weight.to(target) for conv in chain.convs]) - target).norm() / norm)
+    return float((compose(plan, [weight.to(target) for weight in weights]) - target).norm() / norm)
 
 
-def _one_to_one(chain: ConvChain) -> bool:
-    wiring = chain.plan.wiring(0)
+def _block_diagonal(weight: Tensor, groups: int) -> Tensor:
+    """A grouped kernel (O, I / g, *K) as the dense kernel (O, I, *K) with zeros off the blocks."""
+    if groups == 1:
+        return weight
+    out, per_in, *kernel = weight.shape
+    blocks = weight.new_zeros(groups, out // groups, groups, per_in, *kernel)
+    index = torch.arange(groups, device=weight.device)
+    blocks[index, :, index] = weight.reshape(groups, out // groups, per_in, *kernel)
+    return blocks.reshape(out, groups * per_in, *kernel)
+
+
+def _shape(conv: ConvSpec) -> tuple[int, ...]:
+    """The shape of a stage's weight."""
+    return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+
+
+def _one_to_one(plan: Plan) -> bool:
+    wiring = plan.wiring(0)
     return len(set(wiring)) == len(wiring)
 
 
-def _on_slots(chain: ConvChain, target: Tensor) -> Tensor:
+def _on_slots(plan: Plan, target: Tensor) -> Tensor:
     """`target` with its rows and columns moved to the last stage's output slots and the first stage's input slots."""
-    plan = chain.plan
     slots = target.new_zeros(plan.stages[-1].conv.out_channels, plan.stages[0].conv.in_channels, *target.shape[2:])
     rows = torch.tensor(plan.wiring(len(plan.stages) - 1), device=target.device)
     slots[rows, : target.shape[1]] = target
     return slots
 
 
-def _two_stages(chain: ConvChain, target: Tensor) -> list[Tensor]:
-    first, second = (stage.conv for stage in chain.plan.stages)
+def _two_stages(plan: Plan, target: Tensor) -> list[Tensor]:
+    first, second = (stage.conv for stage in plan.stages)
     groups1, groups2 = first.groups, second.groups
     ins, outs = first.in_channels // groups1, second.out_channels // groups2
     taps1 = torch.Size(first.kernel_size).numel()
     taps2 = torch.Size(second.kernel_size).numel()
 
     # (O, I, K_1, .., K_n) -> (O, I, taps2, taps1): an axis belongs to the stage whose kernel is longer there.
-    slots = _on_slots(chain, target)
+    slots = _on_slots(plan, target)
     mine = [axis for axis, size in enumerate(second.kernel_size) if size > 1]
     theirs = [axis for axis in range(len(first.kernel_size)) if axis not in mine]
     slots = slots.permute(0, 1, *(2 + axis for axis in (*mine, *theirs)))
@@ -80,7 +122,7 @@ def _two_stages(chain: ConvChain, target: Tensor) -> list[Tensor]:
     # A channel between the stages belongs to one block; its rank in the block says which singular pair it carries.
     per_out1 = first.out_channels // groups1
     per_in2 = second.in_channels // groups2
-    wiring = chain.plan.wiring(0)
+    wiring = plan.wiring(0)
     block_of = [(slot // per_in2) * groups1 + source // per_out1 for slot, source in enumerate(wiring)]
     used: dict[int, int] = {}
     rank_of = []
@@ -98,18 +140,18 @@ def _two_stages(chain: ConvChain, target: Tensor) -> list[Tensor]:
             weight2[slot // per_in2, :, slot % per_in2] = scale * left[block, :, rank]
     weight2 = weight2.reshape(groups2, outs, taps2, per_in2).transpose(2, 3)
     return [
-        weight1.reshape(chain.convs[0].weight.shape),
-        weight2.reshape(chain.convs[1].weight.shape),
+        weight1.reshape(_shape(first)),
+        weight2.reshape(_shape(second)),
     ]
 
 
-def _alternate(chain: ConvChain, target: Tensor) -> list[Tensor]:
-    weights = _peel(chain, target)
-    best = _distance(chain, weights, target)
+def _alternate(plan: Plan, target: Tensor) -> list[Tensor]:
+    weights = _peel(plan, target)
+    best = _distance(plan, weights, target)
     for _ in range(_SWEEPS):
         for index in range(len(weights)):
-            weights[index] = _solve_stage(chain, weights, index, target)
-        error = _distance(chain, weights, target)
+            weights[index] = _solve_stage(plan, weights, index, target)
+        error = _distance(plan, weights, target)
         if error > _WORTHWHILE * best:
             break
         best = error
@@ -119,17 +161,16 @@ def _alternate(chain: ConvChain, target: Tensor) -> list[Tensor]:
     return [weight * (mean / norm) for weight, norm in zip(weights, norms, strict=True)]
 
 
-def _distance(chain: ConvChain, weights: list[Tensor], target: Tensor) -> float:
-    return float((chain._compose(weights) - target).norm())
+def _distance(plan: Plan, weights: list[Tensor], target: Tensor) -> float:
+    return float((compose(plan, weights) - target).norm())
 
 
-def _peel(chain: ConvChain, target: Tensor) -> list[Tensor]:
+def _peel(plan: Plan, target: Tensor) -> list[Tensor]:
     """A start for the alternation: split off one stage after the other, as if all that follow it were one dense stage.
 
     Each split is the best low-rank approximation within the groups of its stage (the tensor-train decomposition, for
     groups); for ungrouped chains it is within a factor sqrt(N - 1) of the optimum already.
     """
-    plan = chain.plan
     ndim = plan.spec.ndim
     rest = target.new_zeros(target.shape[0], plan.stages[0].conv.in_channels, *target.shape[2:])
     rest[:, : target.shape[1]] = target
@@ -148,7 +189,7 @@ def _peel(chain: ConvChain, target: Tensor) -> list[Tensor]:
         scale = values[:, :rank].sqrt()
         weight = target.new_zeros(groups, outs, blocks.shape[2])
         weight[:, :rank] = scale[:, :, None] * right[:, :rank]
-        weights.append(weight.reshape(chain.convs[index].weight.shape))
+        weights.append(weight.reshape(_shape(conv)))
         remainder = target.new_zeros(groups, blocks.shape[1], outs)
         remainder[:, :, :rank] = left[:, :, :rank] * scale[:, None]
         # Back to (O, slots of this stage, *K), with this stage's axes used up; then as the next stage reads the slots.
@@ -174,12 +215,12 @@ def _diagonal(dense: Tensor, groups: int) -> Tensor:
     return blocks[index, :, index].reshape(out, inputs // groups, *kernel)
 
 
-def _solve_stage(chain: ConvChain, weights: list[Tensor], index: int, target: Tensor) -> Tensor:
+def _solve_stage(plan: Plan, weights: list[Tensor], index: int, target: Tensor) -> Tensor:
     """Conjugate gradients on the normal equations of the stage `index`, from where it is."""
     point = weights[index]
 
     def kernel(value: Tensor) -> Tensor:
-        return chain._compose([*weights[:index], value, *weights[index + 1 :]])
+        return compose(plan, [*weights[:index], value, *weights[index + 1 :]])
 
     def transpose(residual: Tensor) -> Tensor:
         with torch.enable_grad():

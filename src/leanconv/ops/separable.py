@@ -12,44 +12,20 @@ d-ResNets of that paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 from leanconv.errors import PlanError
-from leanconv.ops.chain import ChainRewrite, DropIn
-from leanconv.plan import Plan, grouped_stage
+from leanconv.ops.drop_in import ChainRewrite, DropIn
+from leanconv.plan import Plan, WidthPolicy, grouped_stage, inner_width
 from leanconv.spec import ConvSpec
 
 __all__ = [
-    "Depthwise",
-    "DepthwiseConv1d",
-    "DepthwiseConv2d",
-    "DepthwiseConv3d",
     "DepthSeparable",
-    "DepthSeparableConv1d",
     "DepthSeparableConv2d",
-    "DepthSeparableConv3d",
+    "Depthwise",
     "Grouped",
     "SpatialSeparable",
-    "SpatialSeparableConv2d",
-    "SpatialSeparableConv3d",
-    "WidthPolicy",
-    "inner_width",
 ]
-
-WidthPolicy = Literal["normal", "linear", "bottleneck", "inverted_residual"]
-
-
-def inner_width(policy: WidthPolicy, in_channels: int, out_channels: int, step: int, steps: int) -> int:
-    """Channels between stage `step` and the next of `steps` stages (optimized separable convolution, section 2.3)."""
-    if policy == "normal":
-        return min(in_channels, out_channels)
-    if policy == "linear":
-        return round(in_channels + (out_channels - in_channels) * step / steps)
-    if policy == "bottleneck":
-        return max(1, max(in_channels, out_channels) // 4)
-    if policy == "inverted_residual":
-        return 4 * min(in_channels, out_channels)
-    raise PlanError(f"width must be one of {', '.join(get_args(WidthPolicy))}, got {policy!r}")
 
 
 def _all_axes(spec: ConvSpec) -> range:
@@ -144,49 +120,7 @@ class SpatialSeparable(ChainRewrite):
         return Plan(spec=spec, stages=stages)
 
 
-class DepthwiseConv1d(DropIn):
-    """`Depthwise` in 1D."""
-
-    rewrite, ndim = Depthwise, 1
-
-
-class DepthwiseConv2d(DropIn):
-    """`Depthwise` in 2D."""
-
-    rewrite, ndim = Depthwise, 2
-
-
-class DepthwiseConv3d(DropIn):
-    """`Depthwise` in 3D."""
-
-    rewrite, ndim = Depthwise, 3
-
-
-class DepthSeparableConv1d(DropIn):
-    """`DepthSeparable` in 1D."""
-
-    rewrite, ndim = DepthSeparable, 1
-
-
 class DepthSeparableConv2d(DropIn):
-    """`DepthSeparable` in 2D."""
+    """`DepthSeparable` in 2D, with the signature of `nn.Conv2d`."""
 
     rewrite, ndim = DepthSeparable, 2
-
-
-class DepthSeparableConv3d(DropIn):
-    """`DepthSeparable` in 3D."""
-
-    rewrite, ndim = DepthSeparable, 3
-
-
-class SpatialSeparableConv2d(DropIn):
-    """`SpatialSeparable` in 2D."""
-
-    rewrite, ndim = SpatialSeparable, 2
-
-
-class SpatialSeparableConv3d(DropIn):
-    """`SpatialSeparable` in 3D."""
-
-    rewrite, ndim = SpatialSeparable, 3

@@ -10,6 +10,7 @@ from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.igc import IGC
+from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
 from leanconv.recipes.octave import (
     OCTAVE_VIDEO,
@@ -27,6 +28,7 @@ __all__ = [
     "RECIPES",
     "DataSettings",
     "ElasticSettings",
+    "LoadedRun",
     "Recipe",
     "RunResult",
     "VideoSettings",
@@ -34,6 +36,7 @@ __all__ = [
     "change",
     "get_recipe",
     "list_recipes",
+    "load_run",
     "open_data",
     "read_recipe",
     "run_recipe",

@@ -1,4 +1,4 @@
-"""Recipes to YAML and back, and settings changed by dotted names: omegaconf checks types, we say what was meant."""
+"""Recipes to YAML and back, and settings changed by dotted names: omegaconf checks types, the messages are ours."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _instance(kind: Any, value: Any) -> Any:
 
 
 def _check_name(name: str, where: str = "") -> None:
-    """Raise unless `name` is a dotted path through the recipe's settings; what lies in a free dictionary may be new."""
+    """Raise unless `name` is a dotted path through the recipe's settings; in a free dictionary any name may be."""
     kind: Any = Recipe
     for part in name.split("."):
         if get_origin(kind) in (types.UnionType, typing.Union):

@@ -6,9 +6,9 @@ clips, ten of warm-up and a half cosine over the rest. Videos at 30 frames per s
 side drawn from 256 to 320, a 224 crop, mirrored half of the time. Ablations see 8 frames, the others 32. Tests take 10
 clips: the centre crop (ablations, Sports1M) or three of 256 (Kinetics).
 
-How the networks of Sports1M were finetuned on Kinetics is not told. Here as the open implementation that reaches the
-same figures does it: batch 96, rate 5e-4 through 16 epochs of warm-up, a tenth of it from epochs 32 and 48 of 58 on,
-gradients clipped at norm 40, BatchNorm frozen, half of the pooled features dropped.
+The paper does not describe how the networks of Sports1M were finetuned on Kinetics. Here as the open implementation
+that reaches the same figures does it: batch 96, rate 5e-4 through 16 epochs of warm-up, a tenth of it from epochs 32
+and 48 of 58 on, gradients clipped at norm 40, BatchNorm frozen, half of the pooled features dropped.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def moving_digits(model: str = "ip_csn_26", frames: int = 8) -> Recipe:
     return Recipe(
         name=f"{model}_moving_digits{'_single_frame' if single else ''}",
         note=f"{model} on the embedded moving digits"
-        + (", one frame at a time: it cannot tell how they move" if single else ", clips of 8 frames (minutes)"),
+        + (", one frame at a time: how they move cannot be seen" if single else ", clips of 8 frames (minutes)"),
         model=model,
         model_args={"frames": frames},
         data=DataSettings(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError
+from leanconv.train.runfolder import saved_model
 
 __all__ = ["Taken", "take_weights"]
 
@@ -22,28 +23,27 @@ class Taken(NamedTuple):
     fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = f"{len(self.copied)} tensors taken over"
+        text = f"{len(self.copied)} tensors taken over"
         if self.inflated:
-            told += f", {len(self.inflated)} inflated from images"
+            text += f", {len(self.inflated)} inflated from images"
         if self.fresh:
-            told += f", {len(self.fresh)} fresh ({', '.join(self.fresh[:3])}{', ...' * (len(self.fresh) > 3)})"
-        return told
+            text += f", {len(self.fresh)} fresh ({', '.join(self.fresh[:3])}{', ...' * (len(self.fresh) > 3)})"
+        return text
 
 
 def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Taken:
-    """Give `net` the weights of the run or saved model in `folder`, in place, and say what became of every tensor.
+    """Give `net` the weights of the run or saved model in `folder`, in place; returns what became of every tensor.
 
     Kernels of an image network (out, in, h, w) are repeated in time and divided by their new length, as I3D does. The
-    classifier, told by its `num_classes` rows, stays fresh where the other network had other classes; so does what
+    classifier, found by its `num_classes` rows, stays fresh where the other network had other classes; so does what
     the other network has not got. Raises `CheckpointError` when anything else does not fit.
     """
     from leanconv.build import load
     from leanconv.rewrites.inflate import inflated_kernel
 
-    path = Path(folder)
-    given_net = load(path / "model" if (path / "model").is_dir() else path)
+    given_net = load(saved_model(folder))
     if isinstance(given_net, ElasticNet):
-        given_net.forget()  # what was calibrated there is of those weights and images
+        given_net.drop_calibrations()  # what was calibrated there is of those weights and images
     source: dict[str, Tensor] = given_net.state_dict()
     target: dict[str, Tensor] = net.state_dict()
     copied, inflated, wrong = [], [], [name for name in source if name not in target]

@@ -5,7 +5,7 @@ where it acts on dense weights only (depthwise weights, BatchNorm and biases are
 US-Net, which it is compared with, is the same step at one resolution with a rate that falls in a straight line.
 
 The text leaves three things to the authors' code: MobileNetV2 is trained from width .7, ResNet-50 and WideResNet-28-10
-from .9. The weight decay of VGG-16 and of the transfer runs is not told: that of ImageNet.
+from .9. The weight decay of VGG-16 and of the transfer runs is not printed: that of ImageNet.
 """
 
 from __future__ import annotations

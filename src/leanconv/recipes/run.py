@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from leanconv.errors import LeanconvError
+from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetune import take_weights
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
 from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluation, fit, is_main_process
+from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData, VideoData
@@ -104,8 +106,7 @@ def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module
 
     if is_folder(recipe.model):
         model = resolve(recipe.model, recipe.model_args)
-        model.eval()
-        with torch.no_grad():
+        with eval_mode(model):
             outputs = model(torch.zeros(1, *size)).shape[1]
         if outputs < num_classes:
             raise LeanconvError(f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes")
@@ -137,7 +138,7 @@ def _check_axes(recipe: Recipe, size: tuple[int, ...]) -> None:
 
     try:
         made_for = default_size(recipe.model)
-    except LeanconvError:  # nobody has said it, or there is no such network, which creating it tells better
+    except LeanconvError:  # it has none, or there is no such network, which is reported when it is created
         return
     if len(made_for) != len(size) and not recipe.rewrites:
         clips = len(size) == 4
@@ -158,7 +159,7 @@ def run_recipe(
     """Carry out `recipe` in the run folder `out`: what `fit` writes, then `model/` and, if elastic, the table.
 
     The table is `table.json` and `table.csv`; `latency` says whether it has milliseconds as well. Networks for video
-    are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `sheet.png`. Raises as
+    are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `contact_sheet.png`. Raises as
     `open_images`, `open_videos`, `create_model`, `rewrite`, `take_weights` and `fit`.
     """
     out = Path(out)
@@ -211,7 +212,6 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
     from leanconv.build import load
     from leanconv.elastic.mutual import MutualObjective
 
-    folder = None if settings.teacher is None else Path(settings.teacher)
     return MutualObjective(
         net,
         num_random=settings.num_random,
@@ -219,18 +219,18 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
         temperature=settings.temperature,
         hard_labels=settings.hard_labels,
         resolutions=settings.train_resolutions,
-        teacher=None if folder is None else load(folder / "model" if (folder / "model").is_dir() else folder),
+        teacher=None if settings.teacher is None else load(saved_model(settings.teacher)),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
     )
 
 
 def _complete(config: Path) -> None:
-    """Write out the settings that the leanconv which started the run did not know yet, at their defaults.
+    """Write out the settings that the leanconv which started the run did not have yet, at their defaults.
 
     A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
     """
-    from leanconv.train.runfolder import write_text
+    from leanconv.files import write_text
 
     text = to_yaml(read_recipe(config))
     if is_main_process() and text != config.read_text():

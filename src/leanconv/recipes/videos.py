@@ -31,21 +31,21 @@ def score_videos(
     crops: int = 1,
     limit: int | None = None,
     predictions: Path | None = None,
-    sheet: Path | None = None,
+    contact_sheet: Path | None = None,
 ) -> VideoEvaluation:
     """Test `net` on `clips` clips and `crops` crops of every test video (or the first `limit`).
 
     Writes a row per video to the CSV file `predictions`, and the middle clip of twelve videos, evenly spread over the
-    set, to the PNG `sheet`. Raises as `evaluate_videos`.
+    set, to the PNG `contact_sheet`. Raises as `evaluate_videos`.
     """
-    from leanconv.report.contact import ContactRow, evenly_spaced, save_contact_sheet
+    from leanconv.report.contact_sheet import ContactRow, evenly_spaced, save_contact_sheet
 
     total = data.test_size if limit is None else min(limit, data.test_size)
-    shown = set() if sheet is None else set(evenly_spaced(total, _ROWS))
+    shown = set() if contact_sheet is None else set(evenly_spaced(total, _ROWS))
     rows: list[ContactRow] = []
     seen = 0
 
-    def watch(sample: VideoSample, said: Prediction) -> None:
+    def watch(sample: VideoSample, prediction: Prediction) -> None:
         nonlocal seen
         if seen in shown:
             middle = sample.clips[clips // 2 * crops + crops // 2]
@@ -53,10 +53,10 @@ def score_videos(
             rows.append(
                 ContactRow(
                     frames=_pixels(frames, data.mean, data.std),
-                    name=said.name,
-                    label=_called(data, said.label),
-                    prediction=_called(data, said.classes[0]),
-                    probability=said.probabilities[0],
+                    name=prediction.name,
+                    label=_called(data, prediction.label),
+                    prediction=_called(data, prediction.classes[0]),
+                    probability=prediction.probabilities[0],
                 )
             )
         seen += 1
@@ -65,20 +65,22 @@ def score_videos(
     evaluation = evaluate_videos(net, samples, crop=data.size, watch=watch)
     if predictions is not None:
         save_predictions(predictions, evaluation, data.class_names)
-    if sheet is not None:
-        save_contact_sheet(rows, sheet, columns=_COLUMNS)
+    if contact_sheet is not None:
+        save_contact_sheet(rows, contact_sheet, columns=_COLUMNS)
     return evaluation
 
 
 def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> VideoEvaluation:
-    """Test the network of a finished run as its recipe says: `videos.json`, `predictions.csv`, `sheet.png` in `out`.
+    """Test the network of a finished run as its recipe says.
 
-    `steps_per_epoch` cuts this test short as it does every other.
+    Writes `videos.json`, `predictions.csv` and `contact_sheet.png` into `out`. `steps_per_epoch` cuts this test short
+    as it does every other.
     """
     import torch
 
     from leanconv.elastic import ElasticNet
-    from leanconv.train.runfolder import write_problems, write_text
+    from leanconv.files import write_text
+    from leanconv.train.runfolder import write_problems
 
     video = recipe.data.video
     assert video is not None
@@ -92,7 +94,7 @@ def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> Vid
             crops=video.test_crops,
             limit=None if recipe.steps_per_epoch is None else recipe.steps_per_epoch * recipe.data.batch_size,
             predictions=out / "predictions.csv",
-            sheet=out / "sheet.png",
+            contact_sheet=out / "contact_sheet.png",
         )
     net.cpu()
     figures = video_figures(evaluation, clips=video.test_clips, crops=video.test_crops)

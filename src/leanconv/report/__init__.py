@@ -1,9 +1,10 @@
-"""What was measured, for people: tables on the terminal and curves on paper."""
+"""What was measured, for people: tables on the terminal, curves and contact sheets as pictures."""
 
 from __future__ import annotations
 
+from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
-from leanconv.report.sheet import Column, Sheet, print_table
+from leanconv.report.serve_log import plot_serve_log, serve_table
 from leanconv.report.tables import (
     bench_table,
     changes_table,
@@ -13,28 +14,34 @@ from leanconv.report.tables import (
     modules_table,
     query_table,
     skipped_table,
+    videos_table,
 )
-from leanconv.report.trace import plot_trace
+from leanconv.report.text_table import Column, TextTable, print_table
 from leanconv.report.units import binary, percent, ratio, si
 
 __all__ = [
     "Column",
-    "Sheet",
+    "TextTable",
     "bench_table",
     "binary",
     "changes_table",
     "comparison_table",
     "cost_table",
     "export_table",
+    "layer_plan_table",
+    "model_plan_table",
     "modules_table",
     "percent",
     "plot_accuracy_latency",
     "plot_accuracy_macs",
-    "plot_trace",
+    "plot_serve_log",
     "print_table",
     "query_table",
     "ratio",
     "save_curves",
+    "serve_table",
     "si",
     "skipped_table",
+    "sweep_table",
+    "videos_table",
 ]

@@ -1,7 +1,7 @@
 """The curves of a query table: accuracy over MACs and over latency, every configuration a point, the best ones a line.
 
 Figures are made without pyplot, so that no global state of matplotlib is touched and any thread may draw. Resolutions
-(and frames) are told apart by colour and by marker; the colours are of cividis, which reads alike with and without
+(and frames) differ in colour and in marker; the colours are of cividis, which reads alike with and without
 colour blindness.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leanconv.errors import LeanconvError, need
+from leanconv.files import unwritable, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +183,7 @@ def _name_front(figure: Figure, axes: Axes, front: list[_Point], points: list[_P
     """Write the width at the points of the front, where there is room: no name covers a point or another name."""
     import numpy as np
 
-    figure.draw_without_rendering()  # places are known only now
+    figure.draw_without_rendering()  # positions exist only now
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     figure.set_layout_engine("none")  # the names must not move what they were fitted to
     lines = [[(p.x if x is None else x, p.y) for x in (p.low, p.x, p.high)] for p in points]
@@ -191,7 +191,7 @@ def _name_front(figure: Figure, axes: Axes, front: list[_Point], points: list[_P
     marks = np.concatenate([_dense(axes.transData.transform(line)) for line in lines])
     taken: list[Bbox] = []
     frame = axes.get_window_extent(renderer)
-    # The ends first: they say most. Above and to the left of the front there is, by definition, nothing.
+    # The ends first: they matter most. Above and to the left of the front there is, by definition, nothing.
     order = sorted(range(len(front)), key=lambda index: (min(index, len(front) - 1 - index), index))
     for index in order:
         point = front[index]
@@ -227,17 +227,7 @@ def _dense(line: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write the PNG under a temporary name, then rename it; nothing half-written remains."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the PNG, complete or not at all."""
+    with whole_file(path, lambda reason: unwritable(path, reason)) as draft:
         figure.savefig(draft, format="png", facecolor="white")
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise LeanconvError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was left behind. Choose a folder that can "
-            "be written to, on a disk with enough space"
-        ) from error
     return path

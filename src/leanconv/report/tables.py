@@ -1,16 +1,16 @@
-"""What leanconv has to say, as tables: costs, rewrites, query tables, measurements, exports.
+"""Results as tables: costs, rewrites, query tables, measurements, exports, tests on videos.
 
-Each function turns plain results into a `Sheet`; `print_table` prints it. A note says what MACs are.
+Each function turns plain results into a `TextTable`; `print_table` prints it. A note says what MACs are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from leanconv.errors import LeanconvError
-from leanconv.report.sheet import Column, Sheet
+from leanconv.report.text_table import Column, TextTable
 from leanconv.report.units import NONE, binary, decimals, fixed, percent, ratio, scientific, si
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ __all__ = [
     "modules_table",
     "query_table",
     "skipped_table",
+    "videos_table",
 ]
 
 MACS_NOTE = "MACs: multiply-adds of convolutions and linear layers, for one input."
 
 
 class ChangedLayer(Protocol):
-    """One replaced layer, as a rewrite tells it."""
+    """One replaced layer, as a rewrite reports it."""
 
     @property
     def name(self) -> str: ...
@@ -61,7 +62,7 @@ class SkippedLayer(Protocol):
     def reason(self) -> str: ...
 
 
-def cost_table(name: str, cost: Cost) -> Sheet:
+def cost_table(name: str, cost: Cost) -> TextTable:
     """All figures of one network, rounded and exact."""
     rows = [
         ("parameters", si(cost.params), f"{cost.params:,}"),
@@ -72,7 +73,7 @@ def cost_table(name: str, cost: Cost) -> Sheet:
         ("activations, peak [bytes]", binary(cost.peak_activation_bytes), f"{cost.peak_activation_bytes:,}"),
         ("receptive field [pixels]", _field(cost.receptive_field), ""),
     ]
-    return Sheet(
+    return TextTable(
         title=f"{name}, input {_size(cost.size)}",
         columns=(Column("cost", "left"), Column("rounded"), Column("exact")),
         rows=tuple(rows),
@@ -84,7 +85,7 @@ def cost_table(name: str, cost: Cost) -> Sheet:
     )
 
 
-def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> Sheet:
+def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> TextTable:
     """Where the MACs and parameters of one network are: in its leaves, or in the `limit` most expensive of them."""
     modules = cost.by_module()
     leaves = {
@@ -95,7 +96,7 @@ def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> Sheet:
     leaves = leaves or {"(all)": modules[""]}  # a network that is a single layer
     shown = sorted(leaves.items(), key=lambda item: -item[1].macs)[:limit] if limit else list(leaves.items())
     hidden = len(leaves) - len(shown)
-    return Sheet(
+    return TextTable(
         title=f"{name}, input {_size(cost.size)}, by module",
         columns=(
             Column("module", "left", cut=1),
@@ -120,7 +121,7 @@ def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> Sheet:
 
 def comparison_table(
     costs: Mapping[str, Cost], *, latencies: Mapping[str, Latency] | None = None, title: str = ""
-) -> Sheet:
+) -> TextTable:
     """Networks side by side, one row each, with ratios to the first; measured latency beside the MACs where given.
 
     Raises `LeanconvError` without a single network.
@@ -160,10 +161,12 @@ def comparison_table(
     if latencies is not None:
         columns += [Column("ms"), Column("x")]
         notes.append("ms: median latency of one run on this machine, all measured interleaved.")
-    return Sheet(title=title, columns=tuple(columns), rows=tuple(rows), notes=(*notes, *_not_counted(costs)))
+    return TextTable(title=title, columns=tuple(columns), rows=tuple(rows), notes=(*notes, *_not_counted(costs)))
 
 
-def changes_table(changes: Iterable[ChangedLayer], skipped: Iterable[SkippedLayer] = (), *, title: str = "") -> Sheet:
+def changes_table(
+    changes: Iterable[ChangedLayer], skipped: Iterable[SkippedLayer] = (), *, title: str = ""
+) -> TextTable:
     """Every replaced layer with the fate of its weights; the layers left alone are counted by reason below."""
     changes = list(changes)
     rows = [
@@ -182,7 +185,7 @@ def changes_table(changes: Iterable[ChangedLayer], skipped: Iterable[SkippedLaye
         before, after = (sum(getattr(c, f"params_{when}") for c in changes) for when in ("before", "after"))
         rows.append((f"all {len(changes)}", "", "", "", si(before), si(after), ratio(after, before)))
     reasons = Counter(skip.reason for skip in skipped)
-    return Sheet(
+    return TextTable(
         title=title,
         columns=(
             Column("layer", "left", cut=1),
@@ -201,16 +204,16 @@ def changes_table(changes: Iterable[ChangedLayer], skipped: Iterable[SkippedLaye
     )
 
 
-def skipped_table(skipped: Iterable[SkippedLayer], *, title: str = "layers left alone") -> Sheet:
+def skipped_table(skipped: Iterable[SkippedLayer], *, title: str = "layers left alone") -> TextTable:
     """The layers that a rewrite selected and left alone, each with its reason."""
-    return Sheet(
+    return TextTable(
         title=title,
         columns=(Column("layer", "left", cut=1), Column("reason", "left", cut=1)),
         rows=tuple((skip.name, skip.reason) for skip in skipped),
     )
 
 
-def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
+def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
     """The configurations of an elastic network; those that no other beats are marked and stand out."""
     timed = any(row.latency_ms is not None for row in rows)
     weighed = any(row.peak_bytes is not None for row in rows)
@@ -232,7 +235,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
         )
         for row in rows
     ]
-    return Sheet(
+    return TextTable(
         title=title,
         columns=(
             Column("width"),
@@ -257,7 +260,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> Sheet:
     )
 
 
-def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> Sheet:
+def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> TextTable:
     """Latencies of models on backends; what could not be measured stays in the table, with the reason below."""
     if title is None and rows:
         plural = "s" if rows[0].threads > 1 else ""
@@ -271,7 +274,7 @@ def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> Sheet:
             f"x: relative to {measured[0].model} on {measured[0].backend}."
         )
         notes.append("differs: largest absolute difference of the outputs from torch's.")
-    return Sheet(
+    return TextTable(
         title=title or "",
         columns=(
             Column("model", "left", cut=1),
@@ -300,9 +303,9 @@ def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> Sheet:
     )
 
 
-def export_table(reports: Sequence[ExportReport], *, title: str = "exported and verified") -> Sheet:
+def export_table(reports: Sequence[ExportReport], *, title: str = "exported and verified") -> TextTable:
     """Exported files with their size and how far their outputs are from torch's."""
-    return Sheet(
+    return TextTable(
         title=title,
         columns=(
             Column("file", "left"),
@@ -327,6 +330,27 @@ def export_table(reports: Sequence[ExportReport], *, title: str = "exported and 
             f"differs: largest absolute difference of the outputs from torch's, on {backend}."
             for backend in dict.fromkeys(report.backend for report in reports)
         ),
+    )
+
+
+def videos_table(figures: Sequence[Mapping[str, Any]]) -> TextTable:
+    """Tests of networks on the same videos, a row each as `video_figures` gives them and its `model`, and chance."""
+    first = figures[0]
+    chance = first["chance"]
+    five = None if first["video5"] is None else 5 * chance
+    rows = [*figures, {"model": "chance", "clip1": chance, "video1": chance, "video5": five}]
+    clips = "1 clip" if first["clips"] == 1 else f"{first['clips']} clips"
+    crops = "the centre of each" if first["crops"] == 1 else f"{first['crops']} crops of each"
+    return TextTable(
+        title="",
+        columns=(
+            Column("model", "left", cut=1),
+            Column("clip@1 [%]"),
+            Column("video@1 [%]"),
+            Column("video@5 [%]"),
+        ),
+        rows=tuple((row["model"], *(percent(row[name]) for name in ("clip1", "video1", "video5"))) for row in rows),
+        notes=(f"{first['videos']} videos, {clips} of each, {crops}.",),
     )
 
 

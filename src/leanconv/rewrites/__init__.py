@@ -7,24 +7,23 @@ already ours are left alone. `where` selects the layers, see `leanconv.rewrites.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from leanconv.dryrun import ModelHolder, as_module, check_size, default_size, duplicate
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ChainRewrite
-from leanconv.rewrites.chains import Applied, apply_chain
-from leanconv.rewrites.changes import Change, Flow, Rewritten, Skipped
+from leanconv.ops.operator import ConvRewrite
+from leanconv.rewrites.changes import Applied, Change, Context, Flow, Rewritten, Skipped, Step
 from leanconv.rewrites.guards import refuse_model
-from leanconv.rewrites.inflate import Inflate, apply_inflate
-from leanconv.rewrites.octave import Octave, apply_octave
-from leanconv.rewrites.order import Order, check_still_runs, order_of
-from leanconv.rewrites.select import parse
-from leanconv.rewrites.steps import STEPS, Step, from_json, parse_step, to_json
+from leanconv.rewrites.inflate import Inflate
+from leanconv.rewrites.octave import Octave
+from leanconv.rewrites.operators import Everywhere
+from leanconv.rewrites.order import check_still_runs, order_of
+from leanconv.rewrites.steps import STEPS, from_json, parse_step, to_json
 from leanconv.rewrites.swap import Swapped, swap
-from leanconv.story import remember, story_of
+from leanconv.story import begun, remember, story_of
 
 __all__ = [
     "rewrite",
@@ -33,6 +32,7 @@ __all__ = [
     "Change",
     "Flow",
     "Skipped",
+    "Step",
     "Octave",
     "Inflate",
     "swap",
@@ -45,9 +45,11 @@ __all__ = [
 
 def rewrite(
     model: nn.Module | ModelHolder,
-    *steps: Step,
+    *steps: ConvRewrite | Step,
     size: Sequence[int] | None = None,
     optimizer: object | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> Rewritten:
     """A copy of `model` in which the convolutions that each step selects are replaced, one step after the other.
 
@@ -60,6 +62,9 @@ def rewrite(
             network that would no longer run is refused. Without it nothing is run, except where a step needs it and
             the model itself says its size, as timm's networks do.
         optimizer: only to be refused; an optimizer made for `model` holds the parameters of `model`, not of the copy.
+        source: how `model` is built, so that `save` and `load` can build it again: "package.module:function" (or a
+            class), or a name that `create_model` takes. Not needed for what `create_model` made.
+        source_options: the keywords of `source`.
 
     Raises:
         NothingToRewrite: if a step would change no layer; the message lists the nearest misses. A model whose
@@ -76,29 +81,30 @@ def rewrite(
     _refuse_call(steps, optimizer)
     model = as_module(model, error=RewriteError)
     refuse_model(model)
-    if size is None and any(map(_needs_run, steps)):
+    whole = [_whole(step) for step in steps]
+    if size is None and any(step.needs_run for step in whole):
         size = default_size(model)
-    size = None if size is None else _checked(size)
-    story = story_of(model)
+    size = None if size is None else check_size(size, axes=(1, 3))
+    story = begun(model, source, source_options)
     new = duplicate(model, error=RewriteError)
     order = None if size is None else order_of(new, size)
     changes: list[Change] = []
     skipped: list[Skipped] = []
     flows: list[Flow] = []
-    for step in steps:
-        applied = _apply(new, step, order, size)
+    for step in whole:
+        applied = step.apply(new, Context(size=size, order=order))
         new = applied.model
         changes += applied.changes
         skipped += applied.skipped
         flows += applied.flows
         if not applied.changes:
             continue
-        if story is not None:
-            story = story.then(step.stem, _settings(step, size, applied.kept))
+        story = story.then(step.options.stem, _settings(step, size, applied))
         if size is not None and order is not None:
-            order, size = _look_again(new, step, order, size, applied)
-    if story is not None:
-        remember(new, story)
+            size = applied.size or size
+            changed = [change.name for change in applied.changes]
+            order = check_still_runs(new, size, order, changed, selects=step.selects)
+    remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
 
 
@@ -119,9 +125,9 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
         size = options.pop("size", None)
         keep = options.pop("keep", ())
         step = from_json({**options, "stem": stem})
-        size = None if size is None else _checked(size)
+        size = None if size is None else check_size(size, axes=(1, 3))
         order = None if size is None else order_of(new, size)
-        new = _apply(new, step, order, size, keep=keep, project=False).model
+        new = _whole(step).apply(new, Context(size=size, order=order, keep=keep, project=False)).model
         if story is not None:
             story = story.then(stem, settings)
     if story is not None:
@@ -129,55 +135,19 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     return new
 
 
-def _apply(
-    model: nn.Module,
-    step: Step,
-    order: Order | None,
-    size: tuple[int, ...] | None,
-    *,
-    keep: Collection[str] = (),
-    project: bool = True,
-) -> Applied:
-    """One step on a model we own: the place that knows which kind of step is done how."""
-    match step:
-        case ChainRewrite():
-            return apply_chain(model, step, order=order, keep=keep, project=project)
-        case Octave():
-            return apply_octave(model, step, size=size, order=order, keep=keep, project=project)
-        case Inflate():
-            return apply_inflate(model, step)
-    raise _no_step(step)
+def _whole(step: ConvRewrite | Step) -> Step:
+    """An operator is applied to every convolution that it selects; a step says itself what it does."""
+    return Everywhere(operator=step) if isinstance(step, ConvRewrite) else step
 
 
-def _look_again(
-    new: nn.Module, step: Step, before: Order, size: tuple[int, ...], applied: Applied
-) -> tuple[Order, tuple[int, ...]]:
-    """Run what a step has made, on the input it takes now; the outputs must have the shapes they had."""
-    if isinstance(step, Inflate):
-        size = (size[0], step.frames, *size[1:])
-    changed = [change.name for change in applied.changes]
-    return check_still_runs(new, size, before, changed, selects=not isinstance(step, Inflate)), size
-
-
-def _needs_run(step: object) -> bool:
-    """Whether a step can only be done with what a run shows."""
-    return isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_example)
-
-
-def _checked(size: Sequence[int]) -> tuple[int, ...]:
-    """`size` with one to three axes behind the channels."""
-    return check_size(size, axes=(1, 3))
-
-
-def _settings(step: Step, size: tuple[int, ...] | None, kept: tuple[str, ...]) -> dict[str, Any]:
-    """What the story holds besides the options: the size that gave the order, the layers that were left alone."""
-    settings = to_json(step)
+def _settings(step: Step, size: tuple[int, ...] | None, applied: Applied) -> dict[str, Any]:
+    """What the story must hold besides the options: the size that gave the order, the layers that were left alone."""
+    settings = to_json(step.options)
     del settings["stem"]
-    needs_size = isinstance(step, Octave) or (isinstance(step, ChainRewrite) and parse(step.where).needs_order)
-    if size is not None and needs_size:
+    if size is not None and step.needs_order:
         settings["size"] = list(size)
-    if kept:
-        settings["keep"] = list(kept)
+    if applied.kept:
+        settings["keep"] = list(applied.kept)
     return settings
 
 
@@ -191,12 +161,12 @@ def _refuse_call(steps: tuple[object, ...], optimizer: object | None) -> None:
     if not steps:
         raise RewriteError(f"no rewrite was asked for: pass one or more of {', '.join(STEPS)}")
     for step in steps:
-        if not isinstance(step, Step):
+        if not isinstance(step, ConvRewrite | Step):
             raise _no_step(step)
 
 
 def _no_step(step: object) -> RewriteError:
-    if isinstance(step, type) and issubclass(step, Step):
+    if isinstance(step, type) and issubclass(step, ConvRewrite | Step):
         return RewriteError(f"{step.__name__} is a class, a step is one of its instances: pass {step.__name__}()")
     hint = f"parse_step({step!r}) makes one of a text" if isinstance(step, str) else "see leanconv.rewrites.steps.STEPS"
     return RewriteError(f"{type(step).__name__} is no rewrite step: {hint}")

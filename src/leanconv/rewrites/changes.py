@@ -1,17 +1,21 @@
-"""What a rewrite tells about itself: the changed layers with the fate of their weights, and the ones left alone."""
+"""A step of a rewrite: what it is given, what it changes, and how that is reported."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
+from leanconv.ops.operator import ConvRewrite
+from leanconv.rewrites.order import Order
 from leanconv.story import Story
 
-__all__ = ["Change", "Flow", "Kept", "Rewritten", "Skipped"]
+__all__ = ["Applied", "Change", "Context", "Flow", "Kept", "Rewritten", "Skipped", "Step"]
 
 Kept = Literal["exact", "projected", "cut", "inflated", "fresh"]
 
@@ -20,7 +24,7 @@ Kept = Literal["exact", "projected", "cut", "inflated", "fresh"]
 class Change:
     """One replaced layer.
 
-    `before` and `after` describe the layer in words, `weights` tells what was kept: "exact", the new layer computes the
+    `before` and `after` describe the layer in words, `weights` says what was kept: "exact", the new layer computes the
     same function; "projected", the nearest one it can express, with the relative `error` ||W - W'|| / ||W|| of the
     kernel; "cut", the same weights, part of them at half the resolution; "inflated",
     repeated in time; "fresh", newly drawn (`error` is None). `params_*` count all parameters, bias included.
@@ -68,12 +72,79 @@ class Skipped:
         return f"{self.name}: {self.reason}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a step may rely on besides its options.
+
+    `size` is the shape of one input without the batch axis and `order` what a dry run of the model on it showed, both
+    None where there is no size. `keep` names layers that stay as they are whatever the step selects (a
+    replayed story has them), and without `project` new weights are drawn, because they are loaded afterwards.
+    """
+
+    size: tuple[int, ...] | None = None
+    order: Order | None = None
+    keep: Collection[str] = ()
+    project: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """The outcome of one step.
+
+    `kept` names layers that were left alone for a reason that a replay on a bare model could not see (a hook, a tied
+    weight). `size` is the input that the new model takes, where the step changes it.
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    kept: tuple[str, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    size: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """One rewrite of a whole model: a frozen dataclass of options, named by `stem` in stories and on the command line.
+
+    An operator that takes the place of one convolution at a time is a `leanconv.ops.operator.ConvRewrite` instead,
+    and needs no `apply` of its own.
+    """
+
+    stem: ClassVar[str]
+
+    @property
+    def options(self) -> Step | ConvRewrite:
+        """What holds the options of this step: the step itself."""
+        return self
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the step cannot be applied without a run, that is without a size."""
+        return False
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether the choice of layers depends on what the run shows, so that the story must keep the size."""
+        return self.needs_run
+
+    @property
+    def selects(self) -> bool:
+        """Whether the step has a `where`, which can leave a layer out."""
+        return False
+
+    @abstractmethod
+    def apply(self, model: nn.Module, context: Context) -> Applied:
+        """Carry out the step on `model`, a copy that may be changed or used up."""
+
+
 @dataclass(frozen=True)
 class Rewritten:
     """The new `model` and what happened: every replaced layer, every layer left alone, and the story so far.
 
-    `flows` tells where pairs of maps at two resolutions start, flow and merge (octave only).
-    `story` is None when the model came from outside leanconv, which alone can tell how to build it again.
+    Every function that takes a network takes this as it is. `flows` says where pairs of maps at two resolutions start,
+    flow and merge (octave only). The `story` of a network from outside leanconv has no `model`, unless `source` said
+    how to build it again.
     """
 
     model: nn.Module
@@ -90,13 +161,13 @@ class Rewritten:
         if self.changes:
             lines[0] += f": {before:,} -> {after:,} parameters in them ({after / before:.1%})"
             fates = Counter(change.weights for change in self.changes)
-            told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+            text = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
             errors = [
                 change.error for change in self.changes if change.weights == "projected" and change.error is not None
             ]
             if errors:
-                told += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
-            lines.append(f"weights: {told}")
+                text += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
+            lines.append(f"weights: {text}")
         if self.flows:
             kinds = Counter(flow.kind for flow in self.flows)
             merges = Counter(flow.reason for flow in self.flows if flow.kind == "merge").most_common(3)
@@ -107,7 +178,7 @@ class Rewritten:
             )
         if self.skipped:
             reasons = Counter(skip.reason for skip in self.skipped)
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
             more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
-            lines.append(f"{len(self.skipped)} left alone: {told}{more}")
+            lines.append(f"{len(self.skipped)} left alone: {text}{more}")
         return "\n".join(lines)

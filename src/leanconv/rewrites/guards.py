@@ -1,4 +1,4 @@
-"""What a rewrite refuses to touch: whole models that are wrapped, and single convolutions that are more than they seem.
+"""What a rewrite does not touch: whole models that are wrapped, and single convolutions that are more than they seem.
 
 Whoever replaces a layer answers for everything that hung on it. A hook, a parametrization or an overridden forward
 would be lost silently, so such a layer stays as it was and the report says why; a wrapped model is an error that says
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from leanconv.dryrun import refuse_unfollowable, refuse_wrapped
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ConvChain
+from leanconv.ops.operator import ConvOperator
 
 __all__ = [
     "PLAIN",
@@ -62,8 +62,8 @@ def refuse_model(model: nn.Module) -> None:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether `where` should see this module: convolutions, our chains, and strangers that call themselves one."""
-    if isinstance(module, (_ConvNd, ConvChain)):
+    """Whether `where` should see this module: convolutions, our operators, and layers of others that are called one."""
+    if isinstance(module, (_ConvNd, ConvOperator)):
         return True
     is_leaf = all(child is None for child in module._modules.values())
     return is_leaf and "conv" in type(module).__name__.lower() and hasattr(module, "weight")
@@ -110,13 +110,13 @@ def not_plain(module: nn.Module) -> str | None:
     """Why this module may mean something else than the ordinary convolution of its settings, or None."""
     kind = type(module).__name__
     if parametrize.is_parametrized(module):
-        return None  # torch changes its class; what it is underneath is told by `not_replaceable`
+        return None  # torch changes its class; `not_replaceable` finds what it is underneath
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} is not a convolution we can plan (it is a transposed one)"
     own = _own_meaning(module)
     if own or not isinstance(module, PLAIN):
-        told = f"it defines its own {own}" if own else "it may mean something else"
-        return f"{kind} is not a plain nn.Conv1d/2d/3d: {told}"
+        why = f"it defines its own {own}" if own else "it may mean something else"
+        return f"{kind} is not a plain nn.Conv1d/2d/3d: {why}"
     return None
 
 

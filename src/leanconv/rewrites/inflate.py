@@ -19,22 +19,21 @@ from torch import Tensor, nn
 
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv2d, OctConv3d
-from leanconv.rewrites.chains import Applied
-from leanconv.rewrites.changes import Change
+from leanconv.rewrites.changes import Applied, Change, Context, Step
 from leanconv.rewrites.guards import not_plain, not_replaceable, tied_parameters
 from leanconv.rewrites.swap import swap_
 
-__all__ = ["Inflate", "apply_inflate"]
+__all__ = ["Inflate"]
 
 Conv2d = nn.Conv2d | OctConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inflate:
+class Inflate(Step):
     """Every 2D layer of a network in 3D; the new network takes clips (3, frames, H, W).
 
     Args:
-        frames: length of the clips that the following rewrites and the story take as example.
+        frames: length of the clips, in frames, for the rewrites that follow and for the story.
         temporal: lengths in time of some kernels, pairs of a name pattern and an odd length, the last fitting one
             counts; all others have length 1.
         mode: "centre" or "mean", see the head of this file.
@@ -71,48 +70,48 @@ class Inflate:
         fits = [length for pattern, length in self.temporal if fnmatchcase(name, pattern)]
         return fits[-1] if fits else 1
 
+    def apply(self, model: nn.Module, context: Context) -> Applied:
+        """Carry out the step on `model`, in place.
 
-def apply_inflate(model: nn.Module, step: Inflate) -> Applied:
-    """Carry out `step` on `model`, in place.
+        Raises `NothingToRewrite` without any 2D convolution, `RewriteError` for a layer that has no 3D form.
+        """
+        tied = tied_parameters(model)
+        changes: list[Change] = []
+        fitting = {pattern: False for pattern, _ in self.temporal}
 
-    Raises `NothingToRewrite` without any 2D convolution, `RewriteError` for a layer that has no 3D form.
-    """
-    tied = tied_parameters(model)
-    changes: list[Change] = []
-    fitting = {pattern: False for pattern, _ in step.temporal}
+        def rule(name: str, module: nn.Module) -> nn.Module | None:
+            if isinstance(module, nn.Conv2d | OctConv2d):
+                for pattern in fitting:
+                    fitting[pattern] |= fnmatchcase(name, pattern)
+                made = _conv(name, module, self, tied)
+                changes.append(_change(name, module, made))
+                return made
+            if isinstance(module, OctConv3d | nn.Conv3d):
+                raise RewriteError(f"inflate: {name} is 3D already: inflate the 2D network once")
+            for kind, convert in _LAYERS.items():
+                if type(module) is kind:
+                    return convert(module).train(module.training)
+            return None
 
-    def rule(name: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, nn.Conv2d | OctConv2d):
-            for pattern in fitting:
-                fitting[pattern] |= fnmatchcase(name, pattern)
-            made = _conv(name, module, step, tied)
-            changes.append(_change(name, module, made))
-            return made
-        if isinstance(module, OctConv3d | nn.Conv3d):
-            raise RewriteError(f"inflate: {name} is 3D already: inflate the 2D network once")
-        for kind, convert in _LAYERS.items():
-            if type(module) is kind:
-                return convert(module).train(module.training)
-        return None
-
-    model = swap_(model, rule).model
-    if not changes:
-        raise NothingToRewrite("inflate: the model has no 2D convolution")
-    unused = [pattern for pattern, used in fitting.items() if not used]
-    if unused:
-        raise RewriteError(f"inflate: no convolution is called {unused[0]!r} (a pattern of temporal)")
-    for name in step.pool_after:
-        try:
-            stage = model.get_submodule(name)
-        except AttributeError:
-            raise RewriteError(f"inflate: pool_after: there is no module called {name!r}") from None
-        if not isinstance(stage, nn.Sequential):
-            raise RewriteError(
-                f"inflate: pool_after: {name} is a {type(stage).__name__}, and only an nn.Sequential can be given one "
-                "more layer at its end (inflate before Octave)"
-            )
-        stage.add_module("pool_time", nn.MaxPool3d((2, 1, 1), (2, 1, 1)))
-    return Applied(model, tuple(changes), (), ())
+        model = swap_(model, rule).model
+        if not changes:
+            raise NothingToRewrite("inflate: the model has no 2D convolution")
+        unused = [pattern for pattern, used in fitting.items() if not used]
+        if unused:
+            raise RewriteError(f"inflate: no convolution is called {unused[0]!r} (a pattern of temporal)")
+        for name in self.pool_after:
+            try:
+                stage = model.get_submodule(name)
+            except AttributeError:
+                raise RewriteError(f"inflate: pool_after: there is no module called {name!r}") from None
+            if not isinstance(stage, nn.Sequential):
+                raise RewriteError(
+                    f"inflate: pool_after: {name} is a {type(stage).__name__}, and only an nn.Sequential can be given "
+                    "one more layer at its end (inflate before Octave)"
+                )
+            stage.add_module("pool_time", nn.MaxPool3d((2, 1, 1), (2, 1, 1)))
+        size = None if context.size is None else (context.size[0], self.frames, *context.size[1:])
+        return Applied(model=model, changes=tuple(changes), size=size)
 
 
 def _conv(name: str, conv: Conv2d, step: Inflate, tied: dict[int, tuple[str, ...]]) -> nn.Module:
@@ -182,13 +181,13 @@ def inflated_kernel(weight: Tensor, length: int, mode: str) -> Tensor:
 
 
 def _change(name: str, before: Conv2d, after: nn.Module) -> Change:
-    def told(conv: Any) -> str:
+    def describe(conv: Any) -> str:
         return f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
 
     return Change(
         name=name,
-        before=told(before),
-        after=f"inflate: {told(after)}",
+        before=describe(before),
+        after=f"inflate: {describe(after)}",
         weights="inflated",
         error=None,
         params_before=sum(p.numel() for p in before.parameters()),

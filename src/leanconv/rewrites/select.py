@@ -6,7 +6,7 @@ Terms are separated by white space. A term is one of
                         kernel stride dilation   the largest over the spatial axes (kernel>1: anything but 1x1)
                         groups in_channels out_channels ndim
                         depth    position among all convolutions, from 0
-                        stage    log2(example width / width of the convolution's output), rounded: a ResNet's layer1
+                        stage    log2(input width / width of the convolution's output), rounded: a ResNet's layer1
                                  to layer4 are stages 2 to 5, however large the image. Needs size; a
                                  convolution that never runs has no stage, and no comparison of it holds
     stem              the first convolution (depth=0)
@@ -33,8 +33,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from leanconv.errors import LeanconvError
+from leanconv.rewrites.guards import convolutions
+from leanconv.rewrites.order import Order
 
-__all__ = ["FACTS", "Layer", "Term", "Where", "parse"]
+__all__ = ["FACTS", "Layer", "Term", "Where", "layers_of", "parse"]
 
 FACTS = (
     *("kernel", "stride", "dilation", "groups", "in_channels", "out_channels", "ndim", "depth", "stage"),
@@ -67,7 +69,7 @@ class Layer:
         return self.names[0]
 
     def fact(self, name: str) -> int | None:
-        """The value of a fact, None where this module does not tell (a stranger without such an attribute)."""
+        """The value of a fact, None where this module has no such attribute (a layer of others)."""
         if name in ("depth", "stage"):
             return self.depth if name == "depth" else self.stage
         kernel = getattr(self.module, "kernel_size", None)
@@ -91,7 +93,7 @@ class Term:
     pattern: str = ""
 
     def holds(self, layer: Layer) -> bool:
-        """Whether `layer` satisfies the term. A fact that a stranger does not tell excludes nothing."""
+        """Whether `layer` satisfies the term. A fact that a layer of others does not have excludes nothing."""
         if self.fact == "stem":
             answer = layer.depth == 0
         elif self.fact:
@@ -123,8 +125,8 @@ class Where:
         return " ".join(other.text for other in self.terms if other is not term)
 
     @property
-    def needs_example(self) -> bool:
-        """Whether a term speaks of `stage`, which only a forward pass can tell."""
+    def needs_run(self) -> bool:
+        """Whether a term speaks of `stage`, which only a forward pass can show."""
         return any(term.fact == "stage" for term in self.terms)
 
     @property
@@ -135,7 +137,7 @@ class Where:
     def explain_nothing(self, layers: Sequence[Layer], could: Callable[[Layer], bool]) -> str:
         """Why none of `layers` is selected: who excludes how many, the nearest misses, what to pass instead.
 
-        `could` tells whether a layer could be rewritten at all, were it selected.
+        `could` says whether a layer could be rewritten at all, were it selected.
         """
         if not layers:
             return "the model has no convolution at all"
@@ -148,8 +150,8 @@ class Where:
             out = [layer for layer in layers if not term.holds(layer)]
             if out:
                 values = sorted({str(layer.fact(term.fact)) for layer in out if term.fact not in ("", "stem")})
-                told = f"{term.fact}={'|'.join(values[:4])}, " if values else ""
-                parts.append(f"{term.text} excludes {len(out)} ({told}such as {out[0].name})")
+                values_seen = f"{term.fact}={'|'.join(values[:4])}, " if values else ""
+                parts.append(f"{term.text} excludes {len(out)} ({values_seen}such as {out[0].name})")
         single = [(layer, self.failing(layer)[0]) for layer in layers if len(self.failing(layer)) == 1 and could(layer)]
         if not single:
             return f"{seen} seen: {'; '.join(parts)}; none that could be rewritten fails one term alone"
@@ -171,6 +173,17 @@ def parse(where: str) -> Where:
     'kernel>1'
     """
     return Where(where, tuple(_term(text) for text in where.split()))
+
+
+def layers_of(model: nn.Module, order: Order | None = None) -> tuple[Layer, ...]:
+    """Every convolution of `model` as `where` sees it, in order of execution, or of registration without `order`."""
+    found = list(convolutions(model))
+    stages: dict[str, int] = {}
+    if order is not None:
+        stages = order.stages
+        rank = {name: position for position, name in enumerate(order.names)}
+        found.sort(key=lambda pair: rank.get(pair[1][0], len(rank)))  # stable: the ones that never ran stay in order
+    return tuple(Layer(module, names, depth, stages.get(names[0])) for depth, (module, names) in enumerate(found))
 
 
 def _term(text: str) -> Term:

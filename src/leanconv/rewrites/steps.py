@@ -9,19 +9,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from leanconv.errors import LeanconvError, unknown
 from leanconv.ops import OPERATORS
-from leanconv.ops.chain import ChainRewrite
+from leanconv.ops.operator import ConvRewrite
+from leanconv.rewrites.changes import Step
 from leanconv.rewrites.inflate import Inflate
 from leanconv.rewrites.octave import Octave
 
-__all__ = ["STEPS", "Step", "from_json", "parse_step", "to_json"]
+__all__ = ["STEPS", "from_json", "parse_step", "to_json"]
 
-Step = ChainRewrite | Octave | Inflate
-
-STEPS: dict[str, type[Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: Inflate}
+STEPS: dict[str, type[ConvRewrite | Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: Inflate}
 """Stem -> the settings class of every rewrite."""
 
 
-def to_json(step: Step) -> dict[str, Any]:
+def to_json(step: ConvRewrite | Step) -> dict[str, Any]:
     """The stem and every option of `step`, defaults included, so that a later change of a default changes no story.
 
     >>> from leanconv.ops import OPERATORS
@@ -37,7 +36,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_json(data: Mapping[str, Any]) -> Step:
+def from_json(data: Mapping[str, Any]) -> ConvRewrite | Step:
     """The inverse of `to_json`; options that are left out have their defaults.
 
     Raises `UnknownName` for an unknown stem or option, `LeanconvError` for a value of the wrong type.
@@ -48,7 +47,7 @@ def from_json(data: Mapping[str, Any]) -> Step:
     return _make(str(data["stem"]), options, text=False)
 
 
-def parse_step(text: str) -> Step:
+def parse_step(text: str) -> ConvRewrite | Step:
     """The step that `stem` or `stem:option=value,option=value` describes; `none` is the value None.
 
     Commas inside brackets and parentheses do not separate, and only the first `=` of an option does, so `where` needs
@@ -82,7 +81,7 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> Step:
+def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> ConvRewrite | Step:
     """The step, with every option converted to the type of its field."""
     if stem not in STEPS:
         raise unknown("rewrite", stem, STEPS)

@@ -7,10 +7,10 @@
     down  at once, when the row in force no longer fits at `margin`: to the most accurate row that does
     up    when for `patience` calls in a row more accurate rows fitted at `headroom`: to the least of those calls' best
 
-What is slow is the machine and not one network, so all rows share one scale, and what was learned at one holds at the
-next. With q = 0.95 and a half life of 24 calls the newest call alone weighs less than 1 - q: one straggler changes
-nothing, two in short order do. A step up that has to be taken back at once doubles the patience, so that a row which
-the scale judges too kindly is tried ever less often. All arithmetic, no clock: a simulation can drive it.
+What is slow is the machine and not one network, so all rows share one scale. With q = 0.95 and a half life of 24 calls
+the newest call alone weighs less than 1 - q once five calls have been seen: one straggler then changes nothing, two in
+short order do. A step up that must be taken back doubles the patience, so that a row which the scale judges too kindly
+is tried ever less often.
 """
 
 from __future__ import annotations
@@ -40,18 +40,13 @@ class Governor:
         headroom: share of the target that must be free before a more accurate row is taken.
         patience: calls in a row for which that must hold.
 
-    Attributes:
-        rows: the choice, from the fastest to the most accurate.
-        row: the one to run next.
-        scale: how many times slower than in the table a call is to be expected.
-        met: whether `row` is expected to keep the target; if not, it is the fastest there is.
-
-    Raises `LeanconvError` for rows without latencies and for settings outside their range.
+    Attribute `rows` is the choice, from the fastest to the most accurate; `scale` how many times slower than in the
+    table a call is to be expected. Raises `LeanconvError` for rows without latencies and options out of range.
 
     >>> rows = [Row(width=w, resolution=32, accuracy=w, macs=1, params=1, latency_ms=10 * w) for w in (0.25, 0.5, 1.0)]
     >>> governor = Governor(rows, target_ms=12)
-    >>> [governor.record(2 * governor.row.latency_ms).width for _ in range(4)]
-    [1.0, 0.5, 0.5, 0.5]
+    >>> [governor.record(slower * governor.row.latency_ms).width for slower in (1, 1, 1, 1, 1, 2, 2)]
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
     """
 
     def __init__(
@@ -82,7 +77,7 @@ class Governor:
         self.quantile, self.margin, self.headroom, self.patience = quantile, margin, headroom, patience
         length = math.ceil(6 * half_life)  # what is older weighs less than 2 %
         self._weights = [2.0 ** (-age / half_life) for age in range(length)]
-        # Until calls say otherwise the machine is as it was; a first call, often slow, does not decide alone.
+        # Until calls say otherwise the machine is as it was.
         self._ratios: deque[float] = deque([1.0] * math.ceil(half_life), maxlen=length)
         self.scale = 1.0
         self._index = self._best(margin)
@@ -109,7 +104,8 @@ class Governor:
         self._since_up += 1
         best = self._best(self.headroom)
         if not self.met and self._index:
-            self._patience = min(2 * self._patience, MOST_PATIENT * self.patience) if self._rash else self.patience
+            rash = self._since_up < self._patience  # the last step up should not have been taken
+            self._patience = min(2 * self._patience, MOST_PATIENT * self.patience) if rash else self.patience
             self._index = self._best(self.margin)
             self._chances.clear()
         elif best <= self._index:
@@ -120,11 +116,6 @@ class Governor:
                 self._index, self._since_up = min(self._chances), 0
                 self._chances.clear()
         return self.row
-
-    @property
-    def _rash(self) -> bool:
-        """Whether the last step up was so short ago that it should not have been taken."""
-        return self._since_up < self._patience
 
     def _predicted(self, index: int) -> float:
         return float(self.rows[index].latency_ms or 0.0)

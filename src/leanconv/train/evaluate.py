@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
+from leanconv.modes import eval_mode
 
-__all__ = ["Evaluation", "check_labels", "evaluate", "evaluating"]
+__all__ = ["Evaluation", "check_labels", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,16 @@ class Evaluation:
     loss: float
 
 
-def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(net: nn.Module | ModelHolder, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """The accuracy of `net` on batches of images (n, c, h, w) and labels (n,), in evaluation mode, on its own device.
 
     Every module is left in the mode it was in. Raises `DataError` for a loader without images and for labels that the
     network has no output for.
     """
+    net = as_module(net)
     images = first = five = 0
     loss, classes = 0.0, 0
-    with evaluating(net) as device:
+    with eval_mode(net) as device:
         for inputs, targets in loader:
             logits = net(inputs.to(device)).float()
             targets = targets.to(device)
@@ -48,19 +49,6 @@ def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluat
         raise DataError("there are no images to evaluate on: the loader is empty")
     top5 = five / images if classes > 5 else None
     return Evaluation(images=images, top1=first / images, top5=top5, loss=loss / images)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, and the device of `net`; every module is left in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_labels(targets: Tensor, classes: int) -> None:

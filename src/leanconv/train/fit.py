@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from leanconv.errors import CheckpointError, LeanconvError, need
-from leanconv.train.runfolder import open_run, read_rows, write_problems
+from leanconv.train.runfolder import prepare_run_folder, read_rows, write_problems
 from leanconv.train.settings import FitResult, FitSettings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def fit(
     with _quiet():
         trainer = _trainer(settings, out, record, Progress(record, settings.epochs) if progress else None)
         if is_main_process():
-            checkpoint = open_run(out, asdict(settings) if config is None else config, resume=resume)
+            checkpoint = prepare_run_folder(out, asdict(settings) if config is None else config, resume=resume)
         else:  # the first process prepares the folder for all
             checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
         if checkpoint is not None and _restore_finished(checkpoint, objective, settings):

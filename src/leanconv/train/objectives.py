@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
+from leanconv.seeds import python_random
 
 __all__ = ["Classify", "ClassifyWithTower", "Objective"]
 
@@ -46,7 +47,7 @@ class Classify(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | ModelHolder,
         *,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -56,9 +57,9 @@ class Classify(nn.Module):
         super().__init__()
         if not mixup >= 0:
             raise LeanconvError(f"mixup must not be negative, got {mixup}")
-        self.net = net
+        self.net = as_module(net)
         self.label_smoothing, self.mixup, self.seed = label_smoothing, mixup, seed
-        self.norms = [module for module in net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
+        self.norms = [module for module in self.net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
         for norm in self.norms:
             norm.requires_grad_(False).eval()
 
@@ -73,7 +74,7 @@ class Classify(nn.Module):
         """The loss of images (n, 3, h, w) and labels (n,)."""
         if not self.mixup:
             return {"loss": self._entropy(self.net(inputs), targets)}
-        share = Random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
+        share = python_random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
         logits = self.net(inputs.lerp(inputs.flip(0), 1 - share))
         own, other = self._entropy(logits, targets), self._entropy(logits, targets.flip(0))
         return {"loss": share * own + (1 - share) * other}
@@ -106,7 +107,7 @@ class ClassifyWithTower(Classify):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | ModelHolder,
         *,
         auxiliary: float = 0.4,
         drop_path: float = 0.0,
@@ -114,12 +115,12 @@ class ClassifyWithTower(Classify):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(net, label_smoothing=label_smoothing)
-        if not isinstance(net, _Towered):
+        if not isinstance(self.net, _Towered):
             raise LeanconvError(
-                f"{type(net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and auxiliary"
-                " to 0"
+                f"{type(self.net).__name__} has no paths to drop and no auxiliary classifier: set drop_path and "
+                "auxiliary to 0"
             )
-        if auxiliary and net.auxiliary is None:
+        if auxiliary and self.net.auxiliary is None:
             raise LeanconvError(
                 "auxiliary is above 0 but the network has no such classifier: model_args.auxiliary=true"
             )

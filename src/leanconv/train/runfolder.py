@@ -1,4 +1,4 @@
-"""The run folder: what was asked (`config.yaml`), where it ran (`environment.json`), what came out, all written whole.
+"""The run folder: its settings (`config.yaml`), where it ran (`environment.json`), what came out, all written whole.
 
 config.yaml        the settings of the run, as resolved
 environment.json   versions, machine and command line of the start and of every resume
@@ -7,6 +7,8 @@ tensorboard/       the same for TensorBoard
 last.ckpt          the state after the last finished epoch; `resume` continues from here
 best.ckpt          the state of the epoch with the best test accuracy
 problems.csv       images or videos that could not be read, when there are any
+
+A finished run of a recipe also holds its network, in `model/`.
 """
 
 from __future__ import annotations
@@ -14,42 +16,34 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.files import write_text
+from leanconv.machine import gpu_names, this_machine, versions
 
-__all__ = ["environment", "open_run", "read_rows", "write_problems", "write_rows", "write_text"]
+__all__ = [
+    "environment",
+    "prepare_run_folder",
+    "read_rows",
+    "saved_model",
+    "write_problems",
+    "write_rows",
+]
 
 _PACKAGES = ("leanconv", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 _FREE = ("note", "workers")
 """Settings that never change what a run computes: a resumed run may choose others."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file in the same folder, so that no reader ever sees a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LeanconvError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def open_run(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
+def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
     """Prepare the run folder and return the checkpoint to continue from, None for a fresh start.
 
     Refused, each with what to do: a folder that already holds a run, unless `resume`; a resume of a folder without
@@ -92,23 +86,23 @@ def open_run(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | No
     return checkpoint if checkpoint.exists() else None
 
 
+def saved_model(folder: str | Path) -> Path:
+    """The saved model of a run folder, or the folder itself where it is no run: then it is taken for a saved model."""
+    folder = Path(folder)
+    return folder / "model" if (folder / "config.yaml").exists() or (folder / "model").is_dir() else folder
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine, threads, date and command line, in plain data."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    """Date, command line, versions and machine, in plain data."""
+    machine = asdict(this_machine())
+    installed = {package: found for package, found in versions(_PACKAGES).items() if found is not None}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
-        "versions": versions,
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "versions": {"python": machine.pop("python"), **installed},
+        **machine,
         "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "gpus": gpu_names(),
     }
 
 
@@ -148,15 +142,6 @@ def _note_environment(out: Path, what: str) -> None:
     path = out / "environment.json"
     notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     write_text(path, json.dumps([*notes, {"event": what, **environment()}], indent=2) + "\n")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ class Data(Protocol):
 
 
 class Feed(pl.LightningDataModule):
-    """The share of this process; the training batches are asked for anew in every epoch."""
+    """The share of this process; the training loader is made anew for every epoch."""
 
     def __init__(self, data: Data) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell the checkpoint's record of files where the run folder is now: it may have been moved since."""
+        """Correct the paths in the checkpoint: the run folder may have been moved since."""
         from lightning.pytorch.callbacks import ModelCheckpoint
 
         for callback in self.trainer.checkpoint_callbacks:

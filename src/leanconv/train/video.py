@@ -19,8 +19,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
-from leanconv.train.evaluate import check_labels, evaluating
+from leanconv.modes import eval_mode
+from leanconv.train.evaluate import check_labels
 from leanconv.train.runfolder import write_rows
 
 __all__ = ["Prediction", "VideoEvaluation", "VideoSample", "clip_probabilities", "evaluate_videos", "save_predictions"]
@@ -51,7 +53,7 @@ class _FullyConvolutional(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What was said of one video: its (up to) five most probable classes, best first, and how its clips fared."""
+    """The prediction for one video: its (up to) five most probable classes, best first, and its right clips."""
 
     name: str
     label: int
@@ -98,7 +100,7 @@ class VideoEvaluation:
 
 
 def evaluate_videos(
-    net: nn.Module,
+    net: nn.Module | ModelHolder,
     samples: Iterable[VideoSample],
     *,
     crop: int,
@@ -109,14 +111,15 @@ def evaluate_videos(
 
     `crop` is the side of the clips that the network was trained on: larger ones have several positions. One video is
     held at a time, and at most `clips_at_once` of its clips go through the network together. `watch` is called with
-    every video and what was said of it. Raises `DataError` without any video, and for labels that the network has no
+    every video and its prediction. Raises `DataError` without any video, and for labels that the network has no
     output for.
 
         evaluate_videos(net, data.test_loader(clips=10, crops=3), crop=data.size).video1
     """
+    net = as_module(net)
     predictions = []
     classes = 0
-    with evaluating(net) as device:
+    with eval_mode(net) as device:
         for sample in samples:
             parts = [
                 clip_probabilities(net, part.to(device), crop).cpu()

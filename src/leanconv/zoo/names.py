@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from leanconv.errors import LeanconvError, UnknownName, unknown
+from leanconv.story import is_own_code
 from leanconv.zoo.networks import ZOO
 
-__all__ = ["construct", "is_own_code", "list_models", "size_of_name", "without_downloads"]
+__all__ = ["construct", "list_models", "size_of_name", "without_downloads"]
 
 
 def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -77,11 +78,6 @@ def size_of_name(name: str) -> tuple[int, ...] | None:
     return None if size is None else tuple(size)
 
 
-def is_own_code(name: str) -> bool:
-    """Whether `name` is a dotted path, "package.module:function": building it imports and runs that code."""
-    return re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
-
-
 def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` for rebuilding a saved model, whose weights come from the folder and not from the net.
 
@@ -100,7 +96,7 @@ def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Source(NamedTuple):
-    """What to call, and the function whose signature and module tell the legal options."""
+    """What to call, and the function whose signature and module say which options are legal."""
 
     build: Callable[..., Any]
     origin: Callable[..., Any]
@@ -203,7 +199,7 @@ def _import(name: str) -> Callable[..., Any]:
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The parameters that a keyword can name, None where Python cannot tell."""
+    """The parameters that a keyword can name, None where Python does not say."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -18,7 +18,7 @@ from torch import nn
 
 from leanconv.nets import CifarResNet, MobileNetV1
 from leanconv.nets.mobilenet import conv_unit
-from leanconv.ops import ChainRewrite, conv_maker
+from leanconv.ops import ConvRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise, SpatialSeparable
 from leanconv.zoo.csn import CSN
@@ -34,7 +34,7 @@ __all__ = ["ZOO", "Entry"]
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
 DEPTHS = (20, 32, 56, 110)
-BASELINES: dict[str, ChainRewrite | None] = {
+BASELINES: dict[str, ConvRewrite | None] = {
     "": None,
     "dw_": Depthwise(),
     "d_": DepthSeparable(between="bn"),
@@ -46,7 +46,7 @@ OPTIMIZED = {"o_": False, "so_": True}
 
 def _cifar(
     depth: int,
-    operator: ChainRewrite | None,
+    operator: ConvRewrite | None,
     shortcut: Literal["A", "B"],
     /,
     *,
@@ -60,7 +60,7 @@ def _cifar(
 
 
 def _imagenet40(
-    depth: int, operator: ChainRewrite | None, /, *, num_classes: int = 1000, multiplier: float = 1.0
+    depth: int, operator: ConvRewrite | None, /, *, num_classes: int = 1000, multiplier: float = 1.0
 ) -> nn.Module:
     """Table 7: four times as wide, the stem halves the 32x32 crop, shortcut B."""
     return CifarResNet(

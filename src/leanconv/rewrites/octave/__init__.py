@@ -1,4 +1,4 @@
-"""Octave convolution in any network: `Octave` is the step, `apply_octave` carries it out.
+"""Octave convolution in any network: `Octave` is the step.
 
 step    the options; decide, follow, then replace layers in place
 plan    which convolutions emit two resolutions, from who reads whom in a dry run
@@ -9,6 +9,6 @@ chains  where convolutions are chains: composed before, chains again afterwards
 
 from __future__ import annotations
 
-from leanconv.rewrites.octave.step import Octave, apply_octave
+from leanconv.rewrites.octave.step import Octave
 
-__all__ = ["Octave", "apply_octave"]
+__all__ = ["Octave"]

@@ -12,10 +12,12 @@ from dataclasses import replace
 from torch import nn
 
 from leanconv.errors import PlanError
-from leanconv.ops.chain import ConvChain, spec_of
+from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import OctConv
+from leanconv.ops.operator import spec_of
 from leanconv.rewrites.changes import Change
 from leanconv.rewrites.guards import PLAIN, tied_parameters
+from leanconv.rewrites.operators import kernel_weights
 from leanconv.rewrites.swap import swap_
 
 __all__ = ["close_chains", "open_chains"]
@@ -88,7 +90,7 @@ def _separate(octave: OctConv, chain: ConvChain, change: Change, project: bool) 
             made = planner.build(spec, device=path.weight.device, dtype=path.weight.dtype)
         except PlanError:
             continue
-        if made.plan.params > spec.params:
+        if kernel_weights(made) > spec.params:
             continue
         if fitted and not path.weight.is_meta:
             missed += norm * made.project_(path.weight, path.bias) ** 2

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from leanconv.ops.chain import arguments_of
 from leanconv.ops.octave import Exchange, OctConv, OctConv2d, OctConv3d, StrideMode
 from leanconv.ops.octave_map import OctaveMap, full_map, settled
 from leanconv.ops.octave_parts import Runs, channels_of, interleave, take
+from leanconv.ops.operator import arguments_of
 from leanconv.rewrites.changes import Change
 
 __all__ = ["ConvOptions", "OctNorm", "cut_conv", "cut_norm", "describe"]

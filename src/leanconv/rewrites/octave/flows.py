@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 from leanconv.dryrun import DryRun, ModuleStack
 from leanconv.dryrun.flow import is_torch_layer
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave_map import RULES, OctaveMap, call, settled, split
 from leanconv.ops.octave_parts import Runs, channels_of
 from leanconv.ops.octave_sizes import adaptive_pool, reduce
+from leanconv.ops.operator import ConvOperator
 from leanconv.rewrites.changes import Flow
 from leanconv.rewrites.octave.plan import Decision, is_depthwise
 
@@ -97,7 +97,7 @@ class _Watch:
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A chain that is no single convolution reads the merged map."""
-        if isinstance(module, ConvChain) and isinstance(_input(args, kwargs), OctaveMap):
+        if isinstance(module, ConvOperator) and isinstance(_input(args, kwargs), OctaveMap):
             self.note(name, "merge", f"no rule for {type(module).__name__}")
 
     def norm(self, name: str) -> Callable[..., None]:
@@ -175,7 +175,7 @@ class _Watch:
         name = self._stack.path
         module = self._stack.modules[name]
         if isinstance(module, _ConvNd) or any(
-            isinstance(self._stack.modules[outer], ConvChain) for outer in self._stack.running
+            isinstance(self._stack.modules[outer], ConvOperator) for outer in self._stack.running
         ):
             return  # said by their own hooks
         called = getattr(func, "__name__", str(func)).strip("_")

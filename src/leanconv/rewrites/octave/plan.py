@@ -18,8 +18,8 @@ from torch.nn.modules.conv import _ConvNd
 from leanconv.dryrun import Call, Flow, record_flow
 from leanconv.dryrun.flow import is_torch_layer
 from leanconv.errors import RewriteError
-from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave_parts import low_channels
+from leanconv.ops.operator import ConvOperator
 from leanconv.rewrites.changes import Skipped
 from leanconv.rewrites.guards import not_plain, not_replaceable
 from leanconv.rewrites.select import Layer, Where
@@ -201,7 +201,7 @@ def decide(
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return is_torch_layer(module) or isinstance(module, ConvChain)
+    return is_torch_layer(module) or isinstance(module, ConvOperator)
 
 
 def _blocked(

@@ -7,7 +7,7 @@ methods and whatever its forward does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, get_args
@@ -18,22 +18,20 @@ from torch.utils import _pytree as pytree
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import Exchange, OctConv, StrideMode
 from leanconv.ops.octave_map import OctaveMap, full_map, settled
-from leanconv.rewrites.chains import Applied, layers_of
-from leanconv.rewrites.changes import Change, Skipped
+from leanconv.rewrites.changes import Applied, Change, Context, Skipped, Step
 from leanconv.rewrites.guards import tied_parameters
 from leanconv.rewrites.octave.chains import close_chains, open_chains
 from leanconv.rewrites.octave.convs import ConvOptions, cut_conv, cut_norm, describe
 from leanconv.rewrites.octave.flows import Plan, follow
 from leanconv.rewrites.octave.plan import Decision, Wishes, decide
-from leanconv.rewrites.order import Order
-from leanconv.rewrites.select import parse
+from leanconv.rewrites.select import layers_of, parse
 from leanconv.rewrites.swap import swap_
 
-__all__ = ["Octave", "apply_octave"]
+__all__ = ["Octave"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Octave:
+class Octave(Step):
     """Keep feature maps at two resolutions (Chen et al., ICCV 2019). Needs `size`.
 
     Every selected convolution emits `floor(alpha * channels)` of its output channels at half the resolution; whatever
@@ -47,7 +45,9 @@ class Octave:
         first: whether the first convolution may emit one; in the paper's networks it does not.
         last: whether the last stage may, that is the convolutions whose output map is the smallest of the network and
             those that feed only these; in the paper's networks it does not.
-        stride_mode, downsample, exchange: see `leanconv.ops.octave.OctConv`.
+        stride_mode: see `leanconv.ops.octave.OctConv`.
+        downsample: see there.
+        exchange: see there.
         full_stride: how selected convolutions of stride 2 go that neither read nor emit two resolutions: "strided", as
             they are, or "pool", as the authors' do in all their networks (the stem apart): pool, then convolve.
 
@@ -82,51 +82,54 @@ class Octave:
             if value not in known:
                 raise LeanconvError(f"octave: {name} must be one of {', '.join(known)}, got {value!r}")
 
+    @property
+    def needs_run(self) -> bool:
+        """Always: it decides by the sizes of maps."""
+        return True
+
+    @property
+    def selects(self) -> bool:
+        """It has a `where`."""
+        return True
+
     def alpha_of(self, *names: str) -> float:
         """The share of low channels of the layer that has these qualified names."""
         fits = [alpha for pattern, alpha in self.alphas if any(fnmatchcase(name, pattern) for name in names)]
         return fits[-1] if fits else self.alpha
 
+    def apply(self, model: nn.Module, context: Context) -> Applied:
+        """Carry out the step on `model`, in place.
 
-def apply_octave(
-    model: nn.Module,
-    step: Octave,
-    *,
-    size: tuple[int, ...] | None,
-    order: Order | None,
-    keep: Collection[str] = (),
-    project: bool = True,
-) -> Applied:
-    """Carry out `step` on `model`, in place.
-
-    Raises:
-        RewriteError: without `size`, for a network that cannot be followed, for groups that the low channels cannot
-            fill.
-        NothingToRewrite: if no convolution would emit two resolutions.
-    """
-    if size is None or order is None:
-        raise RewriteError(
-            "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
-            "a forward pass can tell"
+        Raises:
+            RewriteError: without `size`, for a network that cannot be followed, for groups that the low channels cannot
+                fill.
+            NothingToRewrite: if no convolution would emit two resolutions.
+        """
+        if context.size is None or context.order is None:
+            raise RewriteError(
+                "octave: pass size, such as size=(3, 224, 224): which layers are at which resolution only "
+                "a forward pass can tell"
+            )
+        already = [name for name, module in model.named_modules() if isinstance(module, OctConv)]
+        if already:
+            skipped = tuple(Skipped(name, "already an octave convolution") for name in already)
+            return Applied(model=model, skipped=skipped)
+        _refuse_one_axis(model)
+        chains = open_chains(model)
+        tied = tied_parameters(model)
+        wishes = Wishes(parse(self.where), self.alpha_of, self.first, self.last)
+        decision = decide(model, context.size, wishes, layers_of(model, context.order), tied, context.keep)
+        plan = follow(model, context.size, decision, tied, pools_full=self.full_stride == "pool")
+        if not plan.convs:
+            raise _nothing(self, decision)
+        options = ConvOptions(self.stride_mode, self.downsample, self.exchange)
+        new, changes = _replace(model, plan, options)
+        if plan.ends_merged:
+            new.register_forward_hook(merge_outputs)
+        changes = close_chains(new, chains, changes, project=context.project)
+        return Applied(
+            model=new, changes=tuple(changes), skipped=decision.skipped, kept=decision.kept, flows=plan.flows
         )
-    already = [name for name, module in model.named_modules() if isinstance(module, OctConv)]
-    if already:
-        skipped = tuple(Skipped(name, "already an octave convolution") for name in already)
-        return Applied(model, (), skipped, (), ())
-    _refuse_one_axis(model)
-    chains = open_chains(model)
-    tied = tied_parameters(model)
-    wishes = Wishes(parse(step.where), step.alpha_of, step.first, step.last)
-    decision = decide(model, size, wishes, layers_of(model, order), tied, keep)
-    plan = follow(model, size, decision, tied, pools_full=step.full_stride == "pool")
-    if not plan.convs:
-        raise _nothing(step, decision)
-    options = ConvOptions(step.stride_mode, step.downsample, step.exchange)
-    new, changes = _replace(model, plan, options)
-    if plan.ends_merged:
-        new.register_forward_hook(merge_outputs)
-    changes = close_chains(new, chains, changes, project=project)
-    return Applied(new, tuple(changes), decision.skipped, decision.kept, plan.flows)
 
 
 def _replace(model: nn.Module, plan: Plan, options: ConvOptions) -> tuple[nn.Module, list[Change]]:

@@ -1,0 +1,58 @@
+"""The model that a command line describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from leanconv.cli.values import read_options, read_size
+from leanconv.errors import LeanconvError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from leanconv.rewrites import Rewritten
+
+__all__ = ["Found", "configuration", "find"]
+
+
+class Found(NamedTuple):
+    """A model from the command line: as named, as rewritten (None without --rewrite), and its input size."""
+
+    model: nn.Module
+    rewritten: Rewritten | None
+    size: tuple[int, ...]
+
+    @property
+    def final(self) -> nn.Module:
+        """The model after its rewrites."""
+        return self.rewritten.model if self.rewritten else self.model
+
+
+def find(
+    name: str, options: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False
+) -> Found:
+    """Build or load the model that the options describe."""
+    from leanconv.build import default_size, resolve
+    from leanconv.rewrites import parse_step, rewrite
+
+    model = resolve(name, read_options(options), trust_code=trust_code)
+    shape = read_size(size) if size else default_size(name)
+    done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None
+    return Found(model, done, shape)
+
+
+def configuration(
+    model: nn.Module, size: tuple[int, ...], width: float | None, resolution: int | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """An elastic network as the plain one at `width` and `resolution` (default: the largest), any other as it is."""
+    from leanconv.elastic import ElasticNet
+
+    if not isinstance(model, ElasticNet):
+        if width is not None or resolution is not None:
+            raise LeanconvError(
+                "--width and --resolution are for elastic networks; this one has a single configuration"
+            )
+        return model, size
+    side = resolution or max(model.resolutions)
+    return model.extract(width=width or model.widths[1], resolution=side), (*size[:-2], side, side)

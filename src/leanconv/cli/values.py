@@ -1,0 +1,88 @@
+"""Values as people type them: options of a model, sizes, amounts, convolutions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from leanconv.errors import LeanconvError
+
+if TYPE_CHECKING:
+    from leanconv.spec import ConvSpec
+
+__all__ = ["read_amount", "read_conv", "read_options", "read_size", "read_value"]
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`["alpha=0.5", "name=x"]` as a dictionary of typed values."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise LeanconvError(f"--set {text!r}: expected OPTION=VALUE")
+        settings[name.strip()] = read_value(value.strip())
+    return settings
+
+
+def read_value(text: str) -> Any:
+    """A number, boolean, null or list where the text is one, else the text itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    if "," in text:
+        return [read_value(part.strip()) for part in text.strip("()[]").split(",") if part.strip()]
+    return text
+
+
+def read_size(text: str) -> tuple[int, ...]:
+    """`"3,224,224"` (or 3x224x224) as a tuple."""
+    parts = text.lower().replace("x", ",").split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or len(parts) < 2:
+        raise LeanconvError(f"--size {text!r}: expected channels and lengths above 0, for example 3,224,224")
+    return tuple(map(int, parts))
+
+
+def read_amount(text: str, option: str) -> float:
+    """`"150M"`, `"1.5G"` or a plain number."""
+    units = {"k": 1e3, "m": 1e6, "g": 1e9}
+    body = text.strip().lower()
+    factor = units.get(body[-1:], 1.0)
+    try:
+        value = float(body[:-1] if factor != 1.0 else body) * factor
+    except ValueError:
+        raise LeanconvError(f"{option} {text!r}: expected a number, optionally with k, M or G") from None
+    if not value > 0:
+        raise LeanconvError(f"{option} {text!r}: expected a number above 0")
+    return value
+
+
+def read_conv(text: str) -> ConvSpec:
+    """`"64,128,3"`, `"64,128,3,2"` or `"64,128,1x3x3"` as a convolution with same-sized padding, 2D unless KERNEL says.
+
+    >>> read_conv("64,128,3,2").stride
+    (2, 2)
+    """
+    from leanconv.spec import ConvSpec
+
+    parts = [part.strip() for part in text.split(",")]
+    kernel = parts[2].lower().split("x") if len(parts) in (3, 4) else []
+    if not kernel or not all(part.isdigit() and int(part) > 0 for part in (*parts[:2], *parts[3:], *kernel)):
+        raise LeanconvError(
+            f"--conv {text!r}: expected IN,OUT,KERNEL[,STRIDE] above 0, for example 64,128,3 or 8,8,3x3x3"
+        )
+    if len(kernel) > 3:
+        raise LeanconvError(f"--conv {text!r}: a kernel has one to three axes, got {len(kernel)}")
+    sides = tuple(map(int, kernel)) if len(kernel) > 1 else (int(kernel[0]),) * 2
+    stride = int(parts[3]) if len(parts) == 4 else 1
+    return ConvSpec(
+        in_channels=int(parts[0]),
+        out_channels=int(parts[1]),
+        kernel_size=sides,
+        stride=(stride,) * len(sides),
+        padding=tuple(side // 2 for side in sides),
+    )

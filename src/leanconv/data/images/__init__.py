@@ -1,0 +1,1 @@
+"""Images: decoded, cropped and augmented, in batches."""

@@ -1,0 +1,167 @@
+"""What sets of images and of videos have in common: an epoch's order, shares of processes, normalisation, problems."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from leanconv.data.loaders import Loader, Source, epoch_order, every_nth, share_out
+from leanconv.data.sets.splits import Problem
+from leanconv.errors import DataError, unknown
+from leanconv.files import write_text
+
+__all__ = ["LabelledData", "check_counts", "reader_of"]
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, of pixels in 0..1."""
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Source)
+
+
+def reader_of(
+    name: str, readers: Mapping[str, Callable[[str], T]], *, what: str, takes: str, embedded: str
+) -> Callable[[], T]:
+    """What opens the set called `name`, such as `folder:PATH`: the reader of the word before the colon, with the rest.
+
+    Raises `UnknownName` for a word that is not among `readers`, `DataError` where nothing follows it and it is not
+    the `embedded` set. `what` and `takes` are for these messages.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in readers:
+        raise unknown(what, kind, readers)
+    if kind != embedded and not rest:
+        raise DataError(f"{name}: expected {kind}:... with {takes} after the colon")
+    return partial(readers[kind], rest)
+
+
+def check_counts(name: str, least: int, **counts: int) -> None:
+    """Raise `DataError` for one of `counts` that is below `least`."""
+    for what, value in counts.items():
+        if value < least:
+            raise DataError(f"{name}: {what} must be at least {least}, got {value}")
+
+
+class LabelledData(ABC, Generic[S]):
+    """Training and test batches of one set.
+
+    Batches are (pixels float32 (n, 3, ..., size, size), normalised by `mean` and `std`; labels int64 (n,)). Files that
+    cannot be used are passed over and listed in `problems`.
+    """
+
+    channels = 3
+    unit: ClassVar[str]
+    """What one file is called: image, video."""
+    sample: ClassVar[str]
+    """What one input of the network is called: image, clip."""
+
+    def __init__(
+        self, class_names: tuple[str, ...], *, input_size: tuple[int, ...], batch_size: int, seed: int, repeats: int = 1
+    ) -> None:
+        self.class_names = class_names
+        self.num_classes = len(class_names)
+        self.input_size = input_size
+        self.size = input_size[-1]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self._repeats = repeats
+
+    @abstractmethod
+    def _source(self, *, training: bool) -> S:
+        """Where the pixels of a half come from."""
+
+    @abstractmethod
+    def _mean_and_std(self) -> Statistics: ...
+
+    @property
+    def train_size(self) -> int:
+        """Training files, without those found unreadable where all have been read."""
+        return len(self._train) // self._repeats
+
+    @property
+    def test_size(self) -> int:
+        """Test files, without those found unreadable where all have been read."""
+        return len(self._test)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The files that cannot be used, as far as they have been asked for."""
+        found: dict[str, Problem] = {}
+        for half in ("_train", "_test"):
+            if half in self.__dict__:  # to ask for it here would decode it
+                found |= self.__dict__[half].problems
+        return tuple(found.values())
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, of pixels in 0..1."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, of pixels in 0..1."""
+        return self._statistics[1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `train_loader()` give the order and the augmentation of `epoch`."""
+        self.epoch = epoch
+
+    def train_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The training batches of the current epoch; process `rank` of `world` gets its share of every batch.
+
+        All batches are full: what is left over at the end of an epoch waits for another one (a set smaller than a
+        batch is one batch). Raises `DataError` when a batch cannot be shared out evenly.
+        """
+        order = epoch_order(len(self._train), self.seed, self.epoch)
+        total, chunks = share_out(order, self.batch_size, rank, world, f"{self.sample}s")
+        finish = partial(self._finish_training, self.epoch, rank * (total // world), total)
+        return Loader(source=self._train, chunks=chunks, epoch=self.epoch, finish=finish)
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
+        """The test batches in file order, nothing dropped; process `rank` of `world` gets every `world`-th file."""
+        chunks = every_nth(self.test_size, self.batch_size, rank, world)
+        return Loader(source=self._test, chunks=chunks, epoch=None, finish=lambda _, pixels: self._normalised(pixels))
+
+    def write_problems(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file and the reason of every problem as CSV, with the header alone when there is none."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow((self.unit, "reason"))
+        writer.writerows(self.problems)
+        return write_text(path, text.getvalue(), error=DataError)
+
+    def _finish_training(self, epoch: int, start: int, total: int, number: int, pixels: Tensor) -> Tensor:
+        """Images start, start+1, ... of the `total` of batch `number` of an epoch, as the network gets them."""
+        return self._normalised(pixels)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        shift, scale = self._affine
+        return pixels.float().sub_(shift).mul_(scale)
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        shape = (self.channels, *(1,) * (len(self.input_size) - 1))
+        return (255 * mean).reshape(shape), (1 / (255 * std)).reshape(shape)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return self._mean_and_std()
+
+    @cached_property
+    def _train(self) -> S:
+        return self._source(training=True)
+
+    @cached_property
+    def _test(self) -> S:
+        return self._source(training=False)

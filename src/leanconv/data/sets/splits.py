@@ -1,0 +1,125 @@
+"""What every reader gives: a training and a test half, each a list of labelled images that can be read by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from leanconv.errors import DataError
+from leanconv.seeds import mix
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ImageSet", "Problem", "Split", "Subset", "check_labels", "held_out", "split_by_class"]
+
+
+class Problem(NamedTuple):
+    """One image or video that could not be read, and why; it takes no part in training or evaluation."""
+
+    name: str
+    reason: str
+
+
+class Split(Protocol):
+    """Images by number. `labels` is an int64 tensor (n,); `read` returns an image of any mode and size, or raises."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of `whole` at `indices`, in that order."""
+
+    whole: Split
+    indices: tuple[int, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[list(self.indices)]
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(self.indices[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """A training and a test split over the same classes; labels index `class_names`.
+
+    `mean` and `std` (of pixels in 0..1) are given where they have been published for this set.
+    """
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) -> tuple[Subset, Subset]:
+    """Train and test subsets of images, chosen as `held_out` says."""
+    train, test = held_out(split.labels, keys, split.name, fraction=fraction)
+    return Subset(split, train), Subset(split, test)
+
+
+def held_out(
+    labels: Tensor, keys: Sequence[str], name: Callable[[int], str], *, fraction: float = 0.2, what: str = "image"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Train and test numbers in which every class keeps its share, chosen by a hash of each file's key.
+
+    No generator is involved, so the halves are the same on every machine and under every version of every library.
+    `fraction` is the test share, rounded per class; a class gives at least one `what` to each half, so it needs two
+    (`DataError` otherwise).
+    """
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        by_class.setdefault(label, []).append(index)
+    train: list[int] = []
+    test: list[int] = []
+    for label, members in sorted(by_class.items()):
+        if len(members) < 2:
+            raise DataError(
+                f"class {label} has one {what} only ({name(members[0])}): a set that is not yet split needs two or"
+                " more per class, one of them for the test half; add some or make train/ and val/ folders"
+            )
+        ranked = sorted(members, key=lambda index: (mix(keys[index]), keys[index]))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        test += ranked[:count]
+        train += ranked[count:]
+    return tuple(sorted(train)), tuple(sorted(test))
+
+
+def check_labels(
+    where: str, labels: Tensor, class_names: Sequence[str], *, every_class: bool, what: str = "image"
+) -> None:
+    """Raise `DataError` unless labels are numbers of classes and, with `every_class`, no class is without a `what`."""
+    if len(labels) == 0:
+        raise DataError(f"{where}: no {what}s at all, expected at least one")
+    count = len(class_names)
+    wrong = torch.nonzero((labels < 0) | (labels >= count)).flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(
+            f"{where}: row {first} has label {int(labels[first])}, expected 0 to {count - 1} ({count} classes);"
+            f" {len(wrong)} of {len(labels)} labels are out of range"
+        )
+    present = Counter(labels.tolist())
+    empty = [name for label, name in enumerate(class_names) if not present[label]]
+    if every_class and empty:
+        raise DataError(
+            f"{where}: empty class {empty[0]!r} ({len(empty)} of {count} classes have no {what}): a network cannot"
+            f" learn a class it never sees; add {what}s or remove the class"
+        )

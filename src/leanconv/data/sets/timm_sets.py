@@ -1,0 +1,130 @@
+"""`timm:NAME?root=..`: what timm's readers can index (folders, tar files, torchvision's sets, ...)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from leanconv.data.sets.splits import ImageSet, check_labels
+from leanconv.errors import DataError, LeanconvError, need, unknown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["timm_set"]
+
+_OPTIONS = ("root", "train_split", "test_split", "download", "class_map", "num_classes")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A data set of timm's (its `reader` gives encoded files) or of torchvision's (items are images)."""
+
+    where: str
+    dataset: Any
+    labels: Tensor
+
+    def name(self, index: int) -> str:
+        reader = getattr(self.dataset, "reader", None)
+        return f"{self.where} image {index}" if reader is None else str(reader.filename(index))
+
+    def read(self, index: int) -> Image.Image:
+        from PIL import Image
+
+        reader = getattr(self.dataset, "reader", None)
+        image: Any = self.dataset[index][0] if reader is None else reader[index][0]
+        if isinstance(image, Image.Image):
+            return image
+        if not isinstance(image, bytes):
+            with image as file:
+                image = file.read()
+        return Image.open(io.BytesIO(image))
+
+
+def timm_set(text: str) -> ImageSet:
+    """Open timm's data set `NAME?option=value&...`.
+
+    Options: root, train_split, test_split, download, class_map, num_classes. `torch/cifar10?root=DIR` is torchvision's
+    CIFAR-10, `?root=DIR` a folder. Nothing is downloaded unless `download=true`.
+    Raises `DataError` when timm cannot open it or cannot index it (a stream), `UnknownName` for an unknown option.
+    """
+    name, _, query = text.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for option in options:
+        if option not in _OPTIONS:
+            raise unknown("option of a timm data set", option, _OPTIONS)
+    count = options.pop("num_classes", None)
+    splits = options.pop("train_split", "train"), options.pop("test_split", "validation")
+    train = _open(name, splits[0], options)
+    test = _open(name, splits[1], options)
+    names = _class_names(train.dataset)
+    if names is None:
+        if count is not None and not count.isdigit():
+            raise DataError(f"timm:{text}: num_classes must be a whole number, got {count!r}")
+        names = tuple(str(label) for label in range(int(count) if count else int(train.labels.max()) + 1))
+    check_labels(train.where, train.labels, names, every_class=True)
+    check_labels(test.where, test.labels, names, every_class=False)
+    return ImageSet(train=train, test=test, class_names=names)
+
+
+def _open(name: str, split: str, options: dict[str, str]) -> _Reader:
+    try:
+        from timm.data.dataset_factory import create_dataset
+    except ImportError as error:
+        raise need("timm", "train", "reading timm's data sets") from error
+    where = f"timm:{name} ({split})"
+    try:
+        make: Any = create_dataset  # timm declares some arguments narrower than it accepts
+        dataset = make(
+            name,
+            root=options.get("root"),
+            split=split,
+            class_map=options.get("class_map", ""),
+            download=options.get("download", "false").lower() in ("1", "true", "yes"),
+        )
+    except LeanconvError:
+        raise
+    except Exception as error:  # timm's readers raise whatever the library behind them raises
+        raise DataError(
+            f"{where}: timm cannot open it: {_line(error).rstrip('.')}; nothing is downloaded unless the name says"
+            " download=true"
+        ) from error
+    if not callable(getattr(dataset, "__getitem__", None)) or not callable(getattr(dataset, "__len__", None)):
+        raise DataError(
+            f"{where}: a stream that cannot be indexed, and training shuffles by number; unpack it to folder:PATH"
+        )
+    return _Reader(where, dataset, torch.as_tensor(_labels(where, dataset), dtype=torch.int64))
+
+
+def _labels(where: str, dataset: Any) -> list[int]:
+    reader = getattr(dataset, "reader", None)
+    samples = getattr(reader, "samples", None)
+    if samples is not None:
+        return [int(sample[1]) for sample in samples]
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        targets = getattr(dataset, "_labels", None)
+    if targets is not None:
+        return [int(target) for target in targets]
+    if reader is not None and getattr(reader, "label_key", None) is not None:
+        return [int(label) for label in reader.dataset[reader.label_key]]
+    raise DataError(f"{where}: the reader does not list its labels, and they are needed before the images are read")
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    classes = getattr(dataset, "classes", None)
+    if classes is not None:
+        return tuple(str(name) for name in classes)
+    numbers: dict[str, int] | None = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not numbers:
+        return None
+    return tuple(str(name) for name in sorted(numbers, key=lambda key: numbers[key]))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,114 @@
+"""What every reader of videos gives: files and labels, and what of a published list is really there.
+
+A list may name files that are not there (of the published sets some are always gone): they are left out and reported as
+problems, and the set is refused only when nothing is left.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from leanconv.data.sets.splits import Problem
+from leanconv.errors import DataError
+
+__all__ = ["SUFFIXES", "VideoList", "VideoSet", "by_stem", "existing", "read_table", "read_text", "whole_number"]
+
+SUFFIXES = frozenset(
+    (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+)
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Video files and their labels (n,)."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSet:
+    """Training and test videos over the same classes; labels index `class_names`.
+
+    `problems` are listed files that are not there; `mirror` says whether a mirrored video keeps its label.
+    """
+
+    train: VideoList
+    test: VideoList
+    class_names: tuple[str, ...]
+    problems: tuple[Problem, ...] = ()
+    mirror: bool = True
+
+
+def existing(
+    root: Path, file: Path, found: Iterable[tuple[str, str | None, int]], problems: list[Problem]
+) -> VideoList:
+    """The videos of (name, path or None, label) that exist; the others are added to `problems`."""
+    paths, labels = [], []
+    missing: list[Problem] = []
+    for name, path, label in found:
+        if path is None:
+            missing.append(Problem(name, f"no such file, but {file} lists it"))
+        else:
+            paths.append(path)
+            labels.append(label)
+    if not paths:
+        example = f", for example {missing[0].name}" if missing else ""
+        raise DataError(f"{file}: none of its {len(missing)} videos is in {root}{example}")
+    problems += missing
+    return VideoList(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+
+
+def by_stem(root: Path) -> dict[str, str]:
+    """Every video below `root` by its name without suffix; a replacement (for a broken one) is preferred."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: expected a folder with videos, found {'a file' if root.exists() else 'nothing'} there"
+        )
+    found: dict[str, str] = {}
+    for folder, _, files in sorted(os.walk(root, followlinks=True)):
+        for file in files:
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in SUFFIXES and (stem not in found or "replacement" in folder):
+                found[stem] = os.path.join(folder, file)
+    return found
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file with a line of names, with their line numbers; `DataError` where a column is missing."""
+    reader = csv.reader(read_text(path).splitlines())
+    names = [name.strip().lower() for name in next(reader, [])]
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r}, found {', '.join(names)}")
+    rows = []
+    for cells in reader:
+        if not cells:
+            continue
+        if len(cells) < len(names):
+            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} cells, expected {len(names)}")
+        rows.append((reader.line_num, {name: cell.strip() for name, cell in zip(names, cells, strict=False)}))
+    return rows
+
+
+def whole_number(path: Path, line: int, text: str) -> int:
+    try:
+        return int(float(text))
+    except ValueError:
+        raise DataError(f"{path}: line {line} has {text!r} where a whole number is expected") from None
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable text file: {' '.join(str(error).split())}") from error

@@ -1,0 +1,204 @@
+"""Labelled videos under one name: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`, ...
+
+Clips are decoded on the way. Every batch is a pure function of (seed, epoch, number), whichever process reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import NamedTuple
+
+from torch import Tensor
+
+from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
+from leanconv.data.loaders import every_nth
+from leanconv.data.sets.folder import video_folder
+from leanconv.data.sets.kinetics import kinetics
+from leanconv.data.sets.moving_digits import moving_digits
+from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.sports1m import sports1m
+from leanconv.data.sets.video_csv import video_csv
+from leanconv.data.sets.video_files import VideoList, VideoSet
+from leanconv.data.stream import Stream
+from leanconv.data.video.augment import VIDEO_AUGMENTS, CentreClip, ClipChoice, ClipShape, DrawnClip, SpreadClips
+from leanconv.data.video.files import VideoFiles
+from leanconv.data.video.index import require_pyav
+from leanconv.errors import DataError, unknown
+
+__all__ = ["VIDEO_KINDS", "VideoData", "VideoSample", "open_videos"]
+
+# Of the videos on which the networks of the paper were trained, as their code has them.
+_MEAN = (0.43216, 0.394666, 0.37645)
+_STD = (0.22803, 0.22145, 0.216989)
+
+_READERS: dict[str, Callable[[str], VideoSet]] = {
+    "moving-digits": moving_digits,
+    "video-folder": video_folder,
+    "video-csv": video_csv,
+    "kinetics": kinetics,
+    "sports1m": sports1m,
+}
+
+VIDEO_KINDS = tuple(_READERS)
+"""What `open_videos` reads: the words before the colon of a spec."""
+
+
+def open_videos(
+    spec: str,
+    *,
+    frames: int = 8,
+    rate: int = 2,
+    size: int = 112,
+    batch_size: int = 8,
+    workers: int = 0,
+    seed: int = 0,
+    augment: str = "video",
+    short_side: tuple[int, int] | None = None,
+    fps: float | None = 30.0,
+    clips_per_video: int = 1,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> VideoData:
+    """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
+    `kinetics:PATH` or `sports1m:PATH`.
+
+    A clip is `frames` frames, every `rate`-th one at `fps` frames per second (None: as the file has them), `size`
+    pixels square. In training the shorter side is scaled to a length drawn from `short_side` (default: the paper's 8/7
+    to 10/7 of `size`), in evaluation to the smaller of the two. `augment` is `video` or `none`; `clips_per_video` is
+    how often an epoch visits every training video; `batch_size` counts over all processes; `workers` processes decode.
+    `mean` and `std` (of pixels in 0..1) default to those of the paper's networks.
+    Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set,
+    `MissingExtra` without PyAV.
+
+        data = open_videos("video-csv:train.csv,test.csv", frames=8, rate=2, size=112, workers=2)
+        clips, labels = next(iter(data.train_loader()))                              # (8, 3, 8, 112, 112), (8,)
+    """
+    read = reader_of(spec, _READERS, what="kind of video set", takes="a path", embedded="moving-digits")
+    require_pyav()
+    check_counts(spec, 1, frames=frames, rate=rate, size=size, batch_size=batch_size, clips_per_video=clips_per_video)
+    check_counts(spec, 0, workers=workers)
+    if fps is not None and not 0 < fps <= 1000:
+        raise DataError(f"{spec}: fps must be above 0 and at most 1000, or None for each file's own, got {fps}")
+    if augment not in VIDEO_AUGMENTS:
+        raise unknown("augmentation of videos", augment, VIDEO_AUGMENTS)
+    low, high = short_side or (round(size * 8 / 7), round(size * 10 / 7))
+    if not size <= low <= high:
+        raise DataError(
+            f"{spec}: short_side {low} to {high} must be a range of lengths that a crop of {size} pixels fits into"
+        )
+    return VideoData(
+        read(),
+        shape=ClipShape(frames=frames, rate=rate, size=size, fps=None if fps is None else _rate(fps)),
+        short_side=(low, high),
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        augment=augment,
+        clips_per_video=clips_per_video,
+        mean=mean or _MEAN,
+        std=std or _STD,
+    )
+
+
+class VideoSample(NamedTuple):
+    """One test video: its file, its label and its clips (clips * crops, 3, frames, h, w), normalised."""
+
+    name: str
+    label: int
+    clips: Tensor
+
+
+class VideoData(LabelledData[Stream]):
+    """Training and test clips of one set of videos: (float32 (n, 3, frames, size, size); labels int64 (n,)).
+
+    Videos that are missing, broken or too short are passed over and listed in `problems`; in training another one takes
+    the place. Evaluation takes the centre clip of every test video. `open_videos` makes these.
+    """
+
+    unit = "video"
+    sample = "clip"
+
+    def __init__(
+        self,
+        videos: VideoSet,
+        *,
+        shape: ClipShape,
+        short_side: tuple[int, int],
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        augment: str = "video",
+        clips_per_video: int = 1,
+        mean: tuple[float, float, float] = _MEAN,
+        std: tuple[float, float, float] = _STD,
+    ) -> None:
+        super().__init__(
+            videos.class_names,
+            input_size=(self.channels, shape.frames, shape.size, shape.size),
+            batch_size=batch_size,
+            seed=seed,
+            repeats=clips_per_video,
+        )
+        self._videos = videos
+        self._shape = shape
+        self._short_side = short_side
+        self._workers = workers
+        self._augment = augment
+        self._given = mean, std
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The videos that are missing, broken or too short, as far as they have been asked for."""
+        missing = {problem.name: problem for problem in self._videos.problems}
+        return tuple((missing | {problem.name: problem for problem in super().problems}).values())
+
+    def test_loader(self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1) -> TestVideos:
+        """Every test video as a `VideoSample`: `clips` clips spread over it, times 1 (centre) or 3 crops.
+
+        Three crops, along the longer side, are as large as the smaller `short_side`. Raises `DataError` for other
+        counts.
+        """
+        if clips < 1 or crops not in (1, 3):
+            raise DataError(f"clips must be at least 1 and crops 1 or 3, got {clips} and {crops}")
+        files = self._files(self._videos.test, SpreadClips(self._shape, self._short_side[0], clips, crops))
+        # Samples are large: workers are not to work ahead by more than one.
+        stream = replace(self._test, files=files, ahead=1)
+        return TestVideos(stream, every_nth(self.test_size, 1, rank, world), self._normalised)
+
+    def _source(self, *, training: bool) -> Stream:
+        videos = self._videos.train if training else self._videos.test
+        files = self._files(videos, CentreClip(self._shape, self._short_side[0]))
+        return Stream(files=files, workers=self._workers, repeats=self._repeats if training else 1)
+
+    def _files(self, videos: VideoList, evaluation: ClipChoice) -> VideoFiles:
+        drawn = DrawnClip(self._shape, self._short_side, self._videos.mirror)
+        training = drawn if self._augment == "video" else evaluation
+        return VideoFiles(videos=videos, training=training, evaluation=evaluation, seed=self.seed)
+
+    def _mean_and_std(self) -> Statistics:
+        return self._given
+
+
+@dataclass(frozen=True)
+class TestVideos:
+    """An iterable of `VideoSample`, one per test video that can be read; `len` counts all of them."""
+
+    __test__ = False  # pytest would take it for a test
+
+    stream: Stream
+    chunks: tuple[tuple[int, ...], ...]
+    finish: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[VideoSample]:
+        for pixels, labels, [video] in self.stream.batches(self.chunks, None):
+            yield VideoSample(self.stream.files.name(video), int(labels[0]), self.finish(pixels[0]))
+
+
+def _rate(fps: float) -> Fraction:
+    """The frame rate as it was meant: 29.97002997 is 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
