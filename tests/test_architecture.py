@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan"}
+NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan", "seeds"}
 
 
 def room_of(path: Path) -> str:

@@ -13,7 +13,6 @@ Deviation: one backward for all sub-networks instead of one each: equal gradient
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from leanconv.dryrun import ModelHolder, as_module
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.seeds import python_random
 
 __all__ = ["MutualObjective", "plan_step"]
 
@@ -44,7 +44,7 @@ def plan_step(
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
     the random students draw a width for every layer instead of one for all.
     """
-    draw = random.Random(f"{seed}/{step}")
+    draw = python_random(seed, step)
     low, high = widths
     students = sorted((Width(draw.uniform(low, high)) for _ in range(num_random)), reverse=True)
     if layer_widths:

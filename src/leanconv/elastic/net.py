@@ -20,6 +20,7 @@ from leanconv.dryrun import duplicate
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.ops.chain import ConvChain
 from leanconv.story import Story, remember, story_of
 
 __all__ = ["ElasticNet", "resized", "sampled"]
@@ -187,6 +188,10 @@ class ElasticNet(nn.Module):
                 module.__class__ = type(plain)  # type: ignore[assignment]
                 if "forward" in held:  # chosen when the module was made
                     vars(module)["forward"] = getattr(module, held["forward"].__name__)
+            elif isinstance(module, ConvChain) and not module.fits_plan:
+                module.__class__ = nn.Sequential  # type: ignore[assignment]  # its plan is that of the full network
+                for name in vars(module).keys() - vars(nn.Sequential()).keys():
+                    del vars(module)[name]
             for name, p in module._parameters.items():
                 module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
             for name, b in module._buffers.items():

@@ -12,12 +12,13 @@ the first multiple that is; no width below 1 keeps more than C, none above it fe
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+
+from leanconv.seeds import python_random
 
 __all__ = ["ActiveConfig", "Config", "Width", "channels_at", "make_divisible"]
 
@@ -69,7 +70,7 @@ class Width(float):
 
 @lru_cache(4096)
 def _share(low: float, high: float, seed: int, group: str) -> float:
-    return random.Random(f"{seed}/{group}").uniform(low, high)
+    return python_random(seed, group).uniform(low, high)
 
 
 class Config(tuple[Any, ...]):

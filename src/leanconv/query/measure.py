@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from leanconv.elastic.calibrate import inputs_of
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError, unknown
-from leanconv.machine import cpu_name
+from leanconv.machine import this_machine
 from leanconv.modes import eval_mode
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
@@ -72,6 +71,7 @@ def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
         accuracy=accuracy,
         macs=cost.macs,
         params=cost.params,
+        share_not_counted=cost.share_not_counted,
         peak_bytes=weights + cost.peak_activation_bytes,
     )
 
@@ -151,7 +151,9 @@ def fingerprint(net: nn.Module) -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the numbers were measured on."""
-    found = {"cpu": cpu_name(), "system": platform.platform(), "torch": torch.__version__, "device": str(device)}
+    here = this_machine()
+    found = {"cpu": here.cpu, "vectors": here.vectors, "system": here.system}
+    found |= {"torch": torch.__version__, "device": str(device)}
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
@@ -160,7 +162,7 @@ def elsewhere(about: Mapping[str, Any]) -> str | None:
     there = about.get("machine") or {}
     gpu = torch.cuda.is_available() and str(there.get("device", "")).startswith("cuda")
     here = machine(torch.device("cuda" if gpu else "cpu"))
-    for part in ("gpu", "cpu"):
+    for part in ("gpu", "cpu", "vectors"):
         if part in there and there[part] != here.get(part):
             return f"{there[part]}, here is {here.get(part, 'none')}"
     return None

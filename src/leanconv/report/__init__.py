@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
-from leanconv.report.serve_log import plot_serve_log
+from leanconv.report.serve_log import plot_serve_log, serve_table
 from leanconv.report.tables import (
     bench_table,
     changes_table,
@@ -39,6 +39,7 @@ __all__ = [
     "query_table",
     "ratio",
     "save_curves",
+    "serve_table",
     "si",
     "skipped_table",
     "sweep_table",

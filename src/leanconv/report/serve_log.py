@@ -1,4 +1,4 @@
-"""What a governor did, drawn: the latency of every call against its target, and the configuration in force below."""
+"""What a governor did: its calls as a table, and drawn against the target, with the configuration in force below."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from leanconv.errors import LeanconvError, need
 from leanconv.report.plots import save_figure
+from leanconv.report.text_table import Column, TextTable
+from leanconv.report.units import percent
 
 if TYPE_CHECKING:
     from leanconv.serve.loop import ServeLog
 
-__all__ = ["plot_serve_log"]
+__all__ = ["plot_serve_log", "serve_table"]
 
 _LINE = "#333333"
 _GREY = "#888888"
@@ -90,3 +92,37 @@ def _name_configurations(log: ServeLog, axes: object, end: float) -> None:
                 va="bottom",
                 fontsize=8,
             )
+
+
+def serve_table(log: ServeLog, *, title: str = "") -> TextTable:
+    """What a log of calls comes to: latencies against the target, accuracy and changes of configuration."""
+    phases = log.phases()
+    settling = phases[0].settling
+    return TextTable(
+        title=f"{title}, target {log.target_ms:g} ms",
+        columns=(
+            Column("from [s]"),
+            Column("calls"),
+            Column("median [ms]"),
+            Column("95 % [ms]"),
+            Column("over target [%]"),
+            Column("accuracy [%]"),
+            Column("changes"),
+        ),
+        rows=tuple(
+            (
+                f"{phase.second:.1f}",
+                str(phase.calls),
+                f"{phase.median_ms:.2f}",
+                f"{phase.p95_ms:.2f}",
+                percent(phase.over, 1),
+                percent(phase.accuracy),
+                str(phase.switches),
+            )
+            for phase in phases
+        ),
+        notes=(
+            f"median, 95 % and over target: without the first {settling} calls.",
+            "accuracy: mean over the calls, from the query table, of the configuration that ran.",
+        ),
+    )

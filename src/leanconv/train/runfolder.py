@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.files import csv_text
+from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
 
 __all__ = [
@@ -36,27 +35,11 @@ __all__ = [
     "saved_model",
     "write_problems",
     "write_rows",
-    "write_text",
 ]
 
 _PACKAGES = ("leanconv", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 _FREE = ("note", "workers")
 """Settings that never change what a run computes: a resumed run may choose others."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file in the same folder, so that no reader ever sees a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LeanconvError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:

@@ -193,14 +193,74 @@ class Net(nn.Module):
         return x
 
 
-NETWORKS = {"vmz": vmz, "mmaction2": Recognizer, "pytorchvideo": Net}
-EPS = {"vmz": 1e-3, "mmaction2": 1e-3, "pytorchvideo": 1e-5}
-PAIRS = [("vmz", "ir"), ("vmz", "ip"), ("mmaction2", "ir"), ("mmaction2", "ip"), ("pytorchvideo", "ir")]
+# --------------------------------------------------------------------------------------------------------- gluon-cv
 
 
-def build(project: str, kind: str, layers: Sequence[int], classes: int = 400) -> nn.Module:
+class Affine(nn.Module):
+    """A BatchNorm that was frozen into a scale and a shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, 1, 1).uniform_(0.8, 1.2))
+        self.bias = nn.Parameter(torch.empty(channels, 1, 1, 1).uniform_(-0.1, 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+class SeparatedBlock(nn.Module):
+    def __init__(self, cin: int, planes: int, stride: int, norm: type[nn.Module], *, first: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(cin, planes, 1), norm(planes)
+        self.conv3, self.bn3 = conv(planes, planes, 3, stride, planes), norm(planes)
+        self.conv4, self.bn4 = conv(planes, 4 * planes, 1), norm(4 * planes)
+        self.down_sample = nn.Sequential(conv(cin, 4 * planes, 1, stride), norm(4 * planes)) if first else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn3(self.conv3(y)))
+        return torch.relu(self.bn4(self.conv4(y)) + (x if self.down_sample is None else self.down_sample(x)))
+
+
+class GluonCv(nn.Module):
+    def __init__(self, kind: str, layers: Sequence[int], classes: int, norm: type[nn.Module] = nn.BatchNorm3d) -> None:
+        super().__init__()
+        assert kind == "ir"
+        self.conv1, self.bn1, self.maxpool = stem_conv(), norm(64), stem_pool()
+        width = 64
+        for stage, count in enumerate(layers):
+            planes = 64 * 2**stage
+            blocks = []
+            for block in range(count):
+                blocks.append(SeparatedBlock(width, planes, 2 if stage and not block else 1, norm, first=not block))
+                width = 4 * planes
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.out_fc = nn.Linear(2048, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.out_fc(x.mean((2, 3, 4)))
+
+
+NETWORKS = {"vmz": vmz, "mmaction2": Recognizer, "pytorchvideo": Net, "gluoncv": GluonCv}
+EPS = {"vmz": 1e-3, "mmaction2": 1e-3, "pytorchvideo": 1e-5, "gluoncv": 1e-3}
+PAIRS = [
+    *(
+        ("vmz", "ir"),
+        ("vmz", "ip"),
+        ("mmaction2", "ir"),
+        ("mmaction2", "ip"),
+        ("pytorchvideo", "ir"),
+        ("gluoncv", "ir"),
+    ),
+]
+
+
+def build(project: str, kind: str, layers: Sequence[int], classes: int = 400, **options: object) -> nn.Module:
     """The network as that project builds it, its statistics off neutral, in eval mode."""
-    net = NETWORKS[project](kind, layers, classes)
+    net = NETWORKS[project](kind, layers, classes, **options)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = EPS[project]

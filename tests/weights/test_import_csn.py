@@ -1,4 +1,4 @@
-"""Names of other projects: complete in both directions, the same function afterwards, and everything else refused."""
+"""Channel-separated networks of other projects: complete in both directions, the same function, all else refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import EPS, NETWORKS, PAIRS, build
+from foreign_caffe2 import caffe2, csn
+from foreign_csn import EPS, NETWORKS, PAIRS, Affine, build
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from writers import blobs
 
 from leanconv.build import create_model
 from leanconv.errors import CheckpointError, UnknownName
@@ -19,6 +21,7 @@ from leanconv.nets.resnet3d import LAYERS_3D, resnet3d
 from leanconv.ops import conv_maker
 from leanconv.ops.csn import ChannelSeparated
 from leanconv.weights import FORMATS, fill, find_format, import_weights, key_map, read_tensors
+from leanconv.weights.csn import CsnFormat
 
 TINY = (1, 2, 1, 1)
 
@@ -35,9 +38,11 @@ def theirs(project: str, kind: str, layers: tuple[int, ...] = TINY, classes: int
 
 
 def test_every_format_has_a_network_to_be_compared_with() -> None:
-    assert set(FORMATS) == set(NETWORKS) == {project for project, _ in PAIRS}
-    assert [(name, kind) for name, naming in FORMATS.items() for kind in naming.middle] == [
+    of_csn = {name: one for name, one in FORMATS.items() if isinstance(one, CsnFormat) and name != "vmz-caffe2"}
+    assert set(of_csn) == set(NETWORKS) == {project for project, _ in PAIRS}
+    assert [(name, kind) for name, naming in of_csn.items() for kind in naming.middle] == [
         ("mmaction2", "ip"), ("mmaction2", "ir"), ("vmz", "ip"), ("vmz", "ir"), ("pytorchvideo", "ir"),
+        ("gluoncv", "ir"),
     ]  # fmt: skip
 
 
@@ -86,17 +91,83 @@ def test_names_letter_by_letter(project: str, kind: str, pairs: dict[str, str]) 
 @pytest.mark.parametrize(("project", "kind"), PAIRS)
 def test_the_imported_network_computes_what_theirs_does(project: str, kind: str, tmp_path: Path) -> None:
     foreign = theirs(project, kind)
-    wrapper = {"vmz": None, "mmaction2": "state_dict", "pytorchvideo": "model_state"}[project]
+    wrapper = {"mmaction2": "state_dict", "pytorchvideo": "model_state"}.get(project)
     state = foreign.state_dict()
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "weights.pth")
     net = ours(kind, norm_eps=EPS[project])
     done = import_weights(net, tmp_path / "weights.pth", find_format(read_tensors(tmp_path / "weights.pth")))
     assert (done.format, done.tensors, done.classifier) == (project, len(state), True)
     assert done.network == f"{kind} with 1, 2, 1, 1 bottlenecks (17 layers)"
+    assert done.classifier_layers == ("fc",)
+    assert done.entry == (wrapper or "")
+    assert done.notes == ("no file says whether the stem ends in a max pool (pool1); the network was built with it",)
     x = torch.randn(2, 3, 8, 48, 48)
     with torch.no_grad():
-        torch.testing.assert_close(net(x), foreign(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(net(x), foreign(x), rtol=1e-4, atol=1e-5)
     assert all(int(m.num_batches_tracked) == 7 for m in net.modules() if isinstance(m, nn.BatchNorm3d))
+
+
+@pytest.mark.parametrize("kind", ["ir", "ip"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_caffe2_pickles_compute_what_their_network_does(kind: str, protocol: int, tmp_path: Path) -> None:
+    """Blocks are counted through there, and what is not of the network (a learning rate) is no reason to refuse."""
+    drawn, clip = caffe2(), torch.randn(2, 3, 8, 48, 48)
+    wanted = csn(drawn, clip, kind, TINY, 5)
+    (tmp_path / "w.pkl").write_bytes(blobs({**drawn.tensors, "lr": torch.tensor(0.1)}, protocol))
+    read = read_tensors(tmp_path / "w.pkl")
+    assert (read.entry, read.passed_over) == ("blobs", ("lr (no tensor)",))
+    net = ours(kind)
+    done = fill(net, read, find_format(read), source="w.pkl")
+    assert (done.format, done.tensors) == ("vmz-caffe2", len(drawn.tensors))
+    assert done.network == f"{kind} with 1, 2, 1, 1 bottlenecks (17 layers)"
+    with torch.no_grad():
+        torch.testing.assert_close(net(clip), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_caffe2_names_of_the_deep_networks() -> None:
+    names = key_map(FORMATS["vmz-caffe2"], create_model("ir_csn_152", num_classes=359).state_dict())
+    assert len(set(names.values())) == len(names)
+    assert {name: names[name] for name in (
+        "stem.0.bn.running_var", "layer1.0.shortcut.bn.weight", "layer2.0.conv2.conv.conv1.weight",
+        "layer3.35.conv3.bn.bias",
+        "layer4.0.shortcut.conv.weight", "layer4.2.conv1.conv.weight", "fc.weight",
+    )} == {
+        "stem.0.bn.running_var": "conv1_spatbn_relu_riv",
+        "layer1.0.shortcut.bn.weight": "shortcut_projection_0_spatbn_s",
+        "layer2.0.conv2.conv.conv1.weight": "comp_3_conv_3_w",
+        "layer3.35.conv3.bn.bias": "comp_46_spatbn_4_b",
+        "layer4.0.shortcut.conv.weight": "shortcut_projection_47_w",
+        "layer4.2.conv1.conv.weight": "comp_49_conv_1_w",
+        "fc.weight": "last_out_L400_w",
+    }  # fmt: skip
+
+
+def test_caffe2_files_of_another_network_or_class_count_are_refused() -> None:
+    drawn = caffe2()
+    csn(drawn, torch.randn(1, 3, 8, 48, 48), "ir", TINY, 5)
+    caffe = FORMATS["vmz-caffe2"]
+    with pytest.raises(
+        CheckpointError, match=r"f is ir with 1, 2, 1, 1 .* but the network to fill is ip with 1, 2, 1, 1"
+    ):
+        fill(ours("ip"), drawn.tensors, caffe, source="f")
+    with pytest.raises(CheckpointError, match=r"a classifier \(fc\) of 5 classes, the network one of 9"):
+        fill(ours("ir", num_classes=9), drawn.tensors, caffe, source="f")
+    net = ours("ir", num_classes=9)
+    assert not fill(net, drawn.tensors, caffe, source="f", new_classifier=True).classifier
+    with pytest.raises(CheckpointError, match="1 missing: comp_1_conv_3_w"):
+        fill(ours("ir"), {k: v for k, v in drawn.tensors.items() if k != "comp_1_conv_3_w"}, caffe, source="f")
+
+
+def test_frozen_norms_of_gluoncv_become_norms_that_do_the_same() -> None:
+    torch.manual_seed(1)
+    foreign = build("gluoncv", "ir", TINY, 5, norm=Affine)
+    state = foreign.state_dict()
+    net = ours("ir")
+    assert fill(net, state, find_format(state), source="f").tensors == len(state)
+    clip = torch.randn(2, 3, 8, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(net(clip), foreign(clip), rtol=1e-4, atol=1e-5)
+    assert int(net.stem[0].bn.running_mean.count_nonzero()) == 0
 
 
 def test_safetensors_half_precision_and_data_parallel_prefix(tmp_path: Path) -> None:
@@ -155,7 +226,8 @@ def renamed(old: str, new: str) -> Callable[[State], State]:
 
 
 REFUSED: list[tuple[str, str, dict[str, Any], Callable[[State], State], str]] = [
-    ("vmz", "ir", {"num_classes": 400}, dict, r"a classifier of 5 classes, the network one of 400: .*num_classes=5"),
+    ("vmz", "ir", {"num_classes": 400}, dict, r"a classifier \(fc\) of 5 classes, the network one of 400: "
+     ".*num_classes=5"),
     ("vmz", "ir", {"layers": (1, 2, 2, 1)}, dict, r"f is ir with 1, 2, 1, 1 bottlenecks \(17 layers\), but .* is ir "
      r"with 1, 2, 2, 1 bottlenecks \(20 layers\): build the one of the file"),
     ("mmaction2", "ip", {"kind": "ir"}, dict, r"f is ip with 1, 2, 1, 1 .* but the network to fill is ir"),
@@ -212,5 +284,7 @@ def test_formats_are_told_by_their_names() -> None:
         find_format(theirs("vmz", "ir").state_dict(), "mmaction2", source="f")
     with pytest.raises(UnknownName, match="unknown weight format 'mmaction': did you mean 'mmaction2'"):
         find_format({}, "mmaction")
-    with pytest.raises(CheckpointError, match=r"as none of mmaction2, vmz, pytorchvideo .*: it starts with a, b"):
+    with pytest.raises(
+        CheckpointError, match=r"as none of plain, mmaction2, vmz, pytorchvideo, .*: it starts with a, b"
+    ):
         find_format({"a": torch.ones(1), "b": torch.ones(1)})
