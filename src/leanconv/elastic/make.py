@@ -95,16 +95,8 @@ def make_elastic(
         make(modules[name], layer, active)
     for name, other in found.others.items():
         make_other(name, modules[name], other, active)
-    settings: dict[str, Any] = {
-        "widths": [low, high],
-        "resolutions": list(sides),
-        "divisor": divisor,
-        "size": list(size),
-        "keep": list(keep),
-        "ratios": dict(ratios or {}),
-    }
-    if lengths:
-        settings["frames"] = list(lengths)
+    settings = {"widths": [low, high], "resolutions": [*sides], "divisor": divisor, "size": [*size], "keep": [*keep]}
+    settings |= {"ratios": {**(ratios or {})}} | ({"frames": [*lengths]} if lengths else {})
     net = ElasticNet(copied, active, settings, found.kept)
     net.training = copied.training
     if high > 1:

@@ -66,7 +66,7 @@ class ElasticNet(nn.Module):
         """Run in another configuration within the scope; None for `width` is the largest, for the others as it comes.
 
         An input left as it comes uses the BatchNorm statistics of the native resolution and frames.
-        Raises `LeanconvError` for a width outside `widths` and a resolution or frames that are none of this network's.
+        Raises `LeanconvError` for a configuration that this network does not have.
         """
         config = self.checked(width, resolution, frames)
         with self.active.use(config.width, resolution, frames):

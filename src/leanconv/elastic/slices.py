@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from leanconv.elastic.width import Width, channels_at
 
-__all__ = ["MOST", "Axes", "Channels", "Counts", "Layer", "OtherLayer", "Place", "Runs", "Slice", "cached", "counting"]
+__all__ = ["MOST", "Axes", "Channels", "Counts", "Layer", "OtherLayer", "Place", "Runs", "Slice"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -97,16 +98,19 @@ class Channels:
         return runs, sum(length for _, length in runs)
 
     def _find(self, width: Width) -> Runs:
-        joined: list[tuple[int, int]] = []
-        start = 0
-        for one in self.slices:
-            kept = one.kept(width)
-            if joined and sum(joined[-1]) == start:
-                joined[-1] = (joined[-1][0], joined[-1][1] + kept)
-            else:
-                joined.append((start, kept))
-            start += one.full
-        return tuple(joined)
+        starts = accumulate((one.full for one in self.slices), initial=0)
+        return joined(zip(starts, (one.kept(width) for one in self.slices), strict=False))
+
+
+def joined(runs: Iterable[tuple[int, int]]) -> Runs:
+    """The same channels with neighbours as one run."""
+    out: list[tuple[int, int]] = []
+    for start, length in runs:
+        if out and sum(out[-1]) == start:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((start, length))
+    return tuple(out)
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,11 @@ class ElasticOther(Elastic):
         calls = {place: counts for place, counts in self.elastic_layer.calls.items() if place in needed}
         self.elastic_layer = layer = replace(self.elastic_layer, calls=calls)
         if not (layer.calls or layer.attributes or layer.tensors):
-            method = self.elastic_method
-            self.__class__ = self.kind  # type: ignore[assignment]
-            for name in ("elastic_config", "elastic_layer", "elastic_name", "elastic_method"):
+            if self.elastic_method != "forward":
+                vars(self)["forward"] = getattr(self, self.elastic_method)
+            for name in [name for name in vars(self) if name.startswith("elastic_")]:
                 del vars(self)[name]
-            if method != "forward":
-                vars(self)["forward"] = getattr(self, method)
+            self.__class__ = self.kind  # type: ignore[assignment]
 
 
 class Patched(MadeClass):
