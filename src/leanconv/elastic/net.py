@@ -238,10 +238,9 @@ def resized(x: Tensor, resolution: int) -> Tensor:
         return x
     mode = "linear" if spatial == 1 else "bilinear"
     if x.ndim == 5:  # a clip: every frame by itself
-        batch, channels, frames = x.shape[:3]
-        flat = x.transpose(1, 2).reshape(batch * frames, channels, *x.shape[3:])
+        flat = x.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(flat, size, mode=mode, align_corners=True)
-        return small.reshape(batch, frames, channels, *size).transpose(1, 2)
+        return small.reshape(len(x), -1, *small.shape[1:]).transpose(1, 2)
     return F.interpolate(x, size, mode=mode, align_corners=True)
 
 
