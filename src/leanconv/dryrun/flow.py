@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.dryrun.operators import bind, written
 from leanconv.dryrun.run import DryRun
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.errors import LeanconvError
@@ -266,11 +267,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
 
         def run() -> Any:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    value = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in _tensors(value):
-                        self.record.write(tensor)
+            given = bind(func, args, kwargs)
+            for tensor in _tensors([given[name] for name in written(func)]):
+                self.record.write(tensor)
             return func(*args, **kwargs)
 
         return run() if self.record.busy else self.record.call(func, run, args, kwargs)
