@@ -41,15 +41,16 @@ def _of(record: OpRecord, known: Known, argument: str | None = None) -> Field:
 
 def _after(field: Field, old: Sequence[int], effect: Effect, new: Sequence[int]) -> Field:
     """The field of an output of shape `new`, made of one of shape `old`."""
-    for axis in effect.ordered - effect.mixed:
-        if field.axes([axis]) - field.whole and old[axis] > 1:
-            raise Lost("single positions are picked out of a spatial axis, or it changes their order")
+    if any(field.axes([axis]) - field.whole and old[axis] > 1 for axis in effect.ordered - effect.mixed):
+        raise Lost("single positions are picked out of a spatial axis, or it changes their order")
     dims: list[Dim] = []
     for axis, size in zip(effect.source, new, strict=True):
-        if axis in effect.along:
+        if axis is None:
+            dims.append(plain(size))
+        elif axis in effect.along:
             dims.append(field.moved(axis, size, _along(effect.along[axis], old[axis], size)))
         else:
-            dims.append(plain(size) if axis is None else field.dims[axis])
+            dims.append(field.dims[axis])
     return merged(dims, [field]).sees_whole(field.axes(effect.mixed))
 
 
@@ -137,9 +138,9 @@ def _cat(record: OpRecord, known: Known) -> list[Field]:
 
 
 def _pixel_shuffle(record: OpRecord, known: Known) -> list[Field]:
-    up, down = (record.args.get(f"{way}scale_factor") for way in ("up", "down"))
     old, new = record.args["self"].shape, record.outputs[0].shape
-    way = Resampling("nearest") if up else Steps(down, down)
+    down: int | None = record.args.get("downscale_factor")
+    way = Resampling("nearest") if down is None else Steps(down, down)
     last = len(new) - 1
     effect = Effect((*range(last - 2), None, last - 1, last), {last - 1: way, last: way})
     return [_after(_of(record, known), old, effect, new)]
