@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from leanconv.build import load, save
 from leanconv.cli import app
 from leanconv.cost import measure
-from leanconv.deploy import compare, fold
+from leanconv.deploy import compare, densify, fold
 from leanconv.elastic import make_elastic
 from leanconv.errors import PlanError, RewriteError
 from leanconv.ops import OPERATORS, conv_maker
@@ -139,6 +139,7 @@ def test_from_rewrite_to_a_saved_elastic_network(row: Row, tmp_path: Path) -> No
             slim = net(x)
         assert slim.shape == (2, 4)
         torch.testing.assert_close(static.train()(x), slim)
+        densify(static, size)  # compares: what is still a chain has the plan that it says
     assert list(again.state_dict()) == list(net.state_dict())
 
 

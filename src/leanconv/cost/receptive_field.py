@@ -38,15 +38,18 @@ def receptive_field(recording: Recording) -> ReceptiveField:
     """The receptive field of the network's output map or, when the output is no map, of the last map before it.
 
     The last map is the last tensor that still has all spatial axes; in a classifier it enters the global pooling or the
-    first linear layer. Of several output maps the widest counts.
+    first linear layer. Of several output maps the widest counts. Of several inputs it is the field in the first.
     """
-    rank = len(recording.image.shape) - 2
+    found = _field_in(recording, recording.inputs[0])
+    return found if len(recording.inputs) == 1 else replace(found, note=f"{found.note}; in the first input")
+
+
+def _field_in(recording: Recording, image: TensorRef) -> ReceptiveField:
+    rank = len(image.shape) - 2
     if rank < 1:
         return ReceptiveField(None, "the input has no spatial axis")
-    dims = tuple(
-        (Factor(n, Walk(i - 2, identity())),) if i >= 2 else plain(n) for i, n in enumerate(recording.image.shape)
-    )
-    book = _Book({recording.image.serial: Field(dims)}, frozenset(range(rank)))
+    dims = tuple((Factor(n, Walk(i - 2, identity())),) if i >= 2 else plain(n) for i, n in enumerate(image.shape))
+    book = _Book({image.serial: Field(dims)}, frozenset(range(rank)))
     last: list[tuple[Field, str]] = []
     for record in recording.records:
         for output, field in book.enter(record):

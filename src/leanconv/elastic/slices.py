@@ -99,7 +99,7 @@ class Channels:
     def __init__(self, slices: Iterable[Slice]) -> None:
         self.slices = tuple(slices)
         self.full = sum(one.full for one in self.slices)
-        self._known: dict[Width, tuple[Runs, int]] = {}
+        self._known: dict[Width, Runs] = {}
 
     @property
     def moves(self) -> bool:
@@ -108,15 +108,11 @@ class Channels:
 
     def runs(self, width: Width) -> Runs:
         """The kept channels, neighbours joined."""
-        return cached(self._known, width, lambda: self._at(width))[0]
+        return cached(self._known, width, lambda: self._find(width))
 
     def count(self, width: Width) -> int:
         """How many channels are kept."""
-        return cached(self._known, width, lambda: self._at(width))[1]
-
-    def _at(self, width: Width) -> tuple[Runs, int]:
-        runs = self._find(width)
-        return runs, sum(length for _, length in runs)
+        return sum(length for _, length in self.runs(width))
 
     def _find(self, width: Width) -> Runs:
         starts = accumulate((one.full for one in self.slices), initial=0)

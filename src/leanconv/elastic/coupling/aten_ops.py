@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from leanconv.dryrun.axes import PRODUCTS, Effect, axis_of, effects
 from leanconv.dryrun.operators import bind, is_pointwise
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 
@@ -55,9 +55,9 @@ class Call:
         return self.of(self.x)
 
     @property
-    def results(self) -> list[Tensor]:
+    def results(self) -> tuple[Tensor, ...]:
         """All tensors that it made."""
-        return tensors_in(self.result)
+        return tensors_of(self.result)
 
     @cached_property
     def bound(self) -> dict[str, Any]:
@@ -80,11 +80,6 @@ class Call:
 
 
 Rule = Callable[[Call], Dims]
-
-
-def tensors_in(nest: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def dims_after(call: Call) -> list[Dims]:
@@ -230,12 +225,10 @@ def _shuffled_pixels(call: Call) -> Dims:
     return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
 
 
-PARTED = "divides the channels at fixed places"
-
 NEEDS = {
     "select": "picks a fixed channel",
     "slice": "cuts out a fixed range of channels",
-    **dict.fromkeys(("unbind", "split", "split_with_sizes"), PARTED),
+    **dict.fromkeys(("unbind", "split", "split_with_sizes"), "divides the channels at fixed places"),
 }
 """Why an operation needs channels to stay, where it does not run along them."""
 

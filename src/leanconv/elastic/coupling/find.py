@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun import DryRun
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
-from leanconv.elastic.coupling.aten_ops import Call, dims_after, tensors_in
+from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
 from leanconv.elastic.coupling.modules import MOVERS, is_layer, module_rule
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
@@ -166,7 +167,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = call.func(*call.args, **call.kwargs)
         finally:
             self.in_function = False
-        results = tensors_in(result)
+        results = tensors_of(result)
         with self._following(call, results):
             dims, counts = rule.rule(Call(call.func, call.args, call.kwargs, result, self.dims_of), numbers)
             self._set(results, dims)
@@ -180,7 +181,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _untouched(self, call: Call) -> bool:
         """Whether there is nothing to follow: inside a layer, or no tensor that one has touched."""
-        return self.inside or all(self.dims_of(tensor) is None for tensor in tensors_in((call.args, call.kwargs)))
+        return self.inside or all(self.dims_of(tensor) is None for tensor in tensors_of((call.args, call.kwargs)))
 
     @contextmanager
     def _following(self, call: Call, results: Sequence[Tensor]) -> Iterator[None]:
@@ -188,7 +189,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             yield
         except CannotFollow as reason:
-            self._obstacle(str(reason), tensors_in((call.args, call.kwargs)))
+            self._obstacle(str(reason), tensors_of((call.args, call.kwargs)))
             self._set(results, [(None,) * tensor.ndim for tensor in results])
 
     def _obstacle(self, reason: str, tensors: Sequence[Tensor]) -> None:
@@ -214,7 +215,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
-        tensors = tensors_in(output)
+        tensors = tensors_of(output)
         if not tensors:
             raise RewriteError(
                 f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "

@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS, layer_of
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
-from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
 from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting, joined
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
+from leanconv.plan import NarrowedPlan, narrowed_plan
 
 
 class Move(NamedTuple):
