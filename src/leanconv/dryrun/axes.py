@@ -10,9 +10,8 @@ rules there. Shapes and arguments are plain numbers: nothing here needs a tensor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -83,12 +82,96 @@ def effects(name: str, args: Mapping[str, Any], shape: Shape, outputs: Sequence[
 
     `args` are its arguments by name, of which only the numbers are read.
     """
-    rank = _map_rank(name)
-    rule = _RULES.get(name.replace(f"{rank}d", "") if rank else name)
-    if rule is None and not rank:
-        return []
-    made = on_maps(len(shape), rank) if rule is None else rule(_Call(name, args, tuple(shape), outputs))
-    return [made] * len(outputs) if isinstance(made, Effect) else made
+    made = _effect(name, args, tuple(shape), outputs)
+    return made if isinstance(made, list) else [made] * len(outputs) if made else []
+
+
+def _effect(
+    name: str, args: Mapping[str, Any], shape: tuple[int, ...], outputs: Sequence[Shape]
+) -> Effect | list[Effect] | None:
+    rank = len(shape)
+    same = tuple(range(rank))
+    dims = _dims(args, rank)
+    dim, over = next(iter(dims), 0), frozenset(dims)
+    left = tuple(axis for axis in same if axis not in over)
+    replaced = tuple(None if axis in over else axis for axis in same)
+    along: Sequence[Steps | Resampling]
+    maps = _map_axes(name)
+    match name.replace(f"{maps}d", "") if maps else name:
+        case "alias" | "clone" | "contiguous" | "detach" | "lift_fresh" | "_to_copy":
+            return Effect(same)
+        case "permute":
+            return Effect(dims)
+        case "transpose" | "t":
+            one, other = (axis_of(args.get(key, end), rank) for key, end in (("dim0", 0), ("dim1", -1)))
+            return Effect(tuple({one: other, other: one}.get(axis, axis) for axis in same))
+        case "unsqueeze":
+            at = axis_of(args["dim"], rank + 1)
+            return Effect((*same[:at], None, *same[at:]))
+        case "squeeze":
+            return Effect(tuple(axis for axis in same if axis in left or shape[axis] != 1))
+        case "select" | "unbind":
+            return Effect(left, ordered=over)
+        case "slice":
+            steps = Steps(stride=args["step"], padding=-first_place(args["start"], shape[dim]))
+            return Effect(same, {} if tuple(outputs[0]) == shape else {dim: steps})
+        case "split" | "split_with_sizes" | "unsafe_split" | "unsafe_chunk":
+            starts = accumulate((output[dim] for output in outputs[:-1]), initial=0)
+            return [Effect(same, {dim: Steps(padding=-start)}) for start in starts]
+        case "roll":
+            return Effect(same, {axis: Steps(padding=by) for axis, by in zip(dims, args["shifts"], strict=False)})
+        case "flip":
+            return Effect(same, ordered=over)
+        case "unfold":
+            return Effect((*same, None), {dim: Steps(args["size"], args["step"])})
+        case reduction if reduction in _REDUCTIONS:
+            picked = over if name in ("argmax", "argmin") else frozenset[int]()
+            return Effect(replaced if len(outputs[0]) == rank else left, mixed=over, ordered=picked)
+        case "_softmax" | "_safe_softmax" | "_log_softmax":
+            return Effect(same, mixed=over)
+        case "cumsum" | "cumprod":
+            return Effect(same, mixed=over, ordered=over)
+        case "glu":
+            return Effect(replaced, mixed=over, ordered=over)
+        case "topk" | "sort":
+            return Effect(replaced, ordered=over)
+        case "avg_pool" | "max_pool_with_indices":
+            along = windows(args, _per_axis(args["kernel_size"], maps))
+        case "constant_pad_nd" | "reflection_pad" | "replication_pad":
+            before = args["pad" if "pad" in args else "padding"][::2]
+            along = [Steps(padding=size) for size in before[::-1]]  # the last axis comes first
+        case resampling if resampling in _MODES:
+            along = [Resampling(_MODES[resampling], bool(args.get("align_corners")))] * maps
+        case _:
+            return on_maps(rank, maps) if maps else None
+    return Effect(same, dict(enumerate(along, rank - len(along))))
+
+
+_REDUCTIONS = {
+    *("sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "logsumexp", "norm"),
+    *("linalg_vector_norm", "argmax", "argmin", "median", "all", "any"),
+}
+_MODES = {
+    **dict.fromkeys(("_adaptive_avg_pool", "adaptive_avg_pool", "adaptive_max_pool"), "adaptive"),
+    "upsample_nearest": "nearest",
+    "_upsample_nearest_exact": "nearest_exact",
+    **dict.fromkeys(("upsample_linear", "upsample_bilinear", "upsample_trilinear"), "linear"),
+    "upsample_bicubic": "cubic",
+}
+_MAPS = re.compile(r"[a-z_]*(?:pool|upsample_[a-z_]*|re(?:flection|plication)_pad)([123])d")
+
+
+def _map_axes(name: str) -> int:
+    """How many axes at the end a pooling, padding or resampling changes, which its name says; 0 for all others."""
+    found = _MAPS.match(name)
+    return int(found[1]) if found else 0
+
+
+def _dims(args: Mapping[str, Any], rank: int) -> tuple[int, ...]:
+    """The axes that an operator is given; all where there are none."""
+    given = next((args[name] for name in ("dim", "dims", "dimension") if name in args), None)
+    given = [given] if isinstance(given, int) else list(given or range(rank))
+    return tuple(axis_of(dim, rank) for dim in given)
 
 
 def on_maps(rank: int, axes: int) -> Effect:
@@ -119,145 +202,3 @@ def windows(args: Mapping[str, Any], kernel: Sequence[int]) -> list[Steps]:
 def _per_axis(value: int | Sequence[int] | None, axes: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value or ())
     return values * axes if len(values) == 1 else values
-
-
-_MAPS = re.compile(r"[a-z_]*(?:pool|upsample_[a-z_]*|re(?:flection|plication)_pad)([123])d")
-
-
-def _map_rank(name: str) -> int:
-    """How many axes at the end a pooling, padding or resampling changes, which its name says; 0 for all others."""
-    found = _MAPS.match(name)
-    return int(found[1]) if found else 0
-
-
-class _Call(NamedTuple):
-    name: str
-    args: Mapping[str, Any]
-    shape: tuple[int, ...]
-    outputs: Sequence[Shape]
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-    @property
-    def dim(self) -> int:
-        return axis_of(self.args["dim"], self.rank)
-
-    def dims(self, name: str = "dim") -> tuple[int, ...]:
-        """The axes of an argument; all where there is none."""
-        given = self.args.get(name)
-        given = range(self.rank) if given is None or given == () or given == [] else given
-        return tuple(axis_of(dim, self.rank) for dim in ([given] if isinstance(given, int) else given))
-
-    def without(self, gone: Iterable[int]) -> tuple[int, ...]:
-        return tuple(axis for axis in range(self.rank) if axis not in gone)
-
-    def kept(self, along: Mapping[int, Steps | Resampling] | None = None, **sets: frozenset[int]) -> Effect:
-        return Effect(tuple(range(self.rank)), along or {}, **sets)
-
-
-Rule = Callable[[_Call], "Effect | list[Effect]"]
-
-
-def _swapped(call: _Call) -> Effect:
-    order = list(range(call.rank))
-    one, other = (axis_of(call.args.get(name, dim), call.rank) for name, dim in (("dim0", 0), ("dim1", -1)))
-    order[one], order[other] = order[other], order[one]
-    return Effect(tuple(order))
-
-
-def _unsqueezed(call: _Call) -> Effect:
-    at = axis_of(call.args["dim"], call.rank + 1)
-    return Effect((*range(at), None, *range(at, call.rank)))
-
-
-def _selected(call: _Call) -> Effect:
-    return Effect(call.without({call.dim}), ordered=frozenset({call.dim}))
-
-
-def _sliced(call: _Call) -> Effect:
-    if tuple(call.outputs[0]) == call.shape:
-        return call.kept()
-    start = first_place(call.args["start"], call.shape[call.dim])
-    return call.kept({call.dim: Steps(stride=call.args["step"], padding=-start)})
-
-
-def _split(call: _Call) -> list[Effect]:
-    starts = accumulate((shape[call.dim] for shape in call.outputs[:-1]), initial=0)
-    return [call.kept({call.dim: Steps(padding=-start)}) for start in starts]
-
-
-def _rolled(call: _Call) -> Effect:
-    shifts = zip(call.dims("dims"), call.args["shifts"], strict=False)
-    return call.kept({dim: Steps(padding=shift) for dim, shift in shifts})
-
-
-def _unfolded(call: _Call) -> Effect:
-    along = {axis_of(call.args["dimension"], call.rank): Steps(call.args["size"], call.args["step"])}
-    return Effect((*range(call.rank), None), along)
-
-
-def _reduced(call: _Call) -> Effect:
-    dims = call.dims()
-    kept = len(call.outputs[0]) == call.rank
-    source = tuple(None if axis in dims else axis for axis in range(call.rank)) if kept else call.without(dims)
-    picked = dims if call.name in ("argmax", "argmin") else ()
-    return Effect(source, mixed=frozenset(dims), ordered=frozenset(picked))
-
-
-def _cumulated(call: _Call) -> Effect:
-    return call.kept(mixed=frozenset({call.dim}), ordered=frozenset({call.dim}))
-
-
-def _rearranged(call: _Call) -> Effect:
-    """What takes places by their values, or half of them, so that the axis is another one afterwards."""
-    source = tuple(None if axis == call.dim else axis for axis in range(call.rank))
-    halved = {call.dim} if call.name == "glu" else ()
-    return Effect(source, mixed=frozenset(halved), ordered=frozenset({call.dim}))
-
-
-def _on_last(call: _Call, along: Sequence[Steps | Resampling]) -> Effect:
-    return call.kept(dict(enumerate(along, call.rank - len(along))))
-
-
-def _pooled(call: _Call) -> Effect:
-    return _on_last(call, windows(call.args, _per_axis(call.args["kernel_size"], _map_rank(call.name))))
-
-
-def _padded(call: _Call) -> Effect:
-    before = call.args["pad" if "pad" in call.args else "padding"][::2]
-    return _on_last(call, [Steps(padding=size) for size in before[::-1]])  # the last axis comes first
-
-
-def _resampled(mode: str, call: _Call) -> Effect:
-    return _on_last(call, [Resampling(mode, bool(call.args.get("align_corners")))] * _map_rank(call.name))
-
-
-_GROUPS: dict[str, Rule] = {
-    "alias clone contiguous detach lift_fresh _to_copy": _Call.kept,
-    "permute": lambda call: Effect(call.dims("dims")),
-    "transpose t": _swapped,
-    "unsqueeze": _unsqueezed,
-    "squeeze": lambda call: Effect(call.without({dim for dim in call.dims() if call.shape[dim] == 1})),
-    "select unbind": _selected,
-    "slice": _sliced,
-    "split split_with_sizes unsafe_split unsafe_chunk": _split,
-    "roll": _rolled,
-    "flip": lambda call: call.kept(ordered=frozenset(call.dims("dims"))),
-    "unfold": _unfolded,
-    "sum mean amax amin max min var std var_mean std_mean prod logsumexp norm linalg_vector_norm argmax argmin median "
-    "all any": _reduced,
-    "_softmax _safe_softmax _log_softmax": lambda call: call.kept(mixed=frozenset({call.dim})),
-    "cumsum cumprod": _cumulated,
-    "glu topk sort": _rearranged,
-    "avg_pool max_pool_with_indices": _pooled,
-    "constant_pad_nd reflection_pad replication_pad": _padded,
-    "_adaptive_avg_pool adaptive_avg_pool adaptive_max_pool": partial(_resampled, "adaptive"),
-    "upsample_nearest": partial(_resampled, "nearest"),
-    "_upsample_nearest_exact": partial(_resampled, "nearest_exact"),
-    "upsample_linear upsample_bilinear upsample_trilinear": partial(_resampled, "linear"),
-    "upsample_bicubic": partial(_resampled, "cubic"),
-}
-_RULES = {name: rule for names, rule in _GROUPS.items() for name in names.split()}
-"""By name, those on maps without the number of their axes."""
