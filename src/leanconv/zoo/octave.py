@@ -62,17 +62,13 @@ def _resnext(
     return _octave(net, alpha, full_stride)
 
 
-def _resnet152_deep(
-    *, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool"
-) -> nn.Module:
+def _resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool") -> nn.Module:
     """Table 7: deep stem that ends in a bottleneck, strides on the last 1x1 of a block."""
     net = ResNet(LAYERS[152], num_classes=num_classes, stem="deep_residual", stride_at="conv3")
     return _octave(net, alpha, full_stride, where="!stem.*")
 
 
-def _se_resnet152_deep(
-    *, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool"
-) -> nn.Module:
+def _se_resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool") -> nn.Module:
     """Table 7 with squeeze-and-excitation: deep stem and max pool, a norm without parameters before each branch."""
     net = ResNet(LAYERS[152], num_classes=num_classes, se=True, stem="deep", stride_at="conv3", input_norm=True)
     return _octave(net, alpha, full_stride, where="!stem.*")
