@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
-from leanconv.elastic.graphs import slices_as_layers
 from leanconv.elastic.layers.chains import make_chain
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
@@ -88,7 +87,6 @@ def make_elastic(
             f"{lengths[0]}, height, width), got {size}"
         )
     copied = duplicate(model)
-    slices_as_layers(copied)
     found = find(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios, widest=high)
     active = ActiveConfig(Config(high, sides[0], lengths[0] if lengths else None))
     modules = dict(copied.named_modules())

@@ -130,9 +130,7 @@ class MutualObjective(nn.Module):
         In evaluation its BatchNorms use the running statistics that the teacher's forwards keep during training, or
         those of a calibration after it, so that validation is honest at any moment.
         """
-        with self.net.at(self.net.widths[1], self.net.resolutions[0]):
-            logits: Tensor = self.net(inputs)
-        return logits
+        return self._logits(Config(self.net.widths[1], self.net.resolutions[0]), inputs)
 
     def _losses(
         self, inputs: Tensor, targets: Tensor, plan: tuple[Config, ...], parts: dict[str, Tensor]

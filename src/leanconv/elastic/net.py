@@ -20,6 +20,7 @@ from leanconv.dryrun import duplicate
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.ops.chain import ConvChain
 from leanconv.story import remember, story_of
 
 __all__ = ["ElasticNet", "resized", "sampled"]
@@ -193,6 +194,10 @@ class ElasticNet(nn.Module):
                 module.__class__ = type(plain)  # type: ignore[assignment]
                 if "forward" in held:  # chosen when the module was made
                     vars(module)["forward"] = getattr(module, held["forward"].__name__)
+            elif isinstance(module, ConvChain) and not module.fits_plan:
+                module.__class__ = nn.Sequential  # type: ignore[assignment]  # its plan is that of the full network
+                for name in vars(module).keys() - vars(nn.Sequential()).keys():
+                    del vars(module)[name]
             for name, p in module._parameters.items():
                 module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
             for name, b in module._buffers.items():
@@ -233,10 +238,9 @@ def resized(x: Tensor, resolution: int) -> Tensor:
         return x
     mode = "linear" if spatial == 1 else "bilinear"
     if x.ndim == 5:  # a clip: every frame by itself
-        batch, channels, frames = x.shape[:3]
-        flat = x.transpose(1, 2).reshape(batch * frames, channels, *x.shape[3:])
+        flat = x.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(flat, size, mode=mode, align_corners=True)
-        return small.reshape(batch, frames, channels, *size).transpose(1, 2)
+        return small.reshape(len(x), -1, *small.shape[1:]).transpose(1, 2)
     return F.interpolate(x, size, mode=mode, align_corners=True)
 
 

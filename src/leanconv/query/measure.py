@@ -71,6 +71,7 @@ def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
         accuracy=accuracy,
         macs=cost.macs,
         params=cost.params,
+        share_not_counted=cost.share_not_counted,
         peak_bytes=weights + cost.peak_activation_bytes,
     )
 

@@ -20,7 +20,7 @@ from leanconv.elastic.calibrate import as_configs
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
-from leanconv.files import write_text
+from leanconv.files import csv_text, write_text
 from leanconv.query import rows as tabular
 from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
@@ -252,13 +252,7 @@ class QueryTable:
         return json.dumps(data, indent=2) + "\n"
 
     def _csv(self) -> str:
-        out = io.StringIO()
-        out.write(f"# {json.dumps(self.about)}\n")
-        rows = [tabular.cells(row) for row in self.rows]
-        writer = csv.DictWriter(out, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return f"# {json.dumps(self.about)}\n" + csv_text([tabular.cells(row) for row in self.rows])
 
 
 def _suffix(path: Path) -> str:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun import DryRun
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
@@ -147,11 +147,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         call = Call(func, args, kwargs or {}, result, self.dims_of)
-        results = _tensors(result)
+        results = call.results
         if results and not self._untouched(call):
             with self._following(call, results):
-                dims = dims_after(call)
-                self._set(results, [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results])
+                self._set(results, dims_after(call))
         return result
 
     def function(self, rule: FunctionRule, call: Call) -> Any:
@@ -168,7 +167,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = call.func(*call.args, **call.kwargs)
         finally:
             self.in_function = False
-        results = _tensors(result)
+        results = tensors_of(result)
         with self._following(call, results):
             dims, counts = rule.rule(Call(call.func, call.args, call.kwargs, result, self.dims_of), numbers)
             self._set(results, dims)
@@ -182,7 +181,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _untouched(self, call: Call) -> bool:
         """Whether there is nothing to follow: inside a layer, or no tensor that one has touched."""
-        return self.inside or all(self.dims_of(tensor) is None for tensor in _tensors((call.args, call.kwargs)))
+        return self.inside or all(self.dims_of(tensor) is None for tensor in tensors_of((call.args, call.kwargs)))
 
     @contextmanager
     def _following(self, call: Call, results: Sequence[Tensor]) -> Iterator[None]:
@@ -190,7 +189,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             yield
         except CannotFollow as reason:
-            self._obstacle(str(reason), _tensors((call.args, call.kwargs)))
+            self._obstacle(str(reason), tensors_of((call.args, call.kwargs)))
             self._set(results, [(None,) * tensor.ndim for tensor in results])
 
     def _obstacle(self, reason: str, tensors: Sequence[Tensor]) -> None:
@@ -216,7 +215,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
-        tensors = _tensors(output)
+        tensors = tensors_of(output)
         if not tensors:
             raise RewriteError(
                 f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
@@ -273,10 +272,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if attributes or calls or name in tensors:
                 others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made.get(name, {}))
         return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def _slice(axis: Axis, unit: int, divisor: int, widest: float) -> Slice:

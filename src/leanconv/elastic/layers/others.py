@@ -28,9 +28,8 @@ Patch = tuple[tuple[int, ...], Mapping[int, int]]
 class PatchSizes(TorchFunctionMode):
     """A scope in which the calls of one forward, that of the module called `where`, get the numbers of their patches.
 
-    `made` says how often that forward calls each of the functions in all. In `needed`, if given, go the places of the
-    calls whose own numbers are other ones.
-    Raises `RewriteError` at its end where the forward was another than when coupling was found.
+    `made` says how often that forward calls each function: raises `RewriteError` at its end where it was another one.
+    In `needed`, if given, go the places of the calls whose own numbers are other ones.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class PatchSizes(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.where, self.patches, self.made, self.needed = where, patches, made, needed
-        self.calls: dict[Any, int] = dict.fromkeys(made, 0)
+        self.calls: dict[Any, int] = dict.fromkeys((function for function, _ in patches), 0)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -59,7 +58,7 @@ class PatchSizes(TorchFunctionMode):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        if kind is None and self.calls != self.made:
+        if kind is None and any(self.made[function] != calls for function, calls in self.calls.items()):
             raise RewriteError(
                 f"{self.where}: its forward took another path than when the network was made elastic, so which of its "
                 "numbers count channels cannot be told (a table that is made once, a branch for training?): pass keep= "
@@ -108,7 +107,8 @@ class ElasticOther(Elastic):
 
     def drop_unneeded_patches(self, needed: Collection[Place]) -> None:
         """Forget the calls whose counts the code gets right by itself, which a run at other widths has shown."""
-        self.elastic_layer = layer = _counting(self.elastic_layer, needed)
+        calls = {place: counts for place, counts in self.elastic_layer.calls.items() if place in needed}
+        self.elastic_layer = layer = replace(self.elastic_layer, calls=calls)
         if not (layer.calls or layer.attributes or layer.tensors):
             method = self.elastic_method
             self.__class__ = self.kind  # type: ignore[assignment]
@@ -137,12 +137,5 @@ def make_other(name: str, module: nn.Module, layer: OtherLayer, active: ActiveCo
     if chosen is not None and getattr(chosen, "__self__", None) is not module:
         raise RewriteError(f"{name}: its forward was replaced on the instance by a function of somebody else's")
     kind = type(module).__name__
-    made = make_class_elastic(module, _counting(layer, layer.calls), active, ElasticOther)
+    made = make_class_elastic(module, layer, active, ElasticOther)
     vars(made).update(elastic_name=name or kind, elastic_method="forward" if chosen is None else chosen.__name__)
-
-
-def _counting(layer: OtherLayer, places: Collection[Place]) -> OtherLayer:
-    """The layer with those of its calls alone, and how often their functions are called."""
-    calls = {place: counts for place, counts in layer.calls.items() if place in places}
-    functions = {function for function, _ in calls}
-    return replace(layer, calls=calls, made={f: count for f, count in layer.made.items() if f in functions})
