@@ -149,7 +149,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         call = Call(func, args, kwargs or {}, result, self.dims_of)
-        results = call.results
+        results = tensors_of(result)
         if results and not self._untouched(call):
             with self._following(call, results):
                 self._set(results, dims_after(call))
