@@ -54,15 +54,6 @@ def test_every_operator_has_a_row() -> None:
     assert {type(row.rewrite) for row in ROWS} == set(OPERATORS.values())
 
 
-@pytest.mark.parametrize("stem", OPERATORS)
-def test_every_operator_has_a_card(stem: str) -> None:
-    operator = OPERATORS[stem]
-    file = operator.__module__.rpartition(".")[2]
-    cards = {path.stem: path.read_text() for path in (Path(__file__).parents[2] / "docs" / "methods").glob("*.md")}
-    own = [text for stem, text in cards.items() if stem == file or f"ops/{file}.py" in text]
-    assert any(operator.__name__ in text for text in own)
-
-
 @every_row
 def test_counts_are_those_of_the_definition(row: Row) -> None:
     assert kernel_weights(row.rewrite.build(row.spec)) == row.params

@@ -90,6 +90,10 @@ def test_lengths_beyond_the_file_end_it_early(data: bytes, told: str) -> None:
             "of type 55, which is unknown",
         ),
         (START + struct.pack("<QIiiqiii", 1, 0xF993FAC9, 0, 1, -2, 1, 0, 0) + bytes(64), r"an array of shape \(-2,\)"),
+        (
+            START + struct.pack("<QIii3qiii", 1, 0xF993FAC9, 0, 3, 0, 2**40, 2**40, 1, 0, 0),
+            r"an array of shape \(0, 1099",
+        ),
         (params(TENSORS) + b"x", "1 bytes follow its end"),
         (START + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1) + b"x", "0 arrays with 1 names"),
         (START + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1) + b"\xff", "decode"),

@@ -132,10 +132,12 @@ class MutualObjective(nn.Module):
         return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, layer_widths=by_layer)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Logits (b, classes) of the full network at the highest resolution, whose statistics training keeps up."""
-        with self.net.at(self.net.widths[1], self.net.resolutions[0]):
-            logits: Tensor = self.net(inputs)
-        return logits
+        """Logits (b, classes) of the full network at the highest resolution.
+
+        In evaluation its BatchNorms use the running statistics that the teacher's forwards keep during training, or
+        those of a calibration after it, so that validation is honest at any moment.
+        """
+        return self._logits(Config(self.net.widths[1], self.net.resolutions[0]), inputs)
 
     def _losses(
         self, inputs: Tensor, targets: Tensor, plan: tuple[Config, ...], parts: dict[str, Tensor]

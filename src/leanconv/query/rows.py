@@ -21,7 +21,6 @@ T = TypeVar("T")
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
 
-
 EAGER = "eager"
 """The back-end that is torch as it is."""
 

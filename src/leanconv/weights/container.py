@@ -56,6 +56,8 @@ _COUNTERS = ("n_averaged",)
 """Tensors of wrappers that say nothing about the network."""
 
 _DEPTH = 16
+_LONGEST = 256
+"""Letters of a tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def find_weights(
     found = _named(content, source, entry) if entry is not None else _chosen(content, source, ema)
     path, mapping, others, is_average = found
     tensors, strange = _flat(mapping)
+    odd = next((name for name in (*tensors, *strange) if len(name) > _LONGEST or not name.isprintable()), None)
+    if odd is not None:
+        raise CheckpointError(f"{source} calls something {odd[:60]!r}, which no network does: the file is damaged")
     if not tensors:
         raise CheckpointError(f"{source} holds no tensors{f' in {path}' if path else ''}: {_content(content)}")
     file = WeightFile(tensors, path, "", tuple(f"{name} (no tensor)" for name in strange), others)
@@ -145,9 +150,10 @@ def _chosen(content: Mapping[Any, Any], source: str, ema: bool) -> _Found:
         if taken is None and (named or any(_is_tensor(value) for value in node.values())):
             break  # a state dict; dictionaries in it are parts of the network
         if taken is None and len(usual) > 1:
+            some = ", ".join(map(_short, usual[:8]))
             raise CheckpointError(
-                f"{source} holds several sets of tensors ({', '.join(usual)}), and none is named like a network's "
-                f"({', '.join(_ENTRIES[:4])}, ...): say which with entry={usual[0]!r} (--entry {usual[0]})"
+                f"{source} holds several sets of tensors ({some}), and none is named like a network's "
+                f"({', '.join(_ENTRIES[:4])}, ...): say which with entry={usual[0][:80]!r} (--entry {_short(usual[0])})"
             )
         taken = taken or next(iter(usual), None)
         if taken is None:
@@ -177,12 +183,20 @@ def _named(content: Mapping[Any, Any], source: str, entry: str) -> _Found:
 
 def _content(content: Mapping[Any, Any]) -> str:
     """What a file holds, for a message."""
-    names = [str(key)[:40] for key in content]
-    with_tensors = [str(key)[:40] for key, value in content.items() if _holds_tensors(value)]
+    names = [_short(key) for key in content]
+    with_tensors = [_short(key) for key, value in content.items() if _holds_tensors(value)]
     if not names:
         return "it is empty"
     told = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
     return f"it has {told}" + (f"; with tensors: {', '.join(with_tensors[:8])}" if with_tensors else "")
+
+
+def _short(key: Any) -> str:
+    """A key of somebody's dictionary as a part of one line."""
+    if not isinstance(key, str | bytes | bool | float | None) and not (isinstance(key, int) and abs(key) < 1 << 60):
+        return type(key).__name__
+    text = str(key)[:40]
+    return text if text.isprintable() else repr(text)
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -216,7 +230,7 @@ def _flat(mapping: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
         prefix, node, depth = waiting.pop()
         inner: list[tuple[str, Any, int]] = []
         for key, value in node.items():
-            name = f"{prefix}{key}"
+            name = f"{prefix}{key if isinstance(key, str) else _short(key)}"
             tensor = tensor_of(value)
             if tensor is not None:
                 tensors[name] = tensor

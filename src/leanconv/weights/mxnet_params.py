@@ -108,7 +108,8 @@ def _array(file: _Reader) -> Tensor:
     _device, _number, code = file.numbers("iii")
     if code not in _TYPES:
         raise ValueError(f"an array of type {code}, which is unknown")
-    if min(shape, default=0) < 0:
+    empty = 0 in shape and prod(max(side, 1) for side in shape) >= 1 << 60  # no values, yet no shape that exists
+    if min(shape, default=0) < 0 or empty:
         raise ValueError(f"an array of shape {shape}")
     dtype = _TYPES[code]
     raw = file.take(prod(shape) * dtype.itemsize)

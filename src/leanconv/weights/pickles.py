@@ -60,7 +60,8 @@ class Array:
             code = kind.code if isinstance(kind, ItemType) else "unknown"
             raise ValueError(f"an array of type {code[:20]!r}, expected one of {', '.join(ITEM_BYTES)}")
         shape = tuple(shape)
-        if len(shape) > MAX_AXES or not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in shape):
+        legal = len(shape) <= MAX_AXES and all(isinstance(side, int) and side >= 0 for side in shape)
+        if not legal or prod(max(side, 1) for side in shape) >= 1 << 60:
             raise ValueError("an array whose shape is none")
         data = data.encode("latin-1") if isinstance(data, str) else data
         if not isinstance(data, bytes | bytearray) or len(data) != prod(shape) * ITEM_BYTES[kind.code]:

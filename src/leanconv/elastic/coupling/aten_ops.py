@@ -3,20 +3,24 @@
 A tensor's `dims` hold, for each of its axes, the row of channel segments that lies there, or None. A rule gets the
 inputs' dims and answers the output's; an operation without a rule is an obstacle, unless all its channels are fixed.
 These are single aten operations, so there are no rules for the many ways to write `relu` or `+` in Python;
-`functions` has those of the few that are given channel counts as numbers.
+`functions` has those of the few that are given channel counts as numbers. What an operation does to axes, whatever lies
+on them, stands in `dryrun.axes`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.dryrun.axes import PRODUCTS, Effect, axis_of, effects
+from leanconv.dryrun.operators import bind, is_pointwise
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 
@@ -50,6 +54,11 @@ class Call:
         """The dims of the first argument."""
         return self.of(self.x)
 
+    @cached_property
+    def bound(self) -> dict[str, Any]:
+        """The arguments of an operation by name."""
+        return bind(self.func, self.args, self.kwargs)
+
     def of(self, tensor: Tensor) -> Dims:
         """The dims of a tensor."""
         return self.lookup(tensor) or (None,) * tensor.ndim
@@ -68,15 +77,29 @@ class Call:
 Rule = Callable[[Call], Dims]
 
 
-def dims_after(call: Call) -> Dims:
-    """The dims of the call's first result. Raises `CannotFollow`."""
-    if torch.Tag.pointwise in call.func.tags or call.name in POINTWISE:
-        return _pointwise(call)
-    if maps := MAP_SIZE.search(call.name):
-        return map_size(int(maps[1]))(call)
-    if call.name not in ATEN_RULES:
+def dims_after(call: Call) -> list[Dims]:
+    """The dims of each of the call's results. Raises `CannotFollow`."""
+    results = tensors_of(call.result)
+    rule = _pointwise if is_pointwise(call.func) else ATEN_RULES.get(call.name)
+    if rule is not None:
+        dims = rule(call)
+        return [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results]
+    found = effects(call.name, call.bound, call.x.shape, [tensor.shape for tensor in results])
+    if not found:
         raise CannotFollow(f"{call.name} has no rule")
-    return ATEN_RULES[call.name](call)
+    return [follow(call, effect, tensor.shape) for effect, tensor in zip(found, results, strict=True)]
+
+
+def follow(call: Call, effect: Effect, shape: Sequence[int]) -> Dims:
+    """The dims of a result of `shape`: where it matters which channel is which, or how many, they must stay."""
+    old = call.x.shape
+    for axis in sorted(effect.ordered.union(effect.along)):
+        rows.require_fixed(call.dims[axis], f"{call.name} {NEEDS.get(call.name, 'runs along the channels')}")
+    places = zip(effect.source, shape, strict=True)
+    return tuple(
+        None if axis is None else call.dims[axis] if old[axis] == size else rows.of_length(call.dims[axis], size)
+        for axis, size in places
+    )
 
 
 def _pointwise(call: Call) -> Dims:
@@ -117,7 +140,7 @@ def _aligned(call: Call, tensors: Sequence[Tensor], axis: int) -> Row | None:
 def _cat(call: Call) -> Dims:
     """The rows of one axis one behind the other."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
-    along = int(call.arg(1, "dim", default=0)) % tensors[0].ndim
+    along = axis_of(call.bound["dim"], tensors[0].ndim)
     parts = [call.of(tensor)[along] for tensor in tensors]
     whole = [row or rows.fixed_row(t.shape[along], "it is a constant") for t, row in zip(tensors, parts, strict=True)]
     joined = sum(whole, start=()) if any(parts) else None
@@ -127,7 +150,7 @@ def _cat(call: Call) -> Dims:
 def _stack(call: Call) -> Dims:
     tensors = call.args[0]
     dims = [_aligned(call, tensors, axis) for axis in range(tensors[0].ndim)]
-    dims.insert(int(call.arg(1, "dim", default=0)) % (len(dims) + 1), None)
+    dims.insert(axis_of(call.bound["dim"], len(dims) + 1), None)
     return tuple(dims)
 
 
@@ -139,8 +162,7 @@ def product(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dim
 
 def _matrices(call: Call) -> Dims:
     """Products of matrices, with a term added."""
-    *term, a, b = call.args[:3] if call.name in ("addmm", "baddbmm") else call.args[:2]
-    return product(call, [(a, "ij"), (b, "jk"), *((tensor, "ik") for tensor in term)], "ik")
+    return product(call, [(call.bound[name], letters) for name, letters in PRODUCTS[call.name].items()], "ik")
 
 
 def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
@@ -154,59 +176,6 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
         full = max(size for _, size in meeting)
         found[letter] = broadcast(call.name, [(row, size) for row, size in meeting if size == full])
     return tuple(found[letter] for letter in out)
-
-
-def not_along(
-    argument: int | None,
-    name: str = "dim",
-    *,
-    default: Any = 0,
-    text: str = "runs along the channels",
-    new: Dims | None = (None,),
-) -> Rule:
-    """Operations along axes that may hold no channels; `new` ones are there instead of each afterwards, None: the same.
-
-    The axes are those that an argument names, or `default`.
-    """
-
-    def rule(call: Call) -> Dims:
-        given = default if argument is None else call.arg(argument, name, default=default)
-        axes = {axis % call.x.ndim for axis in (given if isinstance(given, Sequence) else (given,))}
-        for axis in axes:
-            rows.require_fixed(call.dims[axis], f"{call.name} {text}")
-        return tuple(
-            row for i, old in enumerate(call.dims) for row in (new if new is not None and i in axes else (old,))
-        )
-
-    return rule
-
-
-def map_size(axes: int) -> Rule:
-    """Pools, paddings and resizes of the last `axes` axes."""
-    return not_along(None, default=range(-axes, 0))
-
-
-def _reduce(position: int) -> Rule:
-    """Means, sums and extrema over some axes, which may be those of channels."""
-
-    def rule(call: Call) -> Dims:
-        axes = call.arg(position, "dim")
-        axes = range(call.x.ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-        over = {axis % call.x.ndim for axis in axes}
-        first = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
-        keep = first.ndim == call.x.ndim
-        return tuple(None if i in over else row for i, row in enumerate(call.dims) if keep or i not in over)
-
-    return rule
-
-
-def _slice(call: Call) -> Dims:
-    axis = call.axis(1)
-    row = call.dims[axis]
-    if row is None or call.result.shape == call.x.shape:
-        return call.dims
-    rows.require_fixed(row, f"{call.name} cuts out a fixed range of channels")
-    return (*call.dims[:axis], rows.of_length(row, int(call.result.shape[axis])), *call.dims[axis + 1 :])
 
 
 def _repeat(call: Call) -> Dims:
@@ -237,71 +206,34 @@ def _pad(call: Call) -> Dims:
     return tuple(dims)
 
 
-def _permute(call: Call) -> Dims:
-    order = list(range(call.x.ndim))
-    if call.name == "permute":
-        order = list(call.args[1])
-    else:
-        a, b = (0, -1) if call.name == "t" else (call.axis(1, "dim0"), call.axis(2, "dim1"))
-        order[a], order[b] = order[b], order[a]
-    return tuple(call.dims[axis] for axis in order)
+def _pixels_in_channels(call: Call) -> Dims:
+    """The values of a window of pixels become neighbouring channels, or neighbouring channels such pixels."""
+    side = call.bound.get("upscale_factor") or call.bound.get("downscale_factor")
+    window = prod(call.bound["kernel_size"]) if side is None else side**2
+    *batch, row = call.dims[: -1 if call.name == "col2im" else -2]
+    moved = rows.scaled if call.name in ("im2col", "pixel_unshuffle") else rows.shrunk
+    return (*batch, row and moved(row, window), *(None,) * (1 if call.name == "im2col" else 2))
 
 
-def _windows(call: Call) -> Dims:
-    """Windows of maps as columns, each channel's values beside each other, and back."""
-    batch, row, *_ = call.dims
-    if call.name == "im2col":
-        return (batch, row and rows.scaled(row, prod(call.args[1])), None)
-    return (batch, row and rows.shrunk(row, prod(call.args[2])), None, None)
-
-
-def _shuffled_pixels(call: Call) -> Dims:
-    """Channels to pixels, whole groups of them, and back."""
-    *batch, row, _, _ = call.dims
-    moved = rows.shrunk if call.name == "pixel_shuffle" else rows.scaled
-    return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
-
-
-POINTWISE = {
-    *("hardswish", "_prelu_kernel", "_to_copy", "log_sigmoid_forward", "fill", "zero", "copy", "bernoulli"),
-    *("native_dropout", "dropout"),
+NEEDS = {
+    "select": "picks a fixed channel",
+    "slice": "cuts out a fixed range of channels",
+    **dict.fromkeys(("unbind", "split", "split_with_sizes"), "divides the channels at fixed places"),
 }
-"""Elementwise operations that aten does not tag so."""
-
-MAP_SIZE = re.compile(r"(?:pool|upsample_[a-z_]*|re(?:flection|plication)_pad)([123])d")
-"""Pools, resizes and paddings, by their names."""
-
-PARTED = "divides the channels at fixed places"
+"""Why an operation needs channels to stay, where it does not run along them."""
 
 ATEN_RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("detach", "alias", "lift_fresh", "contiguous", "_softmax", "_log_softmax"), lambda call: call.dims
-    ),
     **{f"{name}_like": lambda call: call.dims for name in ("zeros", "ones", "empty", "full", "rand")},
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"), _reduce(1)),
-    "linalg_vector_norm": _reduce(2),
     **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"),
+        ("view", "_unsafe_view", "reshape", "_reshape_alias"),
         lambda call: rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape),
     ),
-    **dict.fromkeys(("permute", "transpose", "t"), _permute),
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _matrices),
-    "flip": not_along(1, "dims", new=None),
-    "roll": not_along(2, "dims", new=None),
-    **dict.fromkeys(("cumsum", "cumprod"), not_along(1, new=None)),
-    "topk": not_along(2, default=-1),
-    "sort": not_along(1, default=-1),
-    "select": not_along(1, text="picks a fixed channel", new=()),
-    "unbind": not_along(1, text=PARTED, new=()),
-    **dict.fromkeys(("split", "split_with_sizes"), not_along(2, text=PARTED)),
-    "unfold": lambda call: (*not_along(1, "dimension")(call), None),
-    **dict.fromkeys(("im2col", "col2im"), _windows),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
+    **dict.fromkeys(PRODUCTS, _matrices),
+    **dict.fromkeys(("im2col", "col2im", "pixel_shuffle", "pixel_unshuffle"), _pixels_in_channels),
     "expand": lambda call: (None,) * (call.result.ndim - call.x.ndim) + call.dims,
     "constant_pad_nd": _pad,
     "repeat": _repeat,
     "stack": _stack,
     "cat": _cat,
-    "slice": _slice,
 }
-"""Which channels of a tensor an aten operation leaves where."""
+"""Operations that do something to channels which is not the same for whatever lies on an axis."""

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.dryrun.axes import ATTENTION, on_maps
 from leanconv.elastic.coupling import rows
-from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size, product
+from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, follow, product
 from leanconv.elastic.coupling.rows import CannotFollow, Dims, Row, Segment
 
 Numbers = list[int]
@@ -205,9 +206,13 @@ def _matmul(call: Call) -> Dims:
 
 def _attention(call: Call) -> Dims:
     """Scaled dot-product attention; left to itself it scales by the length that a head has."""
-    tensors = [call.arg(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
-    letters = zip(tensors, ("id", "jd", "jv", "ij"), strict=True)
-    return product(call, [(x, two) for x, two in letters if isinstance(x, Tensor)], "iv")
+    letters = {**ATTENTION, "attn_mask": "il"}
+    given = [(call.arg(i, name), two) for i, (name, two) in enumerate(letters.items())]
+    return product(call, [(x, two) for x, two in given if isinstance(x, Tensor)], "ik")
+
+
+def _pooled(call: Call) -> Dims:
+    return follow(call, on_maps(call.x.ndim, int(call.name[-2])), call.result.shape)
 
 
 def _einsum(call: Call) -> Dims:
@@ -257,7 +262,7 @@ FUNCTION_RULES: dict[Any, FunctionRule] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _one_argument(6, "groups", _convolution, default=1)),
     **dict.fromkeys((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm), CHANNEL_NORM),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, torch.matmul, torch.bmm, Tensor.bmm), _no_counts(_matmul)),
-    **{getattr(F, f"adaptive_avg_pool{n}d"): _no_counts(map_size(n)) for n in (1, 2, 3)},
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _no_counts(_pooled)),
     F.normalize: _no_counts(lambda call: call.dims),
     F.scaled_dot_product_attention: _no_counts(_attention),
     torch.einsum: _no_counts(_einsum),

@@ -165,7 +165,7 @@ def require_fixed(row: Row | None, why: str) -> None:
 
 def of_length(row: Row, length: int) -> Row:
     """A row that is fixed at another length; one that may be sliced as it is."""
-    return row if is_sliceable(row) else fixed_row(length, resolve(row)[0].axis.fixed or "")
+    return row if row is None or is_sliceable(row) else fixed_row(length, resolve(row)[0].axis.fixed or "")
 
 
 def align(row: Row, quantum: int) -> Row:
@@ -210,7 +210,8 @@ def cut(row: Row, at: int) -> tuple[Row, Row]:
     row = resolve(row)
     full = sum(segment.full for segment in row)
     if 0 < at < full and not is_sliceable(row):
-        return of_length(row, at), of_length(row, full - at)
+        why = row[0].axis.fixed or ""
+        return fixed_row(at, why), fixed_row(full - at, why)
     for segment in row[1:] if 0 < at < full else ():
         row[0].axis.group.join(segment.axis.group)
     start = index = 0
