@@ -185,7 +185,7 @@ def _repeat(call: Call) -> Dims:
     for row, count in zip(dims, times, strict=True):
         if count > 1:
             rows.require_fixed(row, f"{call.name} repeats the channels")
-    return tuple(row and rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
+    return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
 
 
 def _pad(call: Call) -> Dims:

@@ -135,7 +135,7 @@ def _indexed(call: Call, numbers: Numbers) -> Outcome:
             start, stop = numbers[place : place + 2]
             if item.step not in (None, 1):
                 rows.require_fixed(row, "a slice with steps picks fixed channels")
-                out.append(row and rows.of_length(row, len(range(start, stop, item.step))))
+                out.append(rows.of_length(row, len(range(start, stop, item.step))))
             elif row is None:
                 out.append(None)
             else:

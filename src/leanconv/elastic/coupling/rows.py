@@ -163,7 +163,7 @@ def require_fixed(row: Row | None, why: str) -> None:
         raise CannotFollow(why)
 
 
-def of_length(row: Row, length: int) -> Row:
+def of_length(row: Row | None, length: int) -> Row | None:
     """A row that is fixed at another length; one that may be sliced as it is."""
     return row if row is None or is_sliceable(row) else fixed_row(length, resolve(row)[0].axis.fixed or "")
 
