@@ -59,6 +59,11 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["measure", "resnet20", "--set", "multiplier"], "expected OPTION=VALUE"),
         (["measure", "resnet20", "--size", "3,-1"], "expected channels and lengths"),
         (["measure", "timm/dla34", "--size", "3,48,48"], "in aten.cat of module 'level5.root': RuntimeError: Sizes"),
+        (["measure", "timm/levit_128s", "--size", "3,64,64"], "of module 'stages.0.blocks.0.attn': RuntimeError"),
+        (
+            ["measure", "resnet20", "--size", "3,32,32", "--size", "1,32,32"],
+            "inputs of shapes (3, 32, 32), (1, 32, 32)",
+        ),
         (["measure", "resnet20", "--rewrite", "osepp"], "did you mean 'osep'"),
         (["measure", "resnet20", "--rewrite", "osep:overlapp=1"], "did you mean 'overlap'"),
         (["measure", "resnet20", "--rewrite", "osep:overlap=-1"], "overlap must be above 0"),

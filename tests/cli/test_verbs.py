@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,39 @@ def test_measure(run: Run) -> None:
     table = run("measure", "resnet20", "o_resnet20", "--modules", "3")
     assert "269.72 k" in table
     assert "stem" in table or "conv" in table
+
+
+def test_a_size_for_every_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        from torch import nn
+
+        class Stereo(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+
+            def forward(self, x, y):
+                return self.left(x) + self.right(y)
+    """
+    (tmp_path / "stereo_network.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    both = ("stereo_network:Stereo", "--size", "3,8,8", "--size", "1,8,8")
+    (told,) = json.loads(run("measure", *both, "--json"))
+    assert (told["size"], told["macs"]) == ([[3, 8, 8], [1, 8, 8]], 64 * 8 * 9 * 4)
+    assert "3x8x8 + 1x8x8" in run("measure", *both)
+    done = json.loads(run("rewrite", *both, "--rewrite", "depth_separable", "--out", tmp_path / "saved", "--json"))
+    assert [change["name"] for change in done["changes"]] == ["right"]  # the stem stays
+    again = json.loads(run("measure", tmp_path / "saved", "--trust-code", "--json"))
+    assert again == [{**done["after"], "model": str(tmp_path / "saved")}]
+
+
+def test_what_is_not_counted_is_in_the_table_and_the_json(run: Run) -> None:
+    table = " ".join(run("measure", "resnet20").split())
+    assert "not counted: aten.native_batch_norm (19)" in table
+    assert "parameters of operations that are not counted: 0.5 % (aten.native_batch_norm (1.38 k))" in table
+    (told,) = json.loads(run("measure", "resnet20", "--json"))
+    assert told["params_not_counted"] == {"aten.native_batch_norm": 1376}
+    assert (told["share_not_counted"], told["params_not_run"]) == (1376 / 269722, 0)
 
 
 def test_rewrite_saves_what_other_verbs_take(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from typing import Any
 
 import pytest
@@ -14,11 +16,14 @@ from leanconv.dryrun import (
     ModuleStack,
     as_module,
     check_size,
+    check_sizes,
     default_size,
     duplicate,
     fake_input,
+    record_flow,
     refuse_wrapped,
     running,
+    shapes_of,
     unwrapped,
 )
 from leanconv.errors import LeanconvError, RewriteError
@@ -78,7 +83,7 @@ def test_batch_mode_and_type_of_the_input() -> None:
     assert not running()
     with torch.device("meta"):
         there = DryRun(Mode().float(), (3, 8, 8))
-    assert there.input.device.type == "meta"
+    assert there.inputs[0].device.type == "meta"
     assert fake_input(nn.ReLU(), (3, 4)).shape == (2, 3, 4)
 
 
@@ -215,3 +220,61 @@ def test_copies_share_what_they_are_told_to() -> None:
     )
     own = duplicate(net)
     assert not {p.data_ptr() for p in own.parameters()} & {p.data_ptr() for p in net.parameters()}
+
+
+class Two(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Listed(nn.Module):
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        assert isinstance(inputs, list)
+        return inputs[0] + inputs[1]
+
+
+class Starred(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + inputs[1]
+
+
+class One(nn.Module):
+    def forward(self, inputs: list[Tensor], scale: float = 1.0) -> Tensor:
+        assert isinstance(inputs, list)
+        return inputs[0] * scale
+
+
+def test_several_inputs() -> None:
+    sizes = [(3, 4), (3, 4)]
+    for net in (Two(), Listed(), Starred()):
+        dry = DryRun(net, sizes)
+        assert dry.size == ((3, 4), (3, 4))
+        assert [tuple(tensor.shape) for tensor in dry.inputs] == [(2, 3, 4)] * 2
+        assert dry.run().shapes == ((2, 3, 4),)
+        flow = record_flow(net, sizes)
+        assert len(flow.inputs) == 2
+        assert all(value.from_input and value.maker is None for value in flow.inputs)
+        assert sum(call.adds for call in flow.calls) == 1
+    assert DryRun(One(), [sizes]).run().shapes == ((2, 3, 4),)
+    assert len(DryRun(nn.ReLU(), [(3, 4)]).arguments) == 1
+    assert isinstance(DryRun(nn.ReLU(), [(3, 4)]).arguments[0], Tensor)
+
+
+def test_shapes_of_several_inputs() -> None:
+    assert check_sizes([[3, 4], [[1, 2], [5]]]) == ((3, 4), ((1, 2), (5,)))
+    assert shapes_of(((3, 4), ((1, 2), (5,)))) == [(3, 4), (1, 2), (5,)]
+    assert check_sizes([3, 4]) == (3, 4)
+    with pytest.raises(LeanconvError, match=r"it has 2 to 4 entries; got \(5,\)"):
+        check_sizes([(3, 4), (5,)], axes=(1, 3))
+
+
+def test_transformer_layers_run_as_they_are_written() -> None:
+    """torch's fast path for evaluation would hide their parts."""
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+    ran = DryRun(net, (5, 8)).run()
+    assert {"layers.0.linear1", "layers.0.linear2", "layers.0.self_attn"} <= set(ran.calls)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(importlib.import_module("leanconv.dryrun.size")).failed == 0

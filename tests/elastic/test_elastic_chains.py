@@ -16,11 +16,11 @@ from leanconv.cost import measure
 from leanconv.elastic import make_elastic
 from leanconv.elastic.layers.chains import ElasticChain
 from leanconv.elastic.layers.leaves import Elastic
-from leanconv.elastic.narrowed_plan import narrowed_plan
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
 from leanconv.ops.igc import InterleavedGroup, InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d, OptimizedSeparableConv3d
+from leanconv.plan import narrowed_plan
 from leanconv.spec import ConvSpec
 
 

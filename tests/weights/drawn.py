@@ -1,6 +1,6 @@
-"""Networks of other projects written as one forward that draws each tensor, by its name there, when it first asks for it.
+"""Networks of other projects written as one forward that draws each tensor, by its name there, when first asked.
 
-    net = Drawn(); scores = some_forward(net, x); net.tensors     # name -> tensor, as a file of that project has them
+    net = Drawn(); scores = some_forward(net, x); net.tensors   # name -> tensor, as a file of that project has them
 
 Statistics are off neutral and variances positive, so that every tensor matters.
 """

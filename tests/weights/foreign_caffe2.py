@@ -1,4 +1,4 @@
-"""VMZ's channel-separated networks as its Caffe2 builder makes and names them: blocks counted through, layers from 1."""
+"""VMZ's channel-separated networks as its Caffe2 builder makes and names them."""
 
 from __future__ import annotations
 

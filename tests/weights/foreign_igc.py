@@ -1,4 +1,4 @@
-"""Interleaved-group networks, and the ResNets they are compared with, as their authors' MXNet scripts build and name them."""
+"""Interleaved-group networks and the ResNets beside them, as their authors' MXNet scripts build and name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MutualNet's slimmable networks at one width: the first channels of full weights, statistics of that width's own set."""
+"""MutualNet's slimmable networks at one width: the first channels of full weights, statistics of its own set."""
 
 from __future__ import annotations
 

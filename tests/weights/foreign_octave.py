@@ -1,7 +1,7 @@
 """Octave networks as d-li14, and the OctConv authors in MXNet's Symbol and Gluon, build and name them.
 
-Written from the description of their behaviour: stride 2 pools and then convolves at stride 1, in every convolution of a
-block, and a path from low to high needs no up-sampling there; the last stage is at full resolution.
+Written from the description of their behaviour: stride 2 pools and then convolves at stride 1, in every convolution
+of a block, and a path from low to high needs no up-sampling there; the last stage is at full resolution.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def add(x: Pair, y: Pair) -> Pair:
 def octave(
     net: Drawn, x: Pair, name: str, out: Widths, kernel: int = 1, stride: int = 1, groups: int = 1, *, path: str = "{}"
 ) -> Pair:
-    """One octave convolution; `path` is how its layers are called behind `name`. Depthwise where groups are channels."""
+    """One octave convolution; `path`: how its layers are called behind `name`. Depthwise where groups are channels."""
     high, low = x
     depthwise = groups > 1 and groups == high.shape[1] + (0 if low is None else low.shape[1])
     call = lambda route: name + path.format(route)  # noqa: E731
@@ -216,7 +216,7 @@ def gluon_resnet(
     version: str = "v1b",
     se: bool = False,
 ) -> Tensor:
-    """v1b has the stride on the 3x3; v1e a deep stem and the stride on the last 1x1; v1f a stem that ends in a block."""
+    """v1b has the stride on the 3x3; v1e a deep stem and the stride on the last 1x1; v1f a block at its stem's end."""
     stems = {
         "v1b": ((64, 7, 2),),
         "v1e": ((32, 3, 2), (32, 3, 1), (64, 3, 1)),

@@ -1,5 +1,4 @@
-"""Channel-separated networks of other projects: complete in both directions, the same function afterwards, and everything
-else refused."""
+"""Channel-separated networks of other projects: complete in both directions, the same function, all else refused."""
 
 from __future__ import annotations
 
@@ -42,7 +41,8 @@ def test_every_format_has_a_network_to_be_compared_with() -> None:
     of_csn = {name: one for name, one in FORMATS.items() if isinstance(one, CsnFormat) and name != "vmz-caffe2"}
     assert set(of_csn) == set(NETWORKS) == {project for project, _ in PAIRS}
     assert [(name, kind) for name, naming in of_csn.items() for kind in naming.middle] == [
-        ("mmaction2", "ip"), ("mmaction2", "ir"), ("vmz", "ip"), ("vmz", "ir"), ("pytorchvideo", "ir"), ("gluoncv", "ir"),
+        ("mmaction2", "ip"), ("mmaction2", "ir"), ("vmz", "ip"), ("vmz", "ir"), ("pytorchvideo", "ir"),
+        ("gluoncv", "ir"),
     ]  # fmt: skip
 
 
@@ -128,7 +128,8 @@ def test_caffe2_names_of_the_deep_networks() -> None:
     names = key_map(FORMATS["vmz-caffe2"], create_model("ir_csn_152", num_classes=359).state_dict())
     assert len(set(names.values())) == len(names)
     assert {name: names[name] for name in (
-        "stem.0.bn.running_var", "layer1.0.shortcut.bn.weight", "layer2.0.conv2.conv.conv1.weight", "layer3.35.conv3.bn.bias",
+        "stem.0.bn.running_var", "layer1.0.shortcut.bn.weight", "layer2.0.conv2.conv.conv1.weight",
+        "layer3.35.conv3.bn.bias",
         "layer4.0.shortcut.conv.weight", "layer4.2.conv1.conv.weight", "fc.weight",
     )} == {
         "stem.0.bn.running_var": "conv1_spatbn_relu_riv",
@@ -225,7 +226,8 @@ def renamed(old: str, new: str) -> Callable[[State], State]:
 
 
 REFUSED: list[tuple[str, str, dict[str, Any], Callable[[State], State], str]] = [
-    ("vmz", "ir", {"num_classes": 400}, dict, r"a classifier \(fc\) of 5 classes, the network one of 400: .*num_classes=5"),
+    ("vmz", "ir", {"num_classes": 400}, dict, r"a classifier \(fc\) of 5 classes, the network one of 400: "
+     ".*num_classes=5"),
     ("vmz", "ir", {"layers": (1, 2, 2, 1)}, dict, r"f is ir with 1, 2, 1, 1 bottlenecks \(17 layers\), but .* is ir "
      r"with 1, 2, 2, 1 bottlenecks \(20 layers\): build the one of the file"),
     ("mmaction2", "ip", {"kind": "ir"}, dict, r"f is ip with 1, 2, 1, 1 .* but the network to fill is ir"),

@@ -1,4 +1,4 @@
-"""MutualNet's and US-Net's files: every width that has statistics computes what theirs does, and is evaluated at once."""
+"""MutualNet's and US-Net's files: every width that has statistics computes what theirs does, at once."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_widths_that_the_network_does_not_have_are_said() -> None:
     done = fill(small((0.4, 1.0)), theirs.tensors, FORMATS["mutualnet"], source="f")
     assert done.notes[0].startswith("statistics of the widths 0.5, 1 at 64 pixels")
     assert done.notes[1] == (
-        "sets 0 of the statistics have the channels of no width of this network (0.4 to 1 in steps of 0.025): another range, "
-        "or another divisor"
+        "sets 0 of the statistics have the channels of no width of this network (0.4 to 1 in steps of 0.025): another "
+        "range, or another divisor"
     )
     assert "features.0.1.bn.0.running_mean (statistics of another width)" in done.passed_over
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changed() -> None:
     with pytest.raises(CheckpointError, match=r"features.3.body.1.bn.0.running_var holds a negative variance \(-1\)"):
         fill(net, negative, format, source="f")
     lacking = {name: value for name, value in theirs.tensors.items() if name != "features.3.body.1.bn.0.running_var"}
-    with pytest.raises(CheckpointError, match="1 missing: features.3.body.1.bn.0.running_var"):
+    with pytest.raises(CheckpointError, match=r"1 missing: features.3.body.1.bn.0.running_var"):
         fill(net, lacking, format, source="f")
     narrow = {name: value for name, value in theirs.tensors.items() if ".bn.1." not in name}
     with pytest.raises(CheckpointError, match="f holds no statistics of the full width"):
@@ -126,4 +126,4 @@ def test_what_does_not_fit_is_refused_and_nothing_changed() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert list(net.state_dict()) == list(before)
     with pytest.raises(CheckpointError, match="has no counterpart in mutualnet files, which hold MobileNetV1"):
-        key_map(format, create_model("elastic_vgg16").state_dict())
+        key_map(format, create_model("igc_l4m8", depth=8).state_dict())

@@ -137,7 +137,8 @@ def names(format: str, model: str, **options: Any) -> dict[str, Any]:
 def test_names_letter_by_letter() -> None:
     resnet = names("octconv-pytorch", "oct_resnet26")
     assert {name: resnet[name] for name in (
-        "stem.0.conv.weight", "stem.0.bn.running_var", "layer1.0.conv1.conv.conv_hl.weight", "layer1.0.conv1.bn.low.bias",
+        "stem.0.conv.weight", "stem.0.bn.running_var", "layer1.0.conv1.conv.conv_hl.weight",
+        "layer1.0.conv1.bn.low.bias",
         "layer2.0.shortcut.conv.conv_lh.weight", "layer2.0.shortcut.bn.high.weight", "fc.bias",
     )} == {
         "stem.0.conv.weight": "conv1.weight",
@@ -194,7 +195,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert fill(net, tensors, format, source="f").passed_over == (
         "L9_B9.bn1a.bn_h.gamma (of a norm that does not use it)",
     )
-    with pytest.raises(CheckpointError, match="1 unexpected: L9_B9.bn1a.bn_h.beta"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: L9_B9.bn1a.bn_h.beta"):
         fill(net, {**drawn.tensors, "L9_B9.bn1a.bn_h.beta": torch.ones(1)}, format, source="f")
 
 
@@ -211,5 +212,5 @@ def test_another_eps_is_made_up_for_or_refused() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-2
     tiny = {**drawn.tensors, "conv1_bn_moving_var": torch.full((64,), 1e-3)}
-    with pytest.raises(CheckpointError, match="running_var is too small to make up for BatchNorm's eps, 0.0001"):
+    with pytest.raises(CheckpointError, match=r"running_var is too small to make up for BatchNorm's eps, 0.0001"):
         fill(net, tiny, FORMATS["octconv-symbol"], source="f")

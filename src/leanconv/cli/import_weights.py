@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FORMATS = (
     "plain (the model's own names), mmaction2, vmz, pytorchvideo, vmz-caffe2, gluoncv, octconv-pytorch, "
-    "octconv-symbol, octconv-gluon, igc or mutualnet; default: the one whose names the file has."
+    "octconv-symbol, octconv-gluon, igc or mutualnet; by default the one whose names the file has."
 )
 
 
@@ -55,10 +55,9 @@ def run(
     trust_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Import weights, one's own or another project's.
+    """Import weights: every name is accounted for on both sides, then the model is saved.
 
-    Every tensor of the file and of the model must find its counterpart; then the model is saved. Nothing in the file is
-    run. What training loops put around weights (other entries, prefixes such as module.) comes
+    Nothing in the file is run. What training loops put around weights (other entries, prefixes such as module.) comes
     off and is reported. The file's classifier must have as many classes as the model: --set num_classes=10, or
     --new-classifier.
     """
@@ -93,11 +92,10 @@ def _network(
 
 def _summary(done: Imported) -> str:
     """One line: what was taken from where."""
-    where = f" of entry {done.entry}" if done.entry else ""
-    prefix = f", prefix {done.prefix!r} taken off" if done.prefix else ""
-    fresh = "" if done.classifier else ", a fresh classifier"
-    layers = f" ({', '.join(done.classifier_layers)})" if done.classifier_layers and fresh else ""
-    return f"{done.tensors} tensors{where} of a {done.format} file{prefix}, {done.network}{fresh}{layers}"
+    found = [f"entry {done.entry}"] * bool(done.entry) + [f"prefix {done.prefix!r} taken off"] * bool(done.prefix)
+    where = f" ({', '.join(found)})" if found else ""
+    fresh = "" if done.classifier else f", a fresh classifier ({', '.join(done.classifier_layers)})"
+    return f"{done.tensors} tensors{where} of a {done.format} file, {done.network}{fresh}"
 
 
 def _lines(done: Imported) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leanconv.cli.models import find
-from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizesOption, TrustOption
 from leanconv.cli.output import print_json
 
 
@@ -15,7 +15,7 @@ def run(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="One model, or several to see side by side.")],
     options: SetOption = [],
     rewrites: RewriteOption = [],
-    size: SizeOption = None,
+    sizes: SizesOption = [],
     modules: Annotated[int, typer.Option("--modules", metavar="N", help="Also show the N most expensive layers.")] = 0,
     json: JsonOption = False,
     trust_code: TrustOption = False,
@@ -29,7 +29,7 @@ def run(
 
     costs: dict[str, Cost] = {}
     for name in models:
-        found = find(name, options, rewrites, size, trust_code=trust_code)
+        found = find(name, options, rewrites, sizes, trust_code=trust_code)
         costs[name] = measure(found.model, found.size)
         if found.rewritten:
             costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)

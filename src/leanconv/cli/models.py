@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leanconv.cli.values import read_options, read_size
+from leanconv.cli.values import read_options, read_sizes
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ __all__ = ["Found", "configuration", "find"]
 
 
 class Found(NamedTuple):
-    """A model from the command line: as named, as rewritten (None without --rewrite), and its input size."""
+    """A model from the command line: as named, as rewritten (None without --rewrite), and its input size.
+
+    Of several inputs the size is a tuple of shapes.
+    """
 
     model: nn.Module
     rewritten: Rewritten | None
-    size: tuple[int, ...]
+    size: tuple[Any, ...]
 
     @property
     def final(self) -> nn.Module:
@@ -30,14 +33,20 @@ class Found(NamedTuple):
 
 
 def find(
-    name: str, options: Sequence[str], steps: Sequence[str], size: str | None, *, trust_code: bool = False
+    name: str,
+    options: Sequence[str],
+    steps: Sequence[str],
+    size: str | Sequence[str] | None,
+    *,
+    trust_code: bool = False,
 ) -> Found:
     """Build or load the model that the options describe."""
     from leanconv.build import default_size, resolve
     from leanconv.rewrites import parse_step, rewrite
 
     model = resolve(name, read_options(options), trust_code=trust_code)
-    shape = read_size(size) if size else default_size(name)
+    sizes = [size] if isinstance(size, str) else size
+    shape = read_sizes(sizes) if sizes else default_size(name)
     done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None
     return Found(model, done, shape)
 

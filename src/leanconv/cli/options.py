@@ -14,6 +14,7 @@ __all__ = [
     "RewriteOption",
     "SetOption",
     "SizeOption",
+    "SizesOption",
     "TrustOption",
     "WidthOption",
 ]
@@ -40,6 +41,14 @@ SizeOption = Annotated[
     str | None,
     typer.Option(
         "--size", metavar="C,H,W", help="Shape of one input (C,FRAMES,H,W for clips); default: the model's own."
+    ),
+]
+SizesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--size",
+        metavar="C,H,W",
+        help="Shape of one input (C,FRAMES,H,W for clips), once for each input; default: the model's own.",
     ),
 ]
 WidthOption = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leanconv.cli.models import find
-from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizeOption, TrustOption
+from leanconv.cli.options import JsonOption, ModelArgument, RewriteOption, SetOption, SizesOption, TrustOption
 from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
@@ -17,7 +17,7 @@ def run(
     model: ModelArgument,
     rewrites: RewriteOption = [],
     options: SetOption = [],
-    size: SizeOption = None,
+    sizes: SizesOption = [],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Save the rewritten model here.")] = None,
     json: JsonOption = False,
     trust_code: TrustOption = False,
@@ -34,7 +34,7 @@ def run(
     from leanconv.cost import measure
     from leanconv.report import changes_table, comparison_table, print_table
 
-    found = find(model, options, rewrites, size, trust_code=trust_code)
+    found = find(model, options, rewrites, sizes, trust_code=trust_code)
     done = found.rewritten
     assert done is not None  # there are rewrites
     before, after = measure(found.model, found.size), measure(done.model, found.size)

@@ -11,7 +11,7 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from leanconv.spec import ConvSpec
 
-__all__ = ["read_amount", "read_conv", "read_options", "read_size", "read_value"]
+__all__ = ["read_amount", "read_conv", "read_options", "read_size", "read_sizes", "read_value"]
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -45,6 +45,12 @@ def read_size(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or len(parts) < 2:
         raise LeanconvError(f"--size {text!r}: expected channels and lengths above 0, for example 3,224,224")
     return tuple(map(int, parts))
+
+
+def read_sizes(texts: Sequence[str]) -> tuple[Any, ...]:
+    """The shape of the only input, or a tuple of shapes for several."""
+    shapes = tuple(map(read_size, texts))
+    return shapes[0] if len(shapes) == 1 else shapes
 
 
 def read_amount(text: str, option: str) -> float:

@@ -1,35 +1,16 @@
-"""From the operators of one forward to numbers: multiply-adds, interactions, weights and activation bytes.
-
-What counts, decided by operators and by where their numbers come from, never by module types:
-
-* A *convolution* is every `aten.convolution`: 1D, 2D, 3D, grouped, transposed, dilated, with a kernel of any origin.
-  Padding positions count, biases do not, as in the papers.
-* A *linear layer* is a matrix product with at most one operand that depends on the image. A product of two such
-  operands is attention and is listed as not counted. A layer that runs on weights or constants alone (a table of
-  relative positions, a learned query) counts once per forward, not per image.
-"""
+"""From the operators of one forward to numbers: weights, activation bytes, and what is in no count."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from math import comb, prod
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from leanconv.cost.products import Product, bias_of
 from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
 
-__all__ = ["Product", "activation_bytes", "not_counted", "product", "weights"]
+__all__ = ["Outside", "activation_bytes", "not_counted", "outside", "weights"]
 
-_PRODUCTS = {
-    "aten.mm": ("self", "mat2"),
-    "aten.bmm": ("self", "mat2"),
-    "aten.addmm": ("mat1", "mat2"),
-    "aten._addmm_activation": ("mat1", "mat2"),
-    "aten.baddbmm": ("batch1", "batch2"),
-    "aten.addbmm": ("batch1", "batch2"),
-    "aten.mv": ("self", "vec"),
-    "aten.addmv": ("mat", "vec"),
-}
 # Operators that only make, move or rename numbers: no arithmetic to miss. Views are recognised by sharing memory.
 _MOVES = aten(
     "empty empty_strided empty_like zeros zeros_like ones ones_like full full_like fill zero arange linspace eye",
@@ -39,64 +20,42 @@ _MOVES = aten(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One executed convolution or linear layer, from its actual shapes.
-
-    `macs` are multiply-adds of the whole batch, `interactions` pairs of input channels that meet in an output channel
-    (CSN, eq. 3: C_out * binom(C_in / G, 2); 0 for linear layers), `weight` the operand that plays the kernel, `batch`
-    the leading size of the other one; `per_image` is False when the result does not depend on the image.
-    """
-
-    macs: int
-    interactions: int
-    weight: TensorRef
-    batch: int
-    per_image: bool
-
-
-def product(record: OpRecord) -> Product | None:
-    """The convolution or linear layer that `record` is; None for anything else."""
-    if record.name == "aten.convolution":
-        return _convolution(record)
-    if record.name in _PRODUCTS:
-        return _linear(record)
-    return None
-
-
-def _convolution(record: OpRecord) -> Product:
-    image: TensorRef = record.args["input"]
-    weight: TensorRef = record.args["weight"]
-    output = record.outputs[0]
-    # A kernel of (C_out, C_in / g, *K) meets every output; the transposed one, (C_in, C_out / g, *K), every input.
-    walked = image if record.args["transposed"] else output
-    macs = walked.numel * prod(weight.shape[1:])
-    interactions = output.shape[1] * comb(image.shape[1] // record.args["groups"], 2)
-    return Product(macs, interactions, weight, image.shape[0], output.origin is Origin.IMAGE)
-
-
-def _linear(record: OpRecord) -> Product | None:
-    left, right = (record.args[name] for name in _PRODUCTS[record.name])
-    origins = {left.origin, right.origin}
-    if origins in ({Origin.IMAGE}, {Origin.CONSTANT}):
-        return None
-    columns = right.shape[-1] if len(right.shape) > 1 else 1
-    # The weight is what comes from parameters; of two such operands the right one, as in x W^T.
-    kernel, other = (right, left) if right.origin is Origin.WEIGHT or left.origin is Origin.IMAGE else (left, right)
-    return Product(left.numel * columns, 0, kernel, other.shape[0], Origin.IMAGE in origins)
-
-
-def weights(products: Iterable[Product]) -> dict[Hashable, int]:
-    """The kernels that were used, each once however often, with the number of their elements.
+def weights(products: Iterable[Product], parameters: Mapping[int, int]) -> int:
+    """Elements of the kernels that were used, each once however often.
 
     Only what comes from parameters is a weight: fixed kernels such as a blur, and kernels that the network computes
     from the image, are not.
     """
-    used: dict[Hashable, int] = {}
-    for one in products:
-        if one.weight.origin is Origin.WEIGHT:
-            used[one.weight.identity] = max(used.get(one.weight.identity, 0), one.weight.weight_numel)
-    return used
+    kernels = (one.weight for one in products if one.weight is not None)
+    return _elements((ref for ref in kernels if ref.parameters and ref.origin is not Origin.IMAGE), parameters)
+
+
+def _elements(refs: Iterable[TensorRef], parameters: Mapping[int, int]) -> int:
+    """The numbers in some weights, shared ones once.
+
+    Weights made of the same parameters (overlapping slices, a kernel and its sum) are together at most as many numbers
+    as those; `parameters` has the elements of each.
+    """
+    used: dict[Hashable, TensorRef] = {}
+    for ref in refs:
+        if ref.identity not in used or ref.weight_numel > used[ref.identity].weight_numel:
+            used[ref.identity] = ref
+    return sum(
+        min(sum(ref.weight_numel for ref in group), sum(parameters[one] for one in sources))
+        for sources, group in _together(used.values())
+    )
+
+
+def _together(refs: Iterable[TensorRef]) -> list[tuple[frozenset[int], list[TensorRef]]]:
+    """The weights in groups that share no parameter, each with all its parameters."""
+    groups: dict[int, tuple[frozenset[int], list[TensorRef]]] = {}
+    for ref in refs:
+        sources, mine = ref.parameters, [ref]
+        for known, others in {id(groups[one]): groups[one] for one in sources if one in groups}.values():
+            sources |= known
+            mine += others
+        groups.update(dict.fromkeys(sources, (sources, mine)))
+    return list({id(group): group for group in groups.values()}.values())
 
 
 def activation_bytes(record: OpRecord) -> int:
@@ -111,11 +70,50 @@ def activation_bytes(record: OpRecord) -> int:
     )
 
 
-def not_counted(records: Iterable[OpRecord]) -> dict[str, int]:
+def not_counted(records: Sequence[OpRecord], found: Sequence[Sequence[Product]]) -> dict[str, int]:
     """Operators that compute something and are in no `macs`, with how often they ran, the most frequent first."""
     missed: Counter[str] = Counter()
-    for record in records:
+    for record, products in zip(records, found, strict=True):
         is_view = not record.writes and not any(record.fresh)
-        if not is_view and record.name not in _MOVES and product(record) is None:
+        if not is_view and record.name not in _MOVES and all(one.weight is None for one in products):
             missed[record.name] += 1
     return dict(missed.most_common())
+
+
+class Outside(NamedTuple):
+    """Elements of parameters that no convolution or linear layer read: by the operator that read them first, as they
+    ran (a slice counts as the slice), and those of parameters that nothing read which works on the input."""
+
+    read: dict[str, int]
+    unread: int
+
+
+def outside(records: Sequence[OpRecord], found: Sequence[Sequence[Product]], parameters: Mapping[int, int]) -> Outside:
+    """Where the parameters are that belong to no layer in `macs`; a weight stands for all that it was computed of."""
+    counted: set[int] = set()
+    reader: dict[int, str] = {}
+    seen: dict[tuple[Hashable, int], TensorRef] = {}
+    widths: dict[int, int] = {}
+    for record, products in zip(records, found, strict=True):
+        layers = [one for one in products if one.weight is not None]
+        if not layers and not any(ref.active for ref in record.outputs):
+            continue
+        last = Origin.STATE if layers else Origin.WEIGHT  # a kernel may be computed for each image
+        read = [ref for ref in record.inputs if ref.parameters and ref.origin <= last]
+        if layers:
+            output = record.outputs[0]
+            widths[output.storage] = output.shape[1 if "input" in record.args else -1] if output.shape else 1
+        if layers or bias_of(record, widths):
+            counted.update(*(ref.parameters for ref in read))
+            continue
+        for ref in read:
+            seen[ref.identity, ref.weight_numel] = ref
+            for one in ref.parameters:
+                reader.setdefault(one, record.name)
+    belongs: dict[str, list[TensorRef]] = {}
+    for ref in seen.values():
+        if left := ref.parameters - counted:
+            belongs.setdefault(reader[min(left)], []).append(ref)
+    by_operator = Counter({name: _elements(refs, parameters) for name, refs in belongs.items()})
+    unread = sum(numel for one, numel in parameters.items() if one not in counted and one not in reader)
+    return Outside(dict(by_operator.most_common()), unread)

@@ -2,7 +2,7 @@
 
 A dispatch mode sees every ATen operator, whoever called it (a module, a functional call, a sliced weight), which is why
 nothing here names a layer or an operator of ours. It also follows two things that operators do not say: whether numbers
-come from the image, from weights or from constants, which separates linear layers from attention and finds the weight
+come from the image, from weights or from constants, which separates linear layers from attention and finds the weights
 behind a slice or a standardisation; and how long memory lives, by weak references to storages.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from leanconv.cost.records import ModuleRef, OpRecord, Origin, Recording, TensorRef, aten, refs_in
-from leanconv.dryrun import DryRun
+from leanconv.dryrun import DryRun, Size
+from leanconv.dryrun.operators import bind, is_pointwise, written
+from leanconv.dryrun.size import tensors_of
 
 __all__ = ["record"]
 
@@ -32,29 +34,25 @@ _SAME_WEIGHT = aten(
     "t transpose permute view _unsafe_view unsqueeze squeeze expand detach alias clone contiguous _to_copy",
     "_reshape_alias",
 )
-# Operators that take only the shape of their tensor argument.
-_SHAPE_ONLY = aten(
-    "zeros_like ones_like full_like empty_like rand_like randn_like",
+# Operators that take only the shape of their tensor argument: all of it, or its device and type.
+_LIKE = aten("zeros_like ones_like full_like empty_like rand_like randn_like")
+_FILLED = aten(
+    "zeros ones full empty rand randn empty_strided",
     "new_zeros new_ones new_full new_empty new_empty_strided",
 )
+_SHAPE_ONLY = _LIKE | _FILLED
+# Operators that repeat a tensor along new or longer axes.
+_REPEATS = aten("expand repeat")
 
 
 @functools.cache
-def _facts(func: Any) -> tuple[str, bool, bool, tuple[tuple[str, Any, bool], ...]]:
-    """Of an operator: plain name, whether it only composes others, whether it is pointwise, its arguments."""
+def _facts(func: Any) -> tuple[str, bool]:
+    """Of an operator: plain name, and whether it only composes others."""
     name = func.overloadpacket.__name__
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    arguments = tuple(
-        (arg.name, arg.default_value if arg.has_default_value() else None, _is_written(arg))
-        for arg in func._schema.arguments
-    )
-    return f"{func.namespace}.{name}", composite, torch.Tag.pointwise in func.tags, arguments
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
+    return f"{func.namespace}.{name}", composite
 
 
 @dataclass(slots=True)
@@ -64,6 +62,7 @@ class _Storage:
     serial: int
     nbytes: int
     origin: Origin
+    parameters: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,13 @@ class _Held:
     storage: _Storage
     identity: Hashable
     weight_numel: int
+    spread: bool = False
 
 
-def record(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Recording:
-    """Run `model` once, in eval mode, on a fake input of shape (batch, *size) and write down its operators.
+def record(model: nn.Module, size: Size, *, batch: int = 1) -> Recording:
+    """Run `model` once, in eval mode, on fake inputs of `size`, see `check_sizes`, and write down its operators.
 
-    Raises `LeanconvError` when the network cannot run on that shape, reads tensor values in its forward, or cannot be
+    Raises `LeanconvError` when the network cannot run on that size, reads tensor values in its forward, or cannot be
     copied.
 
     >>> [one.name for one in record(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU()), (2, 8)).records]
@@ -87,14 +87,14 @@ def record(model: nn.Module, size: Sequence[int], *, batch: int = 1) -> Recordin
     """
     dry = DryRun(model, size, batch=batch)
     recorder = _Recorder(dry)
-    image = recorder.ref(dry.input)
+    inputs = tuple(map(recorder.ref, dry.inputs))
     ran = dry.run(recorder)
-    outputs = tuple(recorder.ref(tensor) for tensor in tree_leaves(ran.outputs) if isinstance(tensor, Tensor))
+    outputs = tuple(map(recorder.ref, tensors_of(ran.outputs)))
     modules = tuple(
         ModuleRef(name, type(module).__name__, sum(p.numel() for p in module.parameters()), ran.calls[name])
         for name, module in dry.model.named_modules()
     )
-    return Recording(tuple(recorder.records), image, outputs, modules, recorder.peak_bytes)
+    return Recording(tuple(recorder.records), inputs, outputs, modules, recorder.parameters(), recorder.peak_bytes)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -111,9 +111,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, tuple[Any, _Storage]] = {}
         self._serial = 0
         self._identities: dict[Hashable, int] = {}
+        self._batch = dry.batch
+        self._numels: dict[int, int] = {}  # of parameters
         for parameter in dry.model.parameters():
             self._hold(parameter, Origin.WEIGHT)
-        self._hold(dry.input, Origin.IMAGE, counted=True)  # which the caller keeps alive during the forward
+        for tensor in dry.inputs:
+            self._hold(tensor, Origin.IMAGE, counted=True)  # which the caller keeps alive during the forward
+
+    def parameters(self) -> dict[int, int]:
+        """The elements of every parameter that a weight was computed of, by its serial."""
+        return dict(self._numels)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -121,7 +128,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks a fake tensor for its device
             return func(*args, **kwargs)
-        name, composite, pointwise, arguments = _facts(func)
+        name, composite = _facts(func)
         if composite:  # seen whole only inside torch.inference_mode: look at what it is made of
             with self:
                 made = func.decompose(*args, **kwargs)
@@ -129,9 +136,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return made
         if not name.startswith("aten.lift"):  # lifting is how a real literal becomes fake
             args, kwargs = tree_map(self._to_fake, (args, kwargs))
-        bound = self._bind(arguments, args, kwargs)
+        bound = {argument: self._swap(value) for argument, value in bind(func, args, kwargs).items()}
         result = func(*args, **kwargs)
-        self._record(name, pointwise, arguments, bound, result)
+        self._record(name, func, bound, result)
         return result
 
     def _to_fake(self, value: Any) -> Any:
@@ -142,15 +149,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return fake
         return value
 
-    def _bind(
-        self, arguments: tuple[tuple[str, Any, bool], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        bound = {}
-        for i, (name, default, _) in enumerate(arguments):
-            value = args[i] if i < len(args) else kwargs.get(name, default)
-            bound[name] = self._swap(value)
-        return bound
-
     def _swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.ref(value)
@@ -158,50 +156,70 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tuple(self._swap(item) for item in value)
         return value
 
-    def _record(
-        self,
-        name: str,
-        pointwise: bool,
-        arguments: tuple[tuple[str, Any, bool], ...],
-        bound: dict[str, Any],
-        result: Any,
-    ) -> None:
+    def _record(self, name: str, func: Any, bound: dict[str, Any], result: Any) -> None:
         results = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
         if not results:
             return
         inputs = list(refs_in(bound.values()))
-        origin = max((ref.origin for ref in inputs), default=Origin.CONSTANT)
-        if name in _SHAPE_ONLY:
-            origin = Origin.CONSTANT
+        read = [] if name in _SHAPE_ONLY else inputs
+        origin = max((ref.origin for ref in read), default=Origin.CONSTANT)
+        spread = origin < Origin.STATE and any(ref.spread for ref in read)
+        keeps = name in _SAME_WEIGHT or name in _REPEATS
+        if spread and not keeps:
+            origin = Origin.STATE  # of what is new or overwritten; a view is not computed
         identity, weight_numel = self._identity(name, origin, inputs, bound)
-        writes = tuple(ref for arg, _, written in arguments if written for ref in refs_in((bound[arg],)))
-        written = {ref.storage for ref in writes}
+        writes = tuple(refs_in(bound[argument] for argument in written(func)))
+        overwritten = {ref.storage for ref in writes}
         fresh = []
         for position, tensor in enumerate(results):
             known = tensor in self._held
             storage, new = self._storage(tensor, origin, counted=True)
-            if storage.serial in written:
+            if storage.serial in overwritten:
                 storage.origin = max(storage.origin, origin)
+            if (new or storage.serial in overwritten) and origin is not Origin.IMAGE:
+                storage.parameters = storage.parameters.union(*(ref.parameters for ref in read))
             if not known:
                 self._serial += 1
                 mine = (identity, position) if len(results) > 1 and identity is not None else identity
-                numel = _different_numbers(tensor) if weight_numel is None else min(weight_numel, tensor.numel())
-                self._held[tensor] = _Held(self._serial, storage, mine, numel)
+                numel = self._different(tensor, storage) if weight_numel is None else min(weight_numel, tensor.numel())
+                carries = spread and (keeps or not new)
+                starts = origin < Origin.STATE and self._starts(name, tensor, inputs)
+                self._held[tensor] = _Held(self._serial, storage, mine, numel, carries or starts)
             fresh.append(new)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         outputs = tuple(self.ref(tensor) for tensor in results)
-        self.records.append(OpRecord(name, tuple(self._running), bound, outputs, tuple(fresh), writes, pointwise))
+        running, pointwise = tuple(self._running), is_pointwise(func)
+        self.records.append(OpRecord(name, running, bound, outputs, tuple(fresh), writes, pointwise))
 
     def _identity(
         self, name: str, origin: Origin, inputs: list[TensorRef], bound: dict[str, Any]
     ) -> tuple[Hashable, int | None]:
         """The same operator on the same weights makes the same weight: what shared layers need to be counted once."""
-        if origin is Origin.IMAGE:
+        if origin >= Origin.STATE:
             return None, None
         if name in _SAME_WEIGHT and len(inputs) == 1:
             return inputs[0].identity, inputs[0].weight_numel
         recipe = (name, *(_frozen(value) for value in bound.values()))
         return self._identities.setdefault(recipe, len(self._identities)), None
+
+    def _starts(self, name: str, tensor: Tensor, inputs: list[TensorRef]) -> bool:
+        """Whether an operator gives something that is the same for all images an axis for them."""
+        shape = tensor.shape
+        if name in _LIKE:
+            return inputs[0].active or inputs[0].spread
+        if name in _FILLED:
+            return len(shape) > 1 and self._batch in shape[:2]
+        if name in _REPEATS and shape:
+            source = inputs[0].shape
+            return shape[0] == self._batch and (len(source) < len(shape) or source[0] == 1)
+        return False
+
+    def _different(self, tensor: Tensor, storage: _Storage) -> int:
+        """How many different numbers a tensor can hold: as many as it was computed of, repeats not counted."""
+        numel = _without_repeats(tensor)
+        if storage.origin is Origin.WEIGHT and storage.parameters:
+            return min(numel, sum(self._numels[one] for one in storage.parameters))
+        return numel
 
     def ref(self, tensor: Tensor) -> TensorRef:
         """The reference for `tensor` as it is now."""
@@ -218,11 +236,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage.origin,
             held.identity,
             held.weight_numel,
+            storage.parameters,
+            held.spread,
         )
 
     def _hold(self, tensor: Tensor, origin: Origin, *, counted: bool = False) -> _Held:
         storage, _ = self._storage(tensor, origin, counted=counted)
         self._serial += 1
+        if origin is Origin.WEIGHT:
+            self._numels[self._serial] = tensor.numel()
+            storage.parameters |= {self._serial}
         held = _Held(self._serial, storage, ("tensor", self._serial), tensor.numel())
         self._held[tensor] = held
         return held
@@ -248,7 +271,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return storage, True
 
 
-def _different_numbers(tensor: Tensor) -> int:
+def _without_repeats(tensor: Tensor) -> int:
     """Elements that are not repeats of an expanded axis."""
     return prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step != 0)
 

@@ -25,15 +25,18 @@ class Origin(enum.IntEnum):
 
     CONSTANT = 0  # buffers and tensors the forward makes itself
     WEIGHT = 1  # parameters, and whatever is computed from parameters alone
-    IMAGE = 2  # depends on the network's input
+    STATE = 2  # computed for each image of the batch from what is the same for all, such as learned queries
+    IMAGE = 3  # depends on the network's input
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
     """A tensor of the recorded forward at one moment; it holds no storage alive.
 
-    `serial` names the tensor object and `storage` its memory (views share it); `identity` and `weight_numel` tell, for
-    tensors that do not depend on the image, which weight they hold and how many different numbers it has.
+    `serial` names the tensor object and `storage` its memory (views share it). For tensors that do not depend on the
+    image `identity` and `weight_numel` say which weight they hold and how many different numbers it has, `parameters`
+    of which parameters it was computed (their serials), and `spread` that it was repeated along the batch axis, or made
+    with one, and nothing has been computed of it yet.
     """
 
     serial: int
@@ -44,11 +47,23 @@ class TensorRef:
     origin: Origin
     identity: Hashable
     weight_numel: int
+    parameters: frozenset[int] = frozenset()
+    spread: bool = False
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds numbers of its own for each image."""
+        return self.origin >= Origin.STATE
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is a parameter or a constant as it is, or a view of one."""
+        return isinstance(self.identity, tuple) and self.identity[0] == "tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +108,17 @@ class ModuleRef:
 class Recording:
     """All operators of one forward, in order.
 
-    `modules` lists every module in the network's order, `peak_bytes` is the largest sum of live
-    memory seen after any operator: the input and every tensor the forward made and had not dropped, views counted with
-    the memory they look at, weights and buffers not counted, as in an inference under `torch.no_grad()`.
+    `inputs` are the tensors given to the network, `modules` lists every module in its order, `parameters` the elements
+    of every parameter by its serial. `peak_bytes` is the largest sum of live memory seen after any operator: the inputs
+    and every tensor the forward made and had not dropped, views counted with the memory they look at, weights and
+    buffers not counted, as in an inference under `torch.no_grad()`.
     """
 
     records: tuple[OpRecord, ...]
-    image: TensorRef
+    inputs: tuple[TensorRef, ...]
     outputs: tuple[TensorRef, ...]
     modules: tuple[ModuleRef, ...]
+    parameters: dict[int, int]
     peak_bytes: int
 
 

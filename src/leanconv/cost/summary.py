@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from leanconv.cost.metrics import Product, activation_bytes, not_counted, product, weights
+from leanconv.cost.metrics import activation_bytes, not_counted, outside, weights
+from leanconv.cost.products import Product, products
 from leanconv.cost.receptive_field import receptive_field
 from leanconv.cost.recorder import record
 from leanconv.cost.records import ModuleRef
-from leanconv.dryrun import ModelHolder, as_module, default_size, unwrapped
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, unwrapped
 from leanconv.errors import LeanconvError
 
 __all__ = ["Comparison", "Cost", "ModuleCost", "measure"]
@@ -35,6 +36,7 @@ class ModuleCost:
     conv_params: int
     macs: int
     own_macs: int
+    attention_macs: int
     interactions: int
     activation_bytes: int
 
@@ -63,12 +65,14 @@ class Comparison:
 class Cost:
     """What a network costs for one image of `size`; every number but `params` is measured from executed operators.
 
-    size: the input of one image, without the batch axis.
+    size: the input of one image, without the batch axis; of several inputs a tuple of shapes.
     batch: how many images the measured forward took; all numbers are per image.
     params: elements of all parameters, BN affine and biases included, shared ones once.
     conv_params: elements of the convolution and linear weights that ran, as they ran (a slice counts as the slice),
         without biases, shared ones once.
-    macs: multiply-adds of convolutions and linear layers (the papers' "FLOPs"); see `metrics` for what counts.
+    macs: multiply-adds of convolutions and linear layers (the papers' "FLOPs"); see `cost.products` for what counts.
+    attention_macs: multiply-adds of products of two activations, which papers on convolutions leave out: attention's
+        two, fused or written out, non-local blocks, bilinear pooling. Masked positions count, as in torch's counter.
     interactions: channel interactions, the sum over executed convolutions of C_out * binom(C_in / G, 2) (CSN, eq. 3);
         linear layers are not counted.
     activation_bytes: bytes of all floating-point results that depend on the image; views and in-place results add none.
@@ -79,21 +83,36 @@ class Cost:
         borders (it may exceed the input); None when every position sees the whole input, as with squeeze-excitation.
     receptive_field_note: which map that is, or why there is no number.
     not_counted: operators that compute and are in no `macs`, by ATen name, with how often they ran.
+    params_not_counted: parameters that no convolution or linear layer read, by the operator that read them first.
+    params_not_run: parameters that nothing on the way from the input read, such as a head for training only.
     """
 
-    size: tuple[int, ...]
+    size: Sizes
     batch: int
     params: int
     conv_params: int
     macs: int
+    attention_macs: int
     interactions: int
     activation_bytes: int
     peak_activation_bytes: int
     receptive_field: tuple[int, ...] | None
     receptive_field_note: str
     not_counted: dict[str, int]
+    params_not_counted: dict[str, int]
+    params_not_run: int
     operators: dict[str, int] = field(repr=False)
     modules: tuple[ModuleCost, ...] = field(repr=False)
+
+    @property
+    def total_macs(self) -> int:
+        """`macs` and `attention_macs`: what torch's FlopCounterMode counts as twice as many operations."""
+        return self.macs + self.attention_macs
+
+    @property
+    def share_not_counted(self) -> float:
+        """The part of all parameters that is in `params_not_counted`: how much of the network `macs` does not see."""
+        return sum(self.params_not_counted.values()) / self.params if self.params else 0.0
 
     def by_module(self) -> dict[str, ModuleCost]:
         """The cost of every module that ran or has parameters, by name, in the network's order; "" is the network."""
@@ -113,12 +132,16 @@ class Cost:
 
     def to_json(self, *, modules: bool = False) -> dict[str, Any]:
         """All numbers as plain JSON values; with `modules=True` the list of module costs too."""
-        out: dict[str, Any] = {"size": list(self.size), "batch": self.batch}
+        out: dict[str, Any] = {"size": _listed(self.size), "batch": self.batch}
         out |= {name: getattr(self, name) for name in _COMPARED}
+        out["attention_macs"] = self.attention_macs
         out["receptive_field"] = None if self.receptive_field is None else list(self.receptive_field)
         out["receptive_field_note"] = self.receptive_field_note
         out["macs_by_operator"] = dict(self.operators)
         out["not_counted"] = dict(self.not_counted)
+        out["params_not_counted"] = dict(self.params_not_counted)
+        out["share_not_counted"] = self.share_not_counted
+        out["params_not_run"] = self.params_not_run
         if modules:
             out["modules"] = [module.to_json() for module in self.modules]
         return out
@@ -130,17 +153,20 @@ class _Sum:
 
     macs: int = 0
     own_macs: int = 0
+    attention_macs: int = 0
     interactions: int = 0
     activation_bytes: int = 0
     products: list[Product] = field(default_factory=list)
 
 
-def measure(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *, batch: int = 1) -> Cost:
+def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1) -> Cost:
     """Measure what `model` costs for one image of `size`, without computing anything.
 
     The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
-    device and of any type. `size` has no batch axis: (3, 224, 224), (3, frames, H, W) or (C, L). With `batch` above 1
-    the forward takes that many images, for networks that need them, and the numbers stay per image.
+    device and of any type. `size` has no batch axis: (3, 224, 224), (3, frames, H, W) or (C, L). A network of several
+    inputs takes a list of shapes, [(3, 32, 224, 224), (3, 4, 224, 224)]: the arguments of its forward, or the list that
+    it takes where it has one argument. With `batch` above 1 the forward takes that many images, for networks that need
+    them, and the numbers stay per image.
 
     An elastic network is measured in the configuration in force, calibrated or not, which may be another than its
     largest: `with net.at(width=0.5): measure(net)`. Its `params` stay those of all its weights.
@@ -165,63 +191,81 @@ def measure(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *
             f"measure: {type(network).__name__} does not say which input it was made for: pass size, the shape of one "
             "input without the batch axis, such as size=(3, 224, 224)"
         )
+    size = check_sizes(size)
     recorded = record(network, size, batch=batch)
+    found = products(recorded.records)
     sums: dict[str, _Sum] = {"": _Sum()}
     operators: dict[str, int] = {}
-    for one in recorded.records:
-        found = product(one)
+    for one, made in zip(recorded.records, found, strict=True):
         nbytes = _per_image(activation_bytes(one), batch)
-        macs = interactions = 0
-        if found is not None:
-            macs = _per_image(found.macs, batch if found.per_image else 1)
-            # A network may fold the batch into the groups, to convolve every image with its own kernel.
-            interactions = _per_image(found.interactions, batch if found.per_image and found.batch == 1 else 1)
+        layers = [product for product in made if product.weight is not None]
+        macs = sum(_macs(product, batch) for product in layers)
+        attention = sum(_macs(product, batch) for product in made if product.weight is None)
+        # A network may fold the batch into the groups, to convolve every image with its own kernel.
+        interactions = sum(
+            _per_image(product.interactions, batch if product.per_image and product.batch == 1 else 1)
+            for product in layers
+        )
+        if layers:
             operators[one.name] = operators.get(one.name, 0) + macs
         for name in {"", *one.stack}:
             total = sums.setdefault(name, _Sum())
             total.macs += macs
             total.own_macs += macs if name == one.path else 0
+            total.attention_macs += attention
             total.interactions += interactions
             total.activation_bytes += nbytes
-            if found is not None:
-                total.products.append(found)
+            total.products += made
     modules = tuple(
-        _module_cost(module, sums.get(module.name, _Sum()))
+        _module_cost(module, sums.get(module.name, _Sum()), recorded.parameters)
         for module in recorded.modules
         if module.calls or module.params or module.name in sums
     )
     whole = modules[0]
     seen = receptive_field(recorded)
+    beside = outside(recorded.records, found, recorded.parameters)
     return Cost(
-        size=tuple(size),
+        size=size,
         batch=batch,
         params=whole.params,
         conv_params=whole.conv_params,
         macs=whole.macs,
+        attention_macs=whole.attention_macs,
         interactions=whole.interactions,
         activation_bytes=whole.activation_bytes,
         peak_activation_bytes=-(-recorded.peak_bytes // batch),
         receptive_field=seen.size,
         receptive_field_note=seen.note,
-        not_counted=not_counted(recorded.records),
+        not_counted=not_counted(recorded.records, found),
+        params_not_counted=beside.read,
+        params_not_run=beside.unread,
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )
+
+
+def _macs(product: Product, batch: int) -> int:
+    return _per_image(product.macs, batch if product.per_image else 1)
 
 
 def _per_image(total: int, batch: int) -> int:
     return total if batch == 1 else round(total / batch)
 
 
-def _module_cost(module: ModuleRef, total: _Sum) -> ModuleCost:
+def _listed(size: Sizes) -> list[Any]:
+    return [_listed(one) if isinstance(one, tuple) else one for one in size]
+
+
+def _module_cost(module: ModuleRef, total: _Sum, parameters: Mapping[int, int]) -> ModuleCost:
     return ModuleCost(
         name=module.name,
         type=module.type,
         calls=module.calls,
         params=module.params,
-        conv_params=sum(weights(total.products).values()),
+        conv_params=weights(total.products, parameters),
         macs=total.macs,
         own_macs=total.own_macs,
+        attention_macs=total.attention_macs,
         interactions=total.interactions,
         activation_bytes=total.activation_bytes,
     )

@@ -44,7 +44,8 @@ class BenchRow:
 
     `low_ms` and `high_ms` bound the middle 80 % of the rounds; `ratio` is the median over the rounds of the latency
     divided by the first row's. A backend that could not be measured has None there and the reason in `problem`.
-    `max_abs_difference` is that of the outputs from the model's own in torch.
+    `max_abs_difference` is that of the outputs from the model's own in torch, `share_not_counted` the part of the
+    parameters that belongs to operations outside `macs`.
     """
 
     model: str
@@ -62,6 +63,7 @@ class BenchRow:
     ratio_high: float | None = None
     rounds: int = 0
     max_abs_difference: float | None = None
+    share_not_counted: float = 0.0
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def bench(
                         threads=threads,
                         macs=cost.macs,
                         params=cost.params,
+                        share_not_counted=cost.share_not_counted,
                         max_abs_difference=None if difference is None else difference.max_abs,
                         problem=problem,
                     )

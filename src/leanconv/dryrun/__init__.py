@@ -15,7 +15,7 @@ from leanconv.dryrun.copies import duplicate, fake_copy
 from leanconv.dryrun.failures import failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
 from leanconv.dryrun.run import DryRun, Ran, running
-from leanconv.dryrun.size import check_size, default_size, fake_input
+from leanconv.dryrun.size import Size, Sizes, check_size, check_sizes, default_size, each_shape, fake_input, shapes_of
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.dryrun.wrappers import ModelHolder, as_module, refuse_unfollowable, refuse_wrapped, unwrapped
 
@@ -26,11 +26,15 @@ __all__ = [
     "ModelHolder",
     "ModuleStack",
     "Ran",
+    "Size",
+    "Sizes",
     "Value",
     "as_module",
     "check_size",
+    "check_sizes",
     "default_size",
     "duplicate",
+    "each_shape",
     "failure",
     "fake_copy",
     "fake_input",
@@ -41,5 +45,6 @@ __all__ = [
     "refuse_unfollowable",
     "refuse_wrapped",
     "running",
+    "shapes_of",
     "unwrapped",
 ]

@@ -6,11 +6,10 @@ answer; or it fails, as it would on a real input of that size. Both name the mod
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +19,7 @@ from torch import nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from leanconv.dryrun.size import Size, arguments, positional, shapes_of
 from leanconv.errors import LeanconvError
 
 __all__ = ["failure", "one_line", "place_of", "quiet"]
@@ -31,7 +31,7 @@ _PYTHON = sysconfig.get_paths()["stdlib"]
 def failure(
     error: Exception,
     model: nn.Module,
-    size: Sequence[int],
+    size: Size,
     *,
     module: str = "",
     kind: type[LeanconvError] = LeanconvError,
@@ -54,12 +54,9 @@ def failure(
         )
     where = [operator, f"module {module!r}" if module else ""]
     within = " of ".join(part for part in where if part)
-    advice = "size must be what the network takes, without the batch axis"
-    if (inputs := _inputs(model)) != 1:
-        advice = f"it takes {inputs} inputs, and only a forward that takes one can be followed"
     return kind(
-        f"the forward of {name} fails on an input of shape {tuple(size)}{f' in {within}' if within else ''}: "
-        f"{one_line(error)}; {advice}"
+        f"the forward of {name} fails on {_given(size)}{f' in {within}' if within else ''}: "
+        f"{one_line(error)}; {_advice(model, size)}"
     )
 
 
@@ -121,13 +118,19 @@ def _asked(frame: FrameType) -> OpOverload | None:
     return found if isinstance(found, OpOverload) else None
 
 
-def _inputs(model: nn.Module) -> int:
-    """How many inputs a forward must be given; 1 also where it does not say."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 1
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    return len(needed) if len(needed) > 1 else int(any(p.kind is not p.VAR_KEYWORD for p in parameters))
+def _given(size: Size) -> str:
+    shapes = shapes_of(size)
+    return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {', '.join(map(str, shapes))}"
+
+
+def _advice(model: nn.Module, size: Size) -> str:
+    """What to do about the size: another one, or another number of inputs."""
+    needed, room = positional(model)
+    given = len(arguments(model, size, lambda shape: shape))
+    if room == 0:
+        return "its forward takes no input"
+    if needed > given:
+        return f"it takes {needed} inputs: pass size as a list of {needed} shapes"
+    if room is not None and room < given:
+        return f"it takes {room} inputs, and size has {given} shapes"
+    return "size must be what the network takes, without the batch axis"

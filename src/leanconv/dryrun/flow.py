@@ -12,16 +12,17 @@ reads are all it depends on, also where a forward changes things in place or wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.dryrun.operators import bind, written
 from leanconv.dryrun.run import DryRun
+from leanconv.dryrun.size import Size, tensors_of
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.errors import LeanconvError
 
@@ -70,11 +71,16 @@ _SUMS = frozenset(("add", "radd", "iadd", "sub", "rsub", "isub", "subtract"))
 
 @dataclass(frozen=True)
 class Flow:
-    """All calls of one run in their order, the network's input and the values of the tensors it returned."""
+    """All calls of one run in their order, the network's inputs and the values of the tensors it returned."""
 
     calls: tuple[Call, ...]
-    input: Value
+    inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+    @property
+    def input(self) -> Value:
+        """The first input."""
+        return self.inputs[0]
 
     def readers(self) -> dict[int, tuple[int, ...]]:
         """For every call, by number, the calls that read what it made, in order."""
@@ -95,7 +101,7 @@ def is_torch_layer(module: nn.Module) -> bool:
 
 def record_flow(
     model: nn.Module,
-    size: tuple[int, ...],
+    size: Size,
     *,
     is_leaf: Callable[[nn.Module], bool] = is_torch_layer,
     batch: int = 2,
@@ -114,7 +120,7 @@ def record_flow(
     """
     dry = DryRun(model, size, batch=batch, training=training, error=error)
     record = _Record(dry.stack, is_leaf)
-    given = record.given(dry.input, "input", from_input=True)
+    given = tuple(record.given(tensor, "input", from_input=True) for tensor in dry.inputs)
     for name, tensor in (*dry.model.named_parameters(), *dry.model.named_buffers()):
         record.given(tensor, name)
     ran = dry.run(_Operators(record), _Functions(record))
@@ -157,7 +163,7 @@ class _Record:
 
     def values(self, tree: Any) -> tuple[Value, ...]:
         """The present value of every tensor in nested tuples, lists and dictionaries."""
-        return tuple(map(self._value, _tensors(tree)))
+        return tuple(map(self._value, tensors_of(tree)))
 
     @property
     def busy(self) -> bool:
@@ -201,7 +207,7 @@ class _Record:
             depends = from_input or (before is not None and before.from_input)
             self._changed[memory] = Value((), number, memory, depends)
         made = []
-        for tensor in _tensors(result):
+        for tensor in tensors_of(result):
             if id(tensor) not in self._known:
                 value = Value(tuple(tensor.shape), number, self._memory(tensor), from_input)
                 self._known[id(tensor)] = tensor, value
@@ -227,10 +233,6 @@ class _Record:
 
     def _memory(self, tensor: Tensor) -> int:
         return self._memories.setdefault(_storage(tensor), len(self._memories))
-
-
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def _storage(tensor: Tensor) -> int:
@@ -266,11 +268,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
 
         def run() -> Any:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    value = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in _tensors(value):
-                        self.record.write(tensor)
+            given = bind(func, args, kwargs)
+            for tensor in tensors_of([given[name] for name in written(func)]):
+                self.record.write(tensor)
             return func(*args, **kwargs)
 
         return run() if self.record.busy else self.record.call(func, run, args, kwargs)

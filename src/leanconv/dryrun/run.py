@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from leanconv.dryrun.copies import fake_copy
 from leanconv.dryrun.failures import failure, quiet
-from leanconv.dryrun.size import check_count, check_size, fake_input
+from leanconv.dryrun.size import Size, arguments, check_count, check_sizes, fake_input, tensors_of
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.errors import LeanconvError
 
@@ -36,14 +35,15 @@ class DryRun:
 
     Args:
         model: any network, on any device; it is copied and stays as it was.
-        size: shape of one input without the batch axis.
+        size: shape of one input without the batch axis, or a list of shapes, see `leanconv.dryrun.size`.
         batch: how many inputs at once.
         training: the mode of the run: False evaluation, True training, None as each module is.
         error: the class of what is raised where the model cannot be followed.
 
     Attributes:
         model: the copy, whose tensors are fake ones of `fake_mode`.
-        input: the fake batch.
+        arguments: what the forward is given, fake batches of `size`.
+        inputs: the tensors among them.
         stack: which modules run, and hooks for who wants to look, see `ModuleStack`.
 
     >>> ran = DryRun(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (3, 32, 32)).run()
@@ -54,13 +54,13 @@ class DryRun:
     def __init__(
         self,
         model: nn.Module,
-        size: Sequence[int],
+        size: Size,
         *,
         batch: int = 2,
         training: bool | None = False,
         error: type[LeanconvError] = LeanconvError,
     ) -> None:
-        self.size = check_size(size)
+        self.size = check_sizes(size)
         self.batch = check_count(batch, "batch")
         self.error = error
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -69,7 +69,10 @@ class DryRun:
             self.model.train(training)
         self.stack = ModuleStack(self.model)
         with self.fake_mode:
-            self.input = fake_input(self.model, self.size, batch=batch)
+            self.arguments = arguments(
+                self.model, self.size, lambda shape: fake_input(self.model, shape, batch=self.batch)
+            )
+        self.inputs = tensors_of(self.arguments)
 
     def run(self, *modes: AbstractContextManager[Any]) -> Ran:
         """Run the copy once, within `modes`: dispatch modes see ATen operators, function modes torch's functions.
@@ -77,11 +80,13 @@ class DryRun:
         Raises `error` where the forward reads values or fails, see `failures`; an error of ours passes as it is.
         """
         with ExitStack() as scope:
-            contexts: tuple[AbstractContextManager[Any], ...] = (torch.no_grad(), _announced(), quiet(), _eager())
-            for context in (*contexts, self.fake_mode, self.stack, *modes):
+            contexts: list[AbstractContextManager[Any]]
+            contexts = [torch.no_grad(), _announced(), quiet(), _eager(), _as_written()]
+            contexts += [self.fake_mode, self.stack, *modes]
+            for context in contexts:
                 scope.enter_context(context)
             try:
-                outputs = self.model(self.input)
+                outputs = self.model(*self.arguments)
             except Warning:  # raised only where the caller asked for it
                 raise
             except Exception as error:
@@ -89,8 +94,7 @@ class DryRun:
                 if told is error:
                     raise
                 raise told from error
-        tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        return Ran(outputs, tuple(tuple(tensor.shape) for tensor in tensors), self.stack.calls)
+        return Ran(outputs, tuple(tuple(tensor.shape) for tensor in tensors_of(outputs)), self.stack.calls)
 
 
 _RUNNING: ContextVar[bool] = ContextVar("leanconv_dry_run", default=False)
@@ -118,3 +122,15 @@ def _eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Run transformer layers as their forward is written: the one operator that torch has for some of them in
+    evaluation hides the layers inside, and is not there in training, on all devices, or for all options."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

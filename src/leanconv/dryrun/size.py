@@ -1,16 +1,42 @@
-"""The shape of one input: checked, taken from the model where it says one, and made as a tensor."""
+"""The shape of the input, or of several: checked, taken from the model where it says one, and made as tensors.
+
+A `size` is the shape of one input without the batch axis, (3, 224, 224). A network of several inputs takes a list of
+shapes, [(3, 32, 224, 224), (3, 4, 224, 224)]: they are the arguments of its forward in their order, or, where the
+forward has room for only one argument, the list that it takes. A list inside the list is a list for the forward in any
+case: [[(3, 32, 224, 224), (3, 4, 224, 224)]] is one argument.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["check_size", "default_size", "fake_input"]
+__all__ = [
+    "Size",
+    "Sizes",
+    "arguments",
+    "check_size",
+    "check_sizes",
+    "default_size",
+    "each_shape",
+    "fake_input",
+    "positional",
+    "shapes_of",
+]
+
+Size = Sequence[Any]
+"""The shape of one input, a list of shapes, or one with lists of shapes in it."""
+
+Sizes = tuple[Any, ...]
+"""The same, checked: `(3, 224, 224)`, or `((3, 32, 224, 224), (3, 4, 224, 224))`."""
 
 _WANTED = "size is the shape of one input without the batch axis, such as (3, 224, 224)"
 
@@ -32,6 +58,43 @@ def check_size(size: Sequence[int], *, axes: tuple[int, int] | None = None) -> t
     for value in size:
         check_count(value, f"{_WANTED}: every entry of size")
     return tuple(size)
+
+
+def check_sizes(size: Size, *, axes: tuple[int, int] | None = None) -> Sizes:
+    """As `check_size`, for one input or several; raises `LeanconvError` naming the shape that is wrong.
+
+    >>> check_sizes([[3, 32, 32], [1, 32, 32]])
+    ((3, 32, 32), (1, 32, 32))
+    >>> check_sizes((3, 32, 32))
+    (3, 32, 32)
+    """
+    if not _is_list(size) or not any(map(_is_list, size)):
+        return check_size(size, axes=axes)
+    return tuple(check_sizes(one, axes=axes) for one in size)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def shapes_of(size: Size) -> list[tuple[int, ...]]:
+    """The shapes of all inputs, in order.
+
+    >>> shapes_of([(3, 8, 8), [(1, 4), (1, 2)]])
+    [(3, 8, 8), (1, 4), (1, 2)]
+    """
+    if not any(map(_is_list, size)):
+        return [tuple(size)]
+    return [shape for one in size for shape in shapes_of(one)]
+
+
+def each_shape(size: Sizes, change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Sizes:
+    """The same inputs with other shapes.
+
+    >>> each_shape(((3, 8, 8), (1, 8, 8)), lambda shape: (shape[0], 16, *shape[1:]))
+    ((3, 16, 8, 8), (1, 16, 8, 8))
+    """
+    return tuple(each_shape(one, change) for one in size) if _is_list(size[0]) else change(size)
 
 
 def check_count(value: object, what: str) -> int:
@@ -59,6 +122,42 @@ def default_size(model: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
+def arguments(model: nn.Module, size: Size, make: Callable[[tuple[int, ...]], Any]) -> tuple[Any, ...]:
+    """The positional arguments for the forward of `model`, each input made by `make` of its shape.
+
+    >>> class Two(nn.Module):
+    ...     def forward(self, fast, slow): ...
+    >>> class Listed(nn.Module):
+    ...     def forward(self, pathways): ...
+    >>> sizes = ((3, 8, 8), (1, 8, 8))
+    >>> [len(arguments(net, sizes, torch.empty)) for net in (Two(), Listed())]
+    [2, 1]
+    """
+    if not _is_list(size[0]):
+        return (make(tuple(size)),)
+    made = tuple(_made(one, make) for one in size)
+    as_written = len(made) == 1 or any(isinstance(one, list) for one in made)
+    return made if as_written or positional(model)[1] != 1 else (list(made),)
+
+
+def _made(size: Size, make: Callable[[tuple[int, ...]], Any]) -> Any:
+    return [_made(one, make) for one in size] if _is_list(size[0]) else make(tuple(size))
+
+
+def positional(model: nn.Module) -> tuple[int, int | None]:
+    """How many positional arguments the forward of `model` must be given, and how many it has room for.
+
+    None is as many as one likes, also where the forward does not say.
+    """
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1, None
+    taken = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = sum(p.default is p.empty for p in taken)
+    return needed, None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(taken)
+
+
 def fake_input(model: nn.Module, size: Sequence[int], *, batch: int = 2) -> Tensor:
     """An uninitialised batch of inputs of `size`, of the device and type of the model's first floating tensor.
 
@@ -67,3 +166,8 @@ def fake_input(model: nn.Module, size: Sequence[int], *, batch: int = 2) -> Tens
     like = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
     shape = (batch, *size)
     return torch.empty(shape) if like is None else torch.empty(shape, device=like.device, dtype=like.dtype)
+
+
+def tensors_of(tree: Any) -> tuple[Tensor, ...]:
+    """Every tensor in nested tuples, lists and dictionaries."""
+    return tuple(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
-from leanconv.elastic.graphs import slices_as_layers
-from leanconv.elastic.layers.chains import ElasticReordering, make_chain
+from leanconv.elastic.layers.chains import make_chain
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
 from leanconv.elastic.net import ElasticNet
@@ -88,15 +87,12 @@ def make_elastic(
             f"{lengths[0]}, height, width), got {size}"
         )
     copied = duplicate(model)
-    slices_as_layers(copied)
     found = find(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios, widest=high)
     active = ActiveConfig(Config(high, sides[0], lengths[0] if lengths else None))
     modules = dict(copied.named_modules())
     for name, layer in found.layers.items():
-        if isinstance(modules[name], ConvChain):
-            make_chain(modules[name], layer, active)
-        else:
-            make_class_elastic(modules[name], layer, active, ElasticReordering if layer.pieces else None)
+        make = make_chain if isinstance(modules[name], ConvChain) else make_class_elastic
+        make(modules[name], layer, active)
     for name, other in found.others.items():
         make_other(name, modules[name], other, active)
     settings: dict[str, Any] = {
@@ -139,7 +135,9 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     if "extract" in settings:
         wanted = settings["extract"]
         return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
-    model.reserve(settings["calibrated"])
+    for config in (model.checked(*given) for given in settings["calibrated"]):
+        for norm in model.norms:
+            norm.store(config, *norm.fresh_statistics(config))
     return model
 
 
@@ -162,7 +160,7 @@ def _widen(model: nn.Module, active: ActiveConfig) -> None:
                 module._parameters[name] = nn.Parameter(_wider(old, axes, generator), old.requires_grad)
             elif (buffer := module._buffers.get(name)) is not None:
                 module._buffers[name] = _wider(buffer, axes, None)
-        vars(module).update(module.attributes_at(width))
+        vars(module).update(vars(module.view(width)))  # what counts channels
         if isinstance(module, ElasticBatchNorm) and module.remembers:
             # The statistics of the network as it was become a calibrated configuration.
             module.store(Config(1.0, *native), module.get_buffer("running_mean"), module.get_buffer("running_var"))

@@ -43,9 +43,6 @@ def plan_step(
 
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
     the random students draw a width for every layer instead of one for all.
-
-    >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
-    True
     """
     draw = python_random(seed, step)
     low, high = widths
@@ -103,13 +100,10 @@ class MutualObjective(nn.Module):
             raise LeanconvError(f"temperature must be above 0, got {temperature!r}")
         if not 0 <= hard_labels <= 1:
             raise LeanconvError(f"hard_labels is a share from 0 to 1, got {hard_labels!r}")
-        self.net = net
-        self.num_random = num_random
-        self.seed = seed
-        self.temperature = float(temperature)
-        self.hard_labels = float(hard_labels)
+        self.net, self.seed = net, seed
+        self.num_random, self.layer_widths = num_random, layer_widths
+        self.temperature, self.hard_labels = float(temperature), float(hard_labels)
         self.low_memory = low_memory
-        self.layer_widths = layer_widths
         self.resolutions = None if resolutions is None else _checked(net, resolutions)
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (as_module(teacher).eval(),)
@@ -127,16 +121,8 @@ class MutualObjective(nn.Module):
 
     def plan(self, step: int) -> tuple[Config, ...]:
         """The configurations that `step` trains, the full network first."""
-        net = self.net
-        return plan_step(
-            self.seed,
-            step,
-            net.widths,
-            self.resolutions or net.resolutions,
-            self.num_random,
-            frames=net.frames,
-            layer_widths=self.layer_widths,
-        )
+        net, sides, by_layer = self.net, self.resolutions or self.net.resolutions, self.layer_widths
+        return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, layer_widths=by_layer)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (b, classes) of the full network at the highest resolution.
@@ -144,9 +130,7 @@ class MutualObjective(nn.Module):
         In evaluation its BatchNorms use the running statistics that the teacher's forwards keep during training, or
         those of a calibration after it, so that validation is honest at any moment.
         """
-        with self.net.at(self.net.widths[1], self.net.resolutions[0]):
-            logits: Tensor = self.net(inputs)
-        return logits
+        return self._logits(Config(self.net.widths[1], self.net.resolutions[0]), inputs)
 
     def _losses(
         self, inputs: Tensor, targets: Tensor, plan: tuple[Config, ...], parts: dict[str, Tensor]
@@ -158,16 +142,14 @@ class MutualObjective(nn.Module):
             return value
 
         full, *students = plan
-        if self._teacher:
-            with torch.no_grad():
-                teacher_log_probs = self._log_probs(self._teacher[0](inputs))
-            logits = self._logits(full, inputs)
-            loss = add("ce", F.cross_entropy(logits, targets))
+        with torch.no_grad():
+            taught = [self._log_probs(teacher(inputs)) for teacher in self._teacher]
+        logits = self._logits(full, inputs)
+        loss = add("ce", F.cross_entropy(logits, targets))
+        teacher_log_probs = taught[0] if taught else self._log_probs(logits.detach())
+        if taught:
             loss = loss + add("kl", self._distance(logits, teacher_log_probs))
         else:
-            logits = self._logits(full, inputs)
-            loss = add("ce", F.cross_entropy(logits, targets))
-            teacher_log_probs = self._log_probs(logits.detach())
             parts["kl"] = torch.zeros_like(parts["ce"])
         del logits
         yield loss

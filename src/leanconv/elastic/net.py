@@ -7,7 +7,7 @@ journal version of the paper. Nothing is copied to change the configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from leanconv.dryrun import duplicate
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.ops.chain import ConvChain
 from leanconv.story import remember, story_of
 
 __all__ = ["ElasticNet", "resized", "sampled"]
@@ -37,7 +38,6 @@ class ElasticNet(nn.Module):
         resolutions: sides of the square input in pixels, descending; the first is the native one.
         frames: of the clip, descending, the first native; empty for images and where the frames are as they come.
         kept: layers that have all their channels at every width, with the reason.
-        channels: channels of the input.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class ElasticNet(nn.Module):
         self.resolutions: tuple[int, ...] = tuple(settings["resolutions"])
         self.frames: tuple[int, ...] = tuple(settings.get("frames", ()))
         self.kept = dict(kept or {})
-        self.channels: int = settings["size"][0]
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -146,13 +145,6 @@ class ElasticNet(nn.Module):
                 norm.drop_calibrations()
             self.update_story()
 
-    def reserve(self, configs: Iterable[Sequence[Any]]) -> None:
-        """Make room for the statistics of `configs`, which a checkpoint is about to fill."""
-        for given in configs:
-            config = self.checked(*given)
-            for norm in self.norms:
-                norm.store(config, *norm.fresh_statistics(config))
-
     def update_story(self) -> None:
         """Bring the last step of the story, the calibrated configurations, up to date."""
         story = story_of(self)
@@ -202,6 +194,10 @@ class ElasticNet(nn.Module):
                 module.__class__ = type(plain)  # type: ignore[assignment]
                 if "forward" in held:  # chosen when the module was made
                     vars(module)["forward"] = getattr(module, held["forward"].__name__)
+            elif isinstance(module, ConvChain) and not module.fits_plan:
+                module.__class__ = nn.Sequential  # type: ignore[assignment]  # its plan is that of the full network
+                for name in vars(module).keys() - vars(nn.Sequential()).keys():
+                    del vars(module)[name]
             for name, p in module._parameters.items():
                 module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
             for name, b in module._buffers.items():
@@ -242,10 +238,9 @@ def resized(x: Tensor, resolution: int) -> Tensor:
         return x
     mode = "linear" if spatial == 1 else "bilinear"
     if x.ndim == 5:  # a clip: every frame by itself
-        batch, channels, frames = x.shape[:3]
-        flat = x.transpose(1, 2).reshape(batch * frames, channels, *x.shape[3:])
+        flat = x.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(flat, size, mode=mode, align_corners=True)
-        return small.reshape(batch, frames, channels, *size).transpose(1, 2)
+        return small.reshape(len(x), -1, *small.shape[1:]).transpose(1, 2)
     return F.interpolate(x, size, mode=mode, align_corners=True)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from leanconv.elastic.width import Width, channels_at
 
 __all__ = ["MOST", "Axes", "Channels", "Counts", "Layer", "OtherLayer", "Place", "Runs", "Slice", "cached", "counting"]
+__all__ += ["joined"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -41,6 +43,21 @@ def cached(known: dict[K, V], key: K, make: Callable[[], V]) -> V:
             known.clear()
         known[key] = make()
     return known[key]
+
+
+def joined(runs: Iterable[tuple[int, int]]) -> Runs:
+    """Runs in order, each that begins where the one before it ends made one with it.
+
+    >>> joined([(0, 32), (32, 8), (64, 16)])
+    ((0, 40), (64, 16))
+    """
+    out: list[tuple[int, int]] = []
+    for start, length in runs:
+        if out and sum(out[-1]) == start:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((start, length))
+    return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +99,7 @@ class Channels:
     def __init__(self, slices: Iterable[Slice]) -> None:
         self.slices = tuple(slices)
         self.full = sum(one.full for one in self.slices)
-        self._known: dict[Width, tuple[Runs, int]] = {}
+        self._known: dict[Width, Runs] = {}
 
     @property
     def moves(self) -> bool:
@@ -91,27 +108,15 @@ class Channels:
 
     def runs(self, width: Width) -> Runs:
         """The kept channels, neighbours joined."""
-        return cached(self._known, width, lambda: self._at(width))[0]
+        return cached(self._known, width, lambda: self._find(width))
 
     def count(self, width: Width) -> int:
         """How many channels are kept."""
-        return cached(self._known, width, lambda: self._at(width))[1]
-
-    def _at(self, width: Width) -> tuple[Runs, int]:
-        runs = self._find(width)
-        return runs, sum(length for _, length in runs)
+        return sum(length for _, length in self.runs(width))
 
     def _find(self, width: Width) -> Runs:
-        joined: list[tuple[int, int]] = []
-        start = 0
-        for one in self.slices:
-            kept = one.kept(width)
-            if joined and sum(joined[-1]) == start:
-                joined[-1] = (joined[-1][0], joined[-1][1] + kept)
-            else:
-                joined.append((start, kept))
-            start += one.full
-        return tuple(joined)
+        starts = accumulate((one.full for one in self.slices), initial=0)
+        return joined(zip(starts, (one.kept(width) for one in self.slices), strict=False))
 
     def __repr__(self) -> str:
         return f"Channels({self.full}, {len(self.slices)} slices)"

@@ -41,11 +41,7 @@ class Width(float):
 
     @classmethod
     def by_layer(cls, low: float, high: float, seed: int) -> Width:
-        """A width for each group of coupled layers, drawn uniformly: what US-Net calls non-uniform, for training.
-
-        >>> Width.by_layer(0.25, 1.0, seed=3) == Width.by_layer(0.25, 1.0, seed=3)
-        True
-        """
+        """A width for each group of coupled layers, drawn uniformly: what US-Net calls non-uniform, for training."""
         return cls((low + high) / 2, (float(low), float(high), seed))
 
     def of(self, group: str) -> float:

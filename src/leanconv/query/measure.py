@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +24,14 @@ from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError, unknown
 from leanconv.machine import this_machine
 from leanconv.modes import eval_mode
-from leanconv.query.rows import EAGER, Time, TimingSetup
+from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
 from leanconv.story import story_of
 
-__all__ = ["Costs", "accuracies", "costs", "describe", "elsewhere", "fingerprint", "input_size", "latencies"]
+__all__ = ["accuracies", "describe", "elsewhere", "fingerprint", "input_size", "latencies", "row_of"]
 
 TOGETHER = 2 << 30
 """Bytes of weights that are extracted at the same time for timing; more configurations are timed in several runs."""
-
-
-class Costs(NamedTuple):
-    """Of one image through one configuration."""
-
-    macs: int
-    params: int
-    peak_bytes: int
 
 
 def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
@@ -67,12 +59,21 @@ def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]
     return {config: count / images for config, count in zip(configs, right, strict=True)}, images
 
 
-def costs(net: ElasticNet, config: Config) -> Costs:
-    """Counted on the extracted network, without what is sliced away; statistics are weights too for the memory."""
+def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
+    """With the costs of one image, counted on the extracted network; its memory holds the statistics too."""
     static = net.extract(*config, calibrated=False).eval()
     cost = measure(static, input_size(net, config))
     weights = sum(tensor.nbytes for tensor in static.state_dict().values())
-    return Costs(cost.macs, cost.params, weights + cost.peak_activation_bytes)
+    return Row(
+        width=float(config.width),
+        resolution=config.resolution,
+        frames=config.frames,
+        accuracy=accuracy,
+        macs=cost.macs,
+        params=cost.params,
+        share_not_counted=cost.share_not_counted,
+        peak_bytes=weights + cost.peak_activation_bytes,
+    )
 
 
 def latencies(

@@ -21,7 +21,6 @@ T = TypeVar("T")
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
 
-
 EAGER = "eager"
 """The back-end that is torch as it is."""
 
@@ -63,8 +62,10 @@ class Time(NamedTuple):
 class Row:
     """One configuration: `accuracy` from 0 to 1, `macs` per image, milliseconds with their 10 and 90 % quantiles.
 
-    `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum of activations
-    alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their tags.
+    `share_not_counted` is the part of the parameters that belongs to operations outside `macs`, None where an older
+    leanconv measured. `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum
+    of activations alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their
+    tags.
     `pareto` tells that no other row has at least its accuracy for at most its MACs.
     """
 
@@ -75,6 +76,7 @@ class Row:
     macs: int
     params: int
     peak_bytes: int | None = None
+    share_not_counted: float | None = None
     latency_ms: float | None = None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
@@ -134,6 +136,7 @@ def read_row(data: Mapping[str, Any]) -> Row:
         macs=int(data["macs"]),
         params=int(data["params"]),
         peak_bytes=maybe("peak_bytes", int),
+        share_not_counted=maybe("share_not_counted", float),
         latency_ms=maybe("latency_ms", float),
         latency_low_ms=maybe("latency_low_ms", float),
         latency_high_ms=maybe("latency_high_ms", float),

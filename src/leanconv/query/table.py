@@ -1,4 +1,4 @@
-"""The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
+"""The query table: what every (width, resolution) scores and and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
 look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.
@@ -20,9 +20,9 @@ from leanconv.elastic.calibrate import as_configs
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
-from leanconv.files import write_text
+from leanconv.files import csv_text, write_text
 from leanconv.query import rows as tabular
-from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
+from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
 
@@ -71,17 +71,7 @@ class QueryTable:
             for config in wanted:
                 norm.statistics(config)  # raises where there are none
         accuracy, images = accuracies(net, loader, wanted)
-        rows = [
-            Row(
-                width=float(config.width),
-                resolution=config.resolution,
-                frames=config.frames,
-                accuracy=accuracy[config],
-                **costs(net, config)._asdict(),
-            )
-            for config in wanted
-        ]
-        table = cls(tuple(rows), describe(net, images))
+        table = cls(tuple(row_of(net, config, accuracy[config]) for config in wanted), describe(net, images))
         return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
     def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:
@@ -232,7 +222,11 @@ class QueryTable:
 
         Raises `UnknownName` for another suffix. The file is complete or not there.
         """
-        text = {".json": self._json, ".csv": self._csv}[_suffix(Path(path))]()
+        if _suffix(Path(path)) == ".json":
+            rows = [asdict(row) for row in self.rows]
+            text = json.dumps({"format": "leanconv query table 1", "about": self.about, "rows": rows}, indent=2) + "\n"
+        else:
+            text = f"# {json.dumps(self.about)}\n" + csv_text([tabular.cells(row) for row in self.rows])
         return write_text(path, text, what="the query table")
 
     @classmethod
@@ -256,19 +250,6 @@ class QueryTable:
             raise DataError(
                 f"{path} is not a query table, or is damaged ({type(error).__name__}: {error}): measure it again"
             ) from error
-
-    def _json(self) -> str:
-        data = {"format": "leanconv query table 1", "about": self.about, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(data, indent=2) + "\n"
-
-    def _csv(self) -> str:
-        out = io.StringIO()
-        out.write(f"# {json.dumps(self.about)}\n")
-        rows = [tabular.cells(row) for row in self.rows]
-        writer = csv.DictWriter(out, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
 
 
 def _suffix(path: Path) -> str:

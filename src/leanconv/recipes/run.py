@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from leanconv.errors import LeanconvError
-from leanconv.files import write_text
 from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
@@ -231,6 +230,8 @@ def _complete(config: Path) -> None:
 
     A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
     """
+    from leanconv.files import write_text
+
     text = to_yaml(read_recipe(config))
     if is_main_process() and text != config.read_text():
         write_text(config, text)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from leanconv.errors import LeanconvError
+from leanconv.report.count_notes import MACS_NOTE, count_notes, share_note
 from leanconv.report.text_table import Column, TextTable
 from leanconv.report.units import NONE, binary, decimals, fixed, percent, ratio, scientific, si
 
@@ -30,8 +31,6 @@ __all__ = [
     "skipped_table",
     "videos_table",
 ]
-
-MACS_NOTE = "MACs: multiply-adds of convolutions and linear layers, for one input."
 
 
 class ChangedLayer(Protocol):
@@ -68,6 +67,7 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         ("parameters", si(cost.params), f"{cost.params:,}"),
         ("conv and linear weights", si(cost.conv_params), f"{cost.conv_params:,}"),
         ("MACs", si(cost.macs), f"{cost.macs:,}"),
+        *((("attention MACs", si(cost.attention_macs), f"{cost.attention_macs:,}"),) if cost.attention_macs else ()),
         ("channel interactions", si(cost.interactions), f"{cost.interactions:,}"),
         ("activations, all [bytes]", binary(cost.activation_bytes), f"{cost.activation_bytes:,}"),
         ("activations, peak [bytes]", binary(cost.peak_activation_bytes), f"{cost.peak_activation_bytes:,}"),
@@ -80,7 +80,7 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         notes=(
             MACS_NOTE,
             *((f"receptive field: {cost.receptive_field_note}.",) if cost.receptive_field_note else ()),
-            *_not_counted({name: cost}),
+            *count_notes({name: cost}),
         ),
     )
 
@@ -115,7 +115,11 @@ def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> TextTab
             )
             for module, share in shown
         ),
-        notes=(MACS_NOTE, *((f"{hidden} cheaper modules are not shown.",) if hidden else ())),
+        notes=(
+            MACS_NOTE,
+            *count_notes({name: cost}),
+            *((f"{hidden} cheaper modules are not shown.",) if hidden else ()),
+        ),
     )
 
 
@@ -161,7 +165,7 @@ def comparison_table(
     if latencies is not None:
         columns += [Column("ms"), Column("x")]
         notes.append("ms: median latency of one run on this machine, all measured interleaved.")
-    return TextTable(title=title, columns=tuple(columns), rows=tuple(rows), notes=(*notes, *_not_counted(costs)))
+    return TextTable(title=title, columns=tuple(columns), rows=tuple(rows), notes=(*notes, *count_notes(costs)))
 
 
 def changes_table(
@@ -255,6 +259,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
             *(("memory: weights and the activations alive at once, for one image.",) * weighed),
             *(("ms: median latency of one run on this machine; low-high: the middle 80 % of the rounds.",) * timed),
             "*: no other configuration is as accurate with fewer MACs.",
+            *share_note({f"{row.width:.3g}-{row.resolution}": row.share_not_counted or 0.0 for row in rows}),
         ),
         strong=frozenset(index for index, row in enumerate(rows) if row.pareto),
     )
@@ -267,7 +272,7 @@ def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> TextTa
         title = f"input {rows[0].batch} x {_size(rows[0].size)}, CPU, {rows[0].threads} thread{plural}"
     digits = decimals(row.median_ms for row in rows)
     measured = [row for row in rows if row.problem is None]
-    notes = [MACS_NOTE]
+    notes = [MACS_NOTE, *share_note({row.model: row.share_not_counted for row in rows})]
     if measured:
         notes.append(
             f"ms: median of {measured[0].rounds} interleaved rounds; low-high: their middle 80 %; "
@@ -354,8 +359,10 @@ def videos_table(figures: Sequence[Mapping[str, Any]]) -> TextTable:
     )
 
 
-def _size(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
+def _size(size: Sequence[Any]) -> str:
+    """Of several inputs all shapes, as `3x32x224x224 + 3x4x224x224`."""
+    joint = " + " if any(isinstance(one, tuple) for one in size) else "x"
+    return joint.join(_size(one) if isinstance(one, tuple) else str(one) for one in size)
 
 
 def _field(field: Sequence[int] | None) -> str:
@@ -364,15 +371,3 @@ def _field(field: Sequence[int] | None) -> str:
 
 def _spread(low: float | None, high: float | None, digits: int) -> str:
     return NONE if low is None or high is None else f"{low:.{digits}f}-{high:.{digits}f}"
-
-
-def _not_counted(costs: Mapping[str, Cost]) -> tuple[str, ...]:
-    """One note on the operations outside the count, so that nobody takes the figures for all there is."""
-    total: Counter[str] = Counter()
-    for cost in costs.values():
-        total.update(cost.not_counted)
-    if not total:
-        return ()
-    common = ", ".join(f"{name} ({count})" for name, count in total.most_common(4))
-    more = f" and {len(total) - 4} more" if len(total) > 4 else ""
-    return (f"not counted: {common}{more}.",)

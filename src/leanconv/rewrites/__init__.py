@@ -7,12 +7,12 @@ already ours are left alone. `where` selects the layers, see `leanconv.rewrites.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from leanconv.dryrun import ModelHolder, as_module, check_size, default_size, duplicate
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, duplicate
 from leanconv.errors import RewriteError
 from leanconv.ops.operator import ConvRewrite
 from leanconv.rewrites.changes import Applied, Change, Context, Flow, Rewritten, Skipped, Step
@@ -46,7 +46,7 @@ __all__ = [
 def rewrite(
     model: nn.Module | ModelHolder,
     *steps: ConvRewrite | Step,
-    size: Sequence[int] | None = None,
+    size: Size | None = None,
     optimizer: object | None = None,
     source: str | None = None,
     source_options: Mapping[str, Any] | None = None,
@@ -57,7 +57,8 @@ def rewrite(
         model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
             take over, as they do requires_grad and the qualified names; or what an earlier `rewrite` returned.
         steps: the rewrites, for example `leanconv.OptimizedSeparable(overlap=1.0)`.
-        size: shape of one input without the batch axis, such as (3, 224, 224). With it the network is run on
+        size: shape of one input without the batch axis, such as (3, 224, 224), or a list of shapes for a network of
+            several inputs, see `measure`. With it the network is run on
             fake tensors before and after: `where` may speak of `stage`, order means order of execution, and a
             network that would no longer run is refused. Without it nothing is run, except where a step needs it and
             the model itself says its size, as timm's networks do.
@@ -84,7 +85,7 @@ def rewrite(
     whole = [_whole(step) for step in steps]
     if size is None and any(step.needs_run for step in whole):
         size = default_size(model)
-    size = None if size is None else check_size(size, axes=(1, 3))
+    size = None if size is None else check_sizes(size, axes=(1, 3))
     story = begun(model, source, source_options)
     new = duplicate(model, error=RewriteError)
     order = None if size is None else order_of(new, size)
@@ -125,7 +126,7 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
         size = options.pop("size", None)
         keep = options.pop("keep", ())
         step = from_json({**options, "stem": stem})
-        size = None if size is None else check_size(size, axes=(1, 3))
+        size = None if size is None else check_sizes(size, axes=(1, 3))
         order = None if size is None else order_of(new, size)
         new = _whole(step).apply(new, Context(size=size, order=order, keep=keep, project=False)).model
         if story is not None:
@@ -140,7 +141,7 @@ def _whole(step: ConvRewrite | Step) -> Step:
     return Everywhere(operator=step) if isinstance(step, ConvRewrite) else step
 
 
-def _settings(step: Step, size: tuple[int, ...] | None, applied: Applied) -> dict[str, Any]:
+def _settings(step: Step, size: Sizes | None, applied: Applied) -> dict[str, Any]:
     """What the story must hold besides the options: the size that gave the order, the layers that were left alone."""
     settings = to_json(step.options)
     del settings["stem"]

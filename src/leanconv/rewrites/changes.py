@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from leanconv.dryrun import Sizes
 from leanconv.ops.operator import ConvRewrite
 from leanconv.rewrites.order import Order
 from leanconv.story import Story
@@ -81,7 +82,7 @@ class Context:
     replayed story has them), and without `project` new weights are drawn, because they are loaded afterwards.
     """
 
-    size: tuple[int, ...] | None = None
+    size: Sizes | None = None
     order: Order | None = None
     keep: Collection[str] = ()
     project: bool = True
@@ -100,7 +101,7 @@ class Applied:
     skipped: tuple[Skipped, ...] = ()
     kept: tuple[str, ...] = ()
     flows: tuple[Flow, ...] = ()
-    size: tuple[int, ...] | None = None
+    size: Sizes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

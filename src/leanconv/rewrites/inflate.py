@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from leanconv.dryrun import each_shape
 from leanconv.errors import LeanconvError, NothingToRewrite, RewriteError
 from leanconv.ops.octave import OctConv2d, OctConv3d
 from leanconv.rewrites.changes import Applied, Change, Context, Step
@@ -110,7 +111,7 @@ class Inflate(Step):
                     "one more layer at its end (inflate before Octave)"
                 )
             stage.add_module("pool_time", nn.MaxPool3d((2, 1, 1), (2, 1, 1)))
-        size = None if context.size is None else (context.size[0], self.frames, *context.size[1:])
+        size = context.size and each_shape(context.size, lambda shape: (shape[0], self.frames, *shape[1:]))
         return Applied(model=model, changes=tuple(changes), size=size)
 
 
@@ -153,11 +154,14 @@ def _octave(conv: OctConv2d, settings: dict[str, Any], length: int, mode: str) -
         bias=any(name.endswith("bias") for name, _ in conv.named_parameters()),
         device=some.device,
         dtype=some.dtype,
-        alpha_in=conv.alpha_in,
-        alpha_out=conv.alpha_out,
+        low_in=conv.low_in,
+        low_out=conv.low_out,
         stride_mode=conv.stride_mode,
         downsample=conv.downsample,
         exchange=conv.exchange,
+        runs_in=conv.runs_in,
+        out_groups=conv.out_groups,
+        strict=conv.strict,
     )
     flat = dict(conv.named_parameters())
     with torch.no_grad():

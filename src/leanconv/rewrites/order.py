@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from leanconv.dryrun import DryRun, one_line
+from leanconv.dryrun import DryRun, Sizes, one_line
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.rewrites.guards import convolutions
 
@@ -28,8 +28,8 @@ class Order(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
 
 
-def order_of(model: nn.Module, size: tuple[int, ...]) -> Order:
-    """The order in `model` on an input of `size` = (C, *spatial).
+def order_of(model: nn.Module, size: Sizes) -> Order:
+    """The order in `model` on an input of `size` = (C, *spatial), or on several.
 
     Raises `RewriteError` where the model does not run.
     """
@@ -37,7 +37,7 @@ def order_of(model: nn.Module, size: tuple[int, ...]) -> Order:
 
 
 def check_still_runs(
-    model: nn.Module, size: tuple[int, ...], before: Order, changed: Sequence[str], *, selects: bool = True
+    model: nn.Module, size: Sizes, before: Order, changed: Sequence[str], *, selects: bool = True
 ) -> Order:
     """The order in the rewritten `model`; raises `RewriteError`, naming the layer, unless its new layers run.
 
@@ -82,11 +82,12 @@ def _parents(name: str) -> list[str]:
 def _run(dry: DryRun) -> Order:
     first_name = {id(module): names[0] for module, names in convolutions(dry.model)}
     stages: dict[str, int] = {}
+    length = max(tensor.shape[-1] for tensor in dry.inputs)
 
     def look(_name: str, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         name = first_name.get(id(module))
         if name is not None and name not in stages and isinstance(output, Tensor) and output.ndim > 2:
-            stages[name] = round(math.log2(dry.size[-1] / output.shape[-1]))
+            stages[name] = round(math.log2(length / output.shape[-1]))
 
     dry.stack.on_leave.append(look)
     ran = dry.run()

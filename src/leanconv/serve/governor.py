@@ -9,7 +9,8 @@
 
 What is slow is the machine and not one network, so all rows share one scale. With q = 0.95 and a half life of 24 calls
 the newest call alone weighs less than 1 - q once five calls have been seen: one straggler then changes nothing, two in
-short order do. A step up that must be taken back at once doubles the patience, so that a row which the scale judges too kindly is tried ever less often.
+short order do. A step up that must be taken back doubles the patience, so that a row which the scale judges too kindly
+is tried ever less often.
 """
 
 from __future__ import annotations

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import LeanconvError
-from leanconv.files import write_text
+from leanconv.files import csv_text, write_text
 from leanconv.serve.governor import Governor
 from leanconv.serve.runtime import Runtime
 
@@ -90,12 +88,9 @@ class ServeLog:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the calls as CSV; complete or not at all."""
-        text = io.StringIO()
-        names = [one.name for one in fields(Call)]
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*names, "target_ms"])
-        writer.writerows([*(getattr(call, name) for name in names), self.target_ms] for call in self.calls)
-        return write_text(path, text.getvalue(), what="the log of the calls")
+        rows = [{**asdict(call), "target_ms": self.target_ms} for call in self.calls]
+        columns = [*(one.name for one in fields(Call)), "target_ms"]
+        return write_text(path, csv_text(rows, columns), what="the log of the calls")
 
 
 def serve(

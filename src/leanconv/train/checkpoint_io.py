@@ -28,8 +28,9 @@ class AtomicCheckpointIO(CheckpointIO):
         def complain(reason: str) -> LeanconvError:
             return unwritable(target, reason, what="the checkpoint")
 
-        with whole_file(target, complain, also=(RuntimeError,)) as draft:  # which torch's writer makes of a full disk
-            torch.save(checkpoint, draft)
+        # torch's writer turns a full disk into a RuntimeError.
+        with whole_file(target, complain, also=(RuntimeError,)) as draft, open(draft, "wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

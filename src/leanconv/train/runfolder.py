@@ -14,7 +14,6 @@ A finished run of a recipe also holds its network, in `model/`.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.files import write_text
+from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
 
 __all__ = [
@@ -108,12 +107,7 @@ def environment() -> dict[str, Any]:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as CSV; the columns are the keys in order of appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(rows))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

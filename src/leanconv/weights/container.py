@@ -56,6 +56,8 @@ _COUNTERS = ("n_averaged",)
 """Tensors of wrappers that say nothing about the network."""
 
 _DEPTH = 16
+_LONGEST = 256
+"""Letters of a tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def find_weights(
     found = _named(content, source, entry) if entry is not None else _chosen(content, source, ema)
     path, mapping, others, is_average = found
     tensors, strange = _flat(mapping)
+    odd = next((name for name in (*tensors, *strange) if len(name) > _LONGEST or not name.isprintable()), None)
+    if odd is not None:
+        raise CheckpointError(f"{source} calls something {odd[:60]!r}, which no network does: the file is damaged")
     if not tensors:
         raise CheckpointError(f"{source} holds no tensors{f' in {path}' if path else ''}: {_content(content)}")
     file = WeightFile(tensors, path, "", tuple(f"{name} (no tensor)" for name in strange), others)
@@ -139,24 +144,31 @@ def _chosen(content: Mapping[Any, Any], source: str, ema: bool) -> _Found:
     for _ in range(_DEPTH):
         inside = {key: value for key, value in node.items() if isinstance(key, str) and _holds_tensors(value)}
         averages = [name for name in _AVERAGES if name in inside]
-        order = (*averages, *_ENTRIES) if ema else _ENTRIES
-        taken = next((name for name in order if name in inside), None)
-        if taken is None and any(tensor_of(value) is not None for value in node.values()):
-            break
-        usual = [name for name in inside if not any(part in name.lower() for part in _OTHERS)]
+        taken = next((name for name in (*(averages if ema else ()), *_ENTRIES) if name in inside), None)
+        usual = [name for name in inside if not _is_other(name)]
+        named = bool(path) and path[-1] in (*_ENTRIES, *_AVERAGES)
+        if taken is None and (named or any(_is_tensor(value) for value in node.values())):
+            break  # a state dict; dictionaries in it are parts of the network
         if taken is None and len(usual) > 1:
+            some = ", ".join(map(_short, usual[:8]))
             raise CheckpointError(
-                f"{source} holds several sets of tensors ({', '.join(usual)}), and none is named like a network's "
-                f"({', '.join(_ENTRIES[:4])}, ...): say which with entry={usual[0]!r} (--entry {usual[0]})"
+                f"{source} holds several sets of tensors ({some}), and none is named like a network's "
+                f"({', '.join(_ENTRIES[:4])}, ...): say which with entry={usual[0][:80]!r} (--entry {_short(usual[0])})"
             )
         taken = taken or next(iter(usual), None)
         if taken is None:
-            break
+            return "", {}, (), False
         is_average = is_average or taken in averages
         others += [".".join([*path, name]) for name in usual if name != taken]
         path.append(taken)
         node = inside[taken]
+    node = {key: value for key, value in node.items() if not isinstance(value, Mapping) or not _is_other(key)}
     return ".".join(path), node, tuple(others), is_average
+
+
+def _is_other(key: Any) -> bool:
+    """Whether an entry called `key` holds no network's tensors."""
+    return any(part in str(key).lower() for part in _OTHERS)
 
 
 def _named(content: Mapping[Any, Any], source: str, entry: str) -> _Found:
@@ -171,12 +183,20 @@ def _named(content: Mapping[Any, Any], source: str, entry: str) -> _Found:
 
 def _content(content: Mapping[Any, Any]) -> str:
     """What a file holds, for a message."""
-    names = [str(key)[:40] for key in content]
-    with_tensors = [str(key)[:40] for key, value in content.items() if _holds_tensors(value)]
+    names = [_short(key) for key in content]
+    with_tensors = [_short(key) for key, value in content.items() if _holds_tensors(value)]
     if not names:
         return "it is empty"
     told = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
     return f"it has {told}" + (f"; with tensors: {', '.join(with_tensors[:8])}" if with_tensors else "")
+
+
+def _short(key: Any) -> str:
+    """A key of somebody's dictionary as a part of one line."""
+    if not isinstance(key, str | bytes | bool | float | None) and not (isinstance(key, int) and abs(key) < 1 << 60):
+        return type(key).__name__
+    text = str(key)[:40]
+    return text if text.isprintable() else repr(text)
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -187,7 +207,7 @@ def _holds_tensors(value: Any) -> bool:
         if not isinstance(node, Mapping) or depth > _DEPTH:
             continue
         for inner in node.values():
-            if tensor_of_kind(inner):
+            if _is_tensor(inner):
                 return True
             if id(inner) not in seen:
                 seen.add(id(inner))
@@ -195,7 +215,7 @@ def _holds_tensors(value: Any) -> bool:
     return False
 
 
-def tensor_of_kind(value: Any) -> bool:
+def _is_tensor(value: Any) -> bool:
     """Whether `tensor_of` would make a tensor of `value`, without making it."""
     return isinstance(value, Tensor) or (isinstance(value, Array) and bool(value.shape))
 
@@ -210,7 +230,7 @@ def _flat(mapping: Mapping[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
         prefix, node, depth = waiting.pop()
         inner: list[tuple[str, Any, int]] = []
         for key, value in node.items():
-            name = f"{prefix}{key}"
+            name = f"{prefix}{key if isinstance(key, str) else _short(key)}"
             tensor = tensor_of(value)
             if tensor is not None:
                 tensors[name] = tensor

@@ -7,8 +7,8 @@
     MXNet .params             `mxnet_params`
     a .tar with one of these  as OctConv's authors publish theirs
 
-What a file is, its first bytes say, not its name. A pickle that names anything else is refused, because reading it would
-run code of its author's choice.
+What a file is, its first bytes say, not its name. A pickle that names anything else is refused, because reading it
+would run code of its author's choice.
 """
 
 from __future__ import annotations
@@ -71,12 +71,11 @@ def _content(file: Path | bytes, name: str) -> Any:
     except ForeignName as error:
         raise CheckpointError(_would_run(name, error.name)) from None
     except EOFError as error:
-        raise CheckpointError(f"{name} is truncated, copy or download it again: {error}") from None
+        raise CheckpointError(f"{name} is truncated, copy or download it again: {_line(error)}") from None
     except CheckpointError:
         raise
     except ValueError as error:
-        why = str(error)[:200]
-        raise CheckpointError(f"{name} cannot be read, it is damaged or of another format: {why}") from None
+        raise CheckpointError(f"{name} cannot be read, it is damaged or of another format: {_line(error)}") from None
 
 
 def _by_first_bytes(file: Path | bytes, name: str) -> Any:
@@ -112,10 +111,15 @@ def _all_bytes(file: Path | bytes) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
 
 
+def _line(text: object) -> str:
+    """Words of a file, or about one, as a part of one line."""
+    return " ".join(str(text).split())[:200]
+
+
 def _would_run(name: str, called: str) -> str:
     return (
-        f"{name} holds more than tensors ({called[:80]}), and reading that would run code from the file: where you "
-        "trust its author, take the tensors out once and import the new file: "
+        f"{name} holds more than tensors ({_line(called)[:80]}), and reading that would run code from the file: where "
+        "you trust its author, take the tensors out once and import the new file: "
         f"torch.save(torch.load({Path(name).name!r}, weights_only=False)['state_dict'], 'tensors.pth')"
     )
 
@@ -126,13 +130,13 @@ def _from_tar(data: bytes, name: str) -> tuple[bytes, str]:
         with tarfile.open(fileobj=BytesIO(data), mode="r:") as archive:
             members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).suffix in _WEIGHT_FILES]
             if len(members) != 1:
-                held = ", ".join(m.name[:60] for m in members[:4]) or "none"
+                held = ", ".join(_line(m.name)[:60] for m in members[:4]) or "none"
                 raise ValueError(f"an archive with one weight file is expected, this one has {len(members)} ({held})")
             member = members[0]
             opened = archive.extractfile(member) if member.offset_data + member.size <= len(data) else None
             if opened is None:
-                raise EOFError(f"{member.name[:60]} in it has {member.size} bytes")
-            return opened.read(), f"{name}/{Path(member.name).name[:60]}"
+                raise EOFError(f"{_line(member.name)[:60]} in it has {member.size} bytes")
+            return opened.read(), f"{name}/{_line(Path(member.name).name)[:60]}"
     except (tarfile.TarError, OverflowError) as error:
         raise ValueError(str(error)) from error
 

@@ -122,8 +122,8 @@ def _refuse_other_eps(format: Format, model: nn.Module, source: str) -> None:
     """BatchNorm's eps is in no file, and another one would change every output a little."""
     if format.wants_other_eps(model):
         raise CheckpointError(
-            f"{source}: {format.name} networks have BatchNorm eps {format.norm_eps:g}, this one {min(eps_of(model)):g}: "
-            f"build it with norm_eps={format.norm_eps:g}"
+            f"{source}: {format.name} networks have BatchNorm eps {format.norm_eps:g}, this one "
+            f"{min(eps_of(model)):g}: build it with norm_eps={format.norm_eps:g}"
         )
 
 
@@ -150,9 +150,9 @@ def _without_heads(
     """Both sides without the classifier."""
     if not heads:
         raise CheckpointError(
-            f"{source}: which layer of this network is the classifier cannot be found, as the shapes of the file's differ "
-            "nowhere, or in other layers than one: leave new_classifier (--new-classifier) out, or build the network "
-            "with the num_classes that you want"
+            f"{source}: which layer of this network is the classifier cannot be found, as the shapes of the file's "
+            "differ nowhere, or in more than one layer: leave new_classifier (--new-classifier) out, or build the "
+            "network with the num_classes that you want"
         )
     gone = _of_heads(sources, heads)
     names = {name for one in gone.values() for name in names_of(one)}
@@ -225,7 +225,8 @@ def _refuse_other_names(
                 "; leave out what belongs to no network with "
                 f"ignore={patterns_for(extra)!r} ({' '.join(f'--ignore {p!r}' for p in patterns_for(extra))})"
             )
-        raise CheckpointError(f"{source} is no {format.name} file of this network: {'; '.join(told)}{advice}")
+        kind = "" if format is PLAIN else f"{format.name} "
+        raise CheckpointError(f"{source} is no {kind}file of this network: {'; '.join(told)}{advice}")
     return idle
 
 
@@ -307,8 +308,8 @@ def _checked(value: Tensor, mine: Tensor, ours: str, name: str, source: str) -> 
         raise CheckpointError(f"{source}: {name} holds NaN or infinity: the file is damaged or training diverged")
     if ours.rpartition(".")[2].startswith(("running_var", "var_")) and bool((value < 0).any()):
         raise CheckpointError(
-            f"{source}: {name} holds a negative variance ({float(value.min()):g}): the file is damaged, or its names mean "
-            "something else"
+            f"{source}: {name} holds a negative variance ({float(value.min()):g}): the file is damaged, or its names "
+            "mean something else"
         )
     return value
 

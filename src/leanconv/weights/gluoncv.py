@@ -1,7 +1,7 @@
 """gluon-cv's PyTorch checkpoints of ir-CSN (`ircsn_v2_resnet152_f32s2_kinetics400`); names from its code, not opened.
 
-Its BatchNorms are either ordinary ones or frozen into a scale and a shift per channel, of shape (C, 1, 1, 1). Frozen ones
-become a BatchNorm with mean 0 and variance 1 - eps, which does the same.
+Its BatchNorms are either ordinary ones or frozen into a scale and a shift per channel, of shape (C, 1, 1, 1). Frozen
+ones become a BatchNorm with mean 0 and variance 1 - eps, which does the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The interleaved-group authors' files (MXNet's Symbol API), of the networks and of the ResNets they compare with.
 
-Names of the ImageNet networks are those of the released symbols, the others' those of the code; no `.params` was opened.
-Stages and blocks count from 1; of the two convolutions of a block the first is the primary one:
+Names of the ImageNet networks are those of the released symbols, the others' those of the code; no `.params` file was
+opened. Stages and blocks count from 1; of the two convolutions of a block the first is the primary one:
 
     released ImageNet    g0_conv  g1_b1_conv1_conv1  g1_b1_conv1_bn  g2_b1_proj_conv  g2_b1_proj_bn  fc_score
     its ResNets          g0       g1_b1_conv1        g1_b1_conv1_bn  g2_b1_proj       g2_b1_proj_bn  fc_score

@@ -4,10 +4,11 @@
     array   V3 u32 0xF993FACA  i32 storage  i32 ndim  i64 dims  (numpy shapes: ndim 0 is a number, -1 is nothing)
             V2 u32 0xF993FAC9  i32 storage  u32 ndim  i64 dims
             V1 u32 0xF993FAC8               u32 ndim  i64 dims
-            before 1.0                      u32 ndim  u32 dims          then in all: i32 device, i32 number, i32 type, values
+            before 1.0                      u32 ndim  u32 dims
+            then in all                     i32 device, i32 its number, i32 type, values
 
-Every length is held against what is left of the file before anything is allocated. Names lose the `arg:` and `aux:` that
-tell parameters from statistics. Sparse arrays are refused: no released network has any.
+Every length is held against what is left of the file before anything is allocated. Names lose the `arg:` and `aux:`
+that tell parameters from statistics. Sparse arrays are refused: no released network has any.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def _array(file: _Reader) -> Tensor:
     _device, _number, code = file.numbers("iii")
     if code not in _TYPES:
         raise ValueError(f"an array of type {code}, which is unknown")
-    if min(shape, default=0) < 0:
+    empty = 0 in shape and prod(max(side, 1) for side in shape) >= 1 << 60  # no values, yet no shape that exists
+    if min(shape, default=0) < 0 or empty:
         raise ValueError(f"an array of shape {shape}")
     dtype = _TYPES[code]
     raw = file.take(prod(shape) * dtype.itemsize)

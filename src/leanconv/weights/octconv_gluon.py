@@ -1,10 +1,10 @@
-"""The OctConv authors' other files (MXNet's Gluon API): MobileNets, ResNet-152 with deep stems, ResNets with post-activation.
+"""The OctConv authors' other files (MXNet's Gluon API): MobileNets, deep ResNet-152, ResNets with post-activation.
 
-Names follow from their code; no released file was opened. Stages count from 1; a MobileNet's blocks count from 0 where the
-map is halved, so that the first is `L1_B1`. The classifier (`classifer`, sic) is a 1x1 convolution. The norms at the start
-of a branch (`bn1a`, `bn4a`) use neither scale nor shift, but the file has both.
+Names follow from their code; no released file was opened. Stages count from 1; a MobileNet's blocks count from 0 where
+the map is halved, so that the first is `L1_B1`. The classifier (`classifer`, sic) is a 1x1 convolution. The norms at
+the start of a branch (`bn1a`, `bn4a`) use neither scale nor shift, but the file has both.
 
-    conv1.0.weight  conv1.1.gamma      L1_B0.conv1.conv_h2l.weight  L1_B0.bn1.bn_l.gamma      L1_B0.se_block.conv2_l.weight
+    conv1.0.weight  conv1.1.gamma   L1_B0.conv1.conv_h2l.weight  L1_B0.bn1.bn_l.gamma   L1_B0.se_block.conv2_l.weight
 """
 
 from __future__ import annotations

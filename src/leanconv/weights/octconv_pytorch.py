@@ -1,4 +1,6 @@
-"""d-li14/octconv.pytorch: octave ResNets (post-activation) and MobileNetV1 at alpha = 1/2; names from its code, not opened.
+"""d-li14/octconv.pytorch: octave ResNets (post-activation) and MobileNetV1 at alpha = 1/2.
+
+Names follow from its code; no released file was opened.
 
 conv1, bn1      layer1.0.conv1.conv.conv_h2l, layer1.0.conv1.bn_l, layer2.0.downsample.0.conv.conv_l2h      fc
 features.0.0    features.1.1.conv.conv_h2l, features.1.1.bn_l                                               fc

@@ -1,10 +1,11 @@
 """The OctConv authors' "ablation" files (MXNet's Symbol API): pre-activation ResNets, ResNeXts, SE-ResNets, DenseNets.
 
-Names follow from their code; no released file was opened. Stages count from 2, blocks from 01; `conv4` is the projection;
-what is at two resolutions, and everything else in an octave network's blocks, ends in `-h` or `-l`, a path in `-h2l`:
+Names follow from their code; no released file was opened. Stages count from 2, blocks from 01; `conv4` is the
+projection; what is at two resolutions, and everything else in an octave network's blocks, ends in `-h` or `-l`, a path
+in `-h2l`:
 
-    conv1_conv_weight  conv1_bn_gamma      L2_B01_conv1_bn-h_gamma  L2_B01_conv1_conv-h2l_weight  L2_B01_se_fc1-l2h_weight
-    L3_Trans_conv_conv-h2h_weight          tail_bn_moving_mean      classifier_weight
+    conv1_conv_weight    conv1_bn_gamma     L2_B01_conv1_bn-h_gamma          L2_B01_conv1_conv-h2l_weight
+    tail_bn_moving_mean  classifier_weight  L2_B01_se_fc1-l2h_weight         L3_Trans_conv_conv-h2h_weight
 
 BatchNorm has eps 1e-4 there, which the variances make up for where a network has another.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
@@ -59,7 +60,8 @@ class Array:
             code = kind.code if isinstance(kind, ItemType) else "unknown"
             raise ValueError(f"an array of type {code[:20]!r}, expected one of {', '.join(ITEM_BYTES)}")
         shape = tuple(shape)
-        if len(shape) > MAX_AXES or not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in shape):
+        legal = len(shape) <= MAX_AXES and all(isinstance(side, int) and side >= 0 for side in shape)
+        if not legal or prod(max(side, 1) for side in shape) >= 1 << 60:
             raise ValueError("an array whose shape is none")
         data = data.encode("latin-1") if isinstance(data, str) else data
         if not isinstance(data, bytes | bytearray) or len(data) != prod(shape) * ITEM_BYTES[kind.code]:
@@ -116,6 +118,12 @@ def _dictionary(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _listed(items: Any = ()) -> list[Any]:
+    if not isinstance(items, list | tuple):
+        raise ValueError("a set of something else than a list")
+    return list(items)
+
+
 def _bytes(data: Any = b"") -> bytes:
     if not isinstance(data, bytes):
         raise ValueError("bytes of something else")
@@ -147,10 +155,10 @@ ALLOWED: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": _dictionary,
     **{f"{home}.{kind}": Marker for home in ("builtins", "__builtin__") for kind in
-       ("int", "float", "str", "bool", "list", "tuple", "dict", "object")},
+       ("int", "long", "float", "str", "bool", "list", "tuple", "dict", "object")},
     "_codecs.encode": _encoded,
-    "builtins.bytearray": _bytes,
-    "__builtin__.bytearray": _bytes,
+    **{f"{home}.{kind}": _bytes for home in ("builtins", "__builtin__") for kind in ("bytes", "bytearray")},
+    **{f"{home}.{kind}": _listed for home in ("builtins", "__builtin__") for kind in ("set", "frozenset")},
 }  # fmt: skip
 """What a pickle may name -> what it becomes."""
 
@@ -166,7 +174,9 @@ def read_pickle(data: bytes) -> Any:
     {'epoch': 3, 'names': ['a', 'b']}
     """
     try:
-        return _Machine(len(data)).run(data)
+        with warnings.catch_warnings():  # about escapes in damaged text
+            warnings.simplefilter("ignore")
+            return _Machine(len(data)).run(data)
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"its instructions make no sense ({type(error).__name__})") from error
 
@@ -175,9 +185,11 @@ def is_cut(data: bytes, pickles: int) -> bool:
     """Whether `data` ends before the end of so many `pickles`, one behind the other."""
     stream = io.BytesIO(data)
     try:
-        for _ in range(pickles):
-            for _ in _instructions(stream):
-                pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(pickles):
+                for _ in _instructions(stream):
+                    pass
     except EOFError:
         return True
     except ValueError:

@@ -33,9 +33,9 @@ def read_zip(file: Path | bytes) -> Any:
     Raises `EOFError` where it is cut, `ForeignName` where it names more than plain data, else `ValueError`.
     """
     size = file.stat().st_size if isinstance(file, Path) else len(file)
-    if not zipfile.is_zipfile(_opened(file)):
-        raise EOFError("its table of contents, which is at the end of the file, is missing")
     try:
+        if not zipfile.is_zipfile(_opened(file)):
+            raise EOFError("its table of contents, which is at the end of the file, is missing")
         with zipfile.ZipFile(_opened(file)) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError) as error:
@@ -48,11 +48,14 @@ def read_zip(file: Path | bytes) -> Any:
 
 
 def read_legacy(file: Path | bytes) -> Any:
-    """torch's form before 1.6. Raises as `read_zip` does."""
+    """torch's form before 1.6, from memory, where no length that the file claims is more than what is left of it.
+
+    Raises as `read_zip` does.
+    """
+    data = file.read_bytes() if isinstance(file, Path) else file
     try:
-        return _load(file)
+        return _load(data)
     except ValueError as error:
-        data = file.read_bytes() if isinstance(file, Path) else file
         if is_cut(data, _LEGACY_PICKLES):
             raise EOFError("it ends early") from error
         raise

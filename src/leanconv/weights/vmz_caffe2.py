@@ -1,7 +1,7 @@
 """VMZ's Caffe2 weights: a pickle of {"blobs": {name: array}}; names from its code, no released file was opened.
 
-Blocks are counted through (`comp_0` to `comp_15` of 50 layers), convolutions within a block from 1, and the depthwise one
-of ir networks counts twice. The blob `_riv` is, in spite of its name, the running variance.
+Blocks are counted through (`comp_0` to `comp_15` of 50 layers), convolutions within a block from 1, and the depthwise
+one of ir networks counts twice. The blob `_riv` is, in spite of its name, the running variance.
 
     conv1_w  conv1_spatbn_relu_{s,b,rm,riv}      comp_0_conv_1_w  comp_0_spatbn_1_{s,b,rm,riv}      last_out_L400_{w,b}
 """

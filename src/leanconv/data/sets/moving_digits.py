@@ -72,11 +72,13 @@ def _cache() -> Path:
 
 
 def _write(folder: Path) -> None:
+    images = digits()
+
     def complain(reason: str) -> DataError:
         return DataError(f"{folder}: cannot be written: {reason}: name another folder as moving-digits:FOLDER")
 
-    images = digits()
-    with whole_folder(folder, complain, keep_existing=True) as draft:  # another process writes the same files
+    # Where another process is faster, its files are the same.
+    with whole_folder(folder, complain, keep_existing=True) as draft:
         for name, split in (("train", images.train), ("test", images.test)):
             _write_half(draft, name, split)
 

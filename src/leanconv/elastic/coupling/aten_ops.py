@@ -3,20 +3,24 @@
 A tensor's `dims` hold, for each of its axes, the row of channel segments that lies there, or None. A rule gets the
 inputs' dims and answers the output's; an operation without a rule is an obstacle, unless all its channels are fixed.
 These are single aten operations, so there are no rules for the many ways to write `relu` or `+` in Python;
-`functions` has those of the few that are given channel counts as numbers.
+`functions` has those of the few that are given channel counts as numbers. What an operation does to axes, whatever lies
+on them, stands in `dryrun.axes`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.dryrun.axes import PRODUCTS, Effect, axis_of, effects
+from leanconv.dryrun.operators import bind, is_pointwise
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segment
 
@@ -50,6 +54,11 @@ class Call:
         """The dims of the first argument."""
         return self.of(self.x)
 
+    @cached_property
+    def bound(self) -> dict[str, Any]:
+        """The arguments of an operation by name."""
+        return bind(self.func, self.args, self.kwargs)
+
     def of(self, tensor: Tensor) -> Dims:
         """The dims of a tensor."""
         return self.lookup(tensor) or (None,) * tensor.ndim
@@ -68,18 +77,29 @@ class Call:
 Rule = Callable[[Call], Dims]
 
 
-def dims_after(call: Call) -> Dims:
-    """The dims of the call's first result. Raises `CannotFollow`."""
-    if torch.Tag.pointwise in call.func.tags or call.name in POINTWISE:
-        return _pointwise(call)
-    if maps := MAP_SIZE.search(call.name):
-        return map_size(int(maps[1]))(call)
-    if call.name not in ATEN_RULES:
+def dims_after(call: Call) -> list[Dims]:
+    """The dims of each of the call's results. Raises `CannotFollow`."""
+    results = tensors_of(call.result)
+    rule = _pointwise if is_pointwise(call.func) else ATEN_RULES.get(call.name)
+    if rule is not None:
+        dims = rule(call)
+        return [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results]
+    found = effects(call.name, call.bound, call.x.shape, [tensor.shape for tensor in results])
+    if not found:
         raise CannotFollow(f"{call.name} has no rule")
-    return ATEN_RULES[call.name](call)
+    return [follow(call, effect, tensor.shape) for effect, tensor in zip(found, results, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------- tensors that meet
+def follow(call: Call, effect: Effect, shape: Sequence[int]) -> Dims:
+    """The dims of a result of `shape`: where it matters which channel is which, or how many, they must stay."""
+    old = call.x.shape
+    for axis in sorted(effect.ordered.union(effect.along)):
+        rows.require_fixed(call.dims[axis], f"{call.name} {NEEDS.get(call.name, 'runs along the channels')}")
+    places = zip(effect.source, shape, strict=True)
+    return tuple(
+        None if axis is None else call.dims[axis] if old[axis] == size else rows.of_length(call.dims[axis], size)
+        for axis, size in places
+    )
 
 
 def _pointwise(call: Call) -> Dims:
@@ -120,7 +140,7 @@ def _aligned(call: Call, tensors: Sequence[Tensor], axis: int) -> Row | None:
 def _cat(call: Call) -> Dims:
     """The rows of one axis one behind the other."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
-    along = int(call.arg(1, "dim", default=0)) % tensors[0].ndim
+    along = axis_of(call.bound["dim"], tensors[0].ndim)
     parts = [call.of(tensor)[along] for tensor in tensors]
     whole = [row or rows.fixed_row(t.shape[along], "it is a constant") for t, row in zip(tensors, parts, strict=True)]
     joined = sum(whole, start=()) if any(parts) else None
@@ -130,15 +150,19 @@ def _cat(call: Call) -> Dims:
 def _stack(call: Call) -> Dims:
     tensors = call.args[0]
     dims = [_aligned(call, tensors, axis) for axis in range(tensors[0].ndim)]
-    dims.insert(int(call.arg(1, "dim", default=0)) % (len(dims) + 1), None)
+    dims.insert(axis_of(call.bound["dim"], len(dims) + 1), None)
     return tuple(dims)
 
 
-def _product(call: Call) -> Dims:
+def product(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
+    """`contract` for tensors whose last two axes have letters, and whose axes before them are those of the batch."""
+    batch = "abcdefgh"[: max(tensor.ndim for tensor, _ in operands) - 2]
+    return contract(call, [(tensor, (batch + letters)[-tensor.ndim :]) for tensor, letters in operands], batch + out)
+
+
+def _matrices(call: Call) -> Dims:
     """Products of matrices, with a term added."""
-    *term, a, b = call.args[:3] if call.name in ("addmm", "baddbmm") else call.args[:2]
-    operands = [(a, "zij"[-a.ndim :]), (b, "zjk"[-b.ndim :]), *((tensor, "zik"[3 - tensor.ndim :]) for tensor in term)]
-    return contract(call, operands, "zik"[-a.ndim :])
+    return product(call, [(call.bound[name], letters) for name, letters in PRODUCTS[call.name].items()], "ik")
 
 
 def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Dims:
@@ -154,67 +178,6 @@ def contract(call: Call, operands: Sequence[tuple[Tensor, str]], out: str) -> Di
     return tuple(found[letter] for letter in out)
 
 
-# ------------------------------------------------------------------------------------------- axes without channels
-
-
-RUNS_ALONG = "runs along the channels"
-
-
-def map_size(axes: int) -> Rule:
-    """Pools, paddings and resizes of the last `axes` axes."""
-
-    def rule(call: Call) -> Dims:
-        for row in call.dims[-axes:]:
-            rows.require_fixed(row, f"{call.name} {RUNS_ALONG}")
-        return (*call.dims[:-axes], *(None,) * axes)
-
-    return rule
-
-
-def _along(argument: int, name: str = "dim", *, default: int = 0, text: str = RUNS_ALONG) -> Rule:
-    """Operations along axes that keep their lengths, and may hold no channels."""
-
-    def rule(call: Call) -> Dims:
-        axes = call.arg(argument, name, default=default)
-        for axis in axes if isinstance(axes, (list, tuple)) else (axes,):
-            rows.require_fixed(call.dims[axis], f"{call.name} {text}")
-        return call.dims
-
-    return rule
-
-
-def _instead(argument: int, name: str = "dim", *, default: int = 0, text: str, new: Dims = (None,)) -> Rule:
-    """Operations along one axis that may hold no channels, and that has other ones instead afterwards."""
-
-    def rule(call: Call) -> Dims:
-        axis, dims = call.axis(argument, name, default), _along(argument, name, default=default, text=text)(call)
-        return (*dims[:axis], *new, *dims[axis + 1 :])
-
-    return rule
-
-
-def _reduce(position: int) -> Rule:
-    """Means, sums and extrema over some axes, which may be those of channels."""
-
-    def rule(call: Call) -> Dims:
-        axes = call.arg(position, "dim")
-        axes = range(call.x.ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-        over = {axis % call.x.ndim for axis in axes}
-        first = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
-        keep = first.ndim == call.x.ndim
-        return tuple(None if i in over else row for i, row in enumerate(call.dims) if keep or i not in over)
-
-    return rule
-
-
-def _slice(call: Call) -> Dims:
-    axis = call.axis(1)
-    if call.result.shape == call.x.shape:
-        return call.dims
-    rows.require_fixed(call.dims[axis], f"{call.name} cuts out a fixed range of channels")
-    return (*call.dims[:axis], rows.of_length(call.dims[axis], int(call.result.shape[axis])), *call.dims[axis + 1 :])
-
-
 def _repeat(call: Call) -> Dims:
     """Copies one behind the other, of axes without channels."""
     times: Sequence[int] = call.args[1]
@@ -223,9 +186,6 @@ def _repeat(call: Call) -> Dims:
         if count > 1:
             rows.require_fixed(row, f"{call.name} repeats the channels")
     return tuple(rows.of_length(row, int(size)) for row, size in zip(dims, call.result.shape, strict=True))
-
-
-# ------------------------------------------------------------------------------------------- channels that move
 
 
 def _pad(call: Call) -> Dims:
@@ -246,71 +206,34 @@ def _pad(call: Call) -> Dims:
     return tuple(dims)
 
 
-def _permute(call: Call) -> Dims:
-    order = list(range(call.x.ndim))
-    if call.name == "permute":
-        order = list(call.args[1])
-    else:
-        a, b = (0, -1) if call.name == "t" else (call.axis(1, "dim0"), call.axis(2, "dim1"))
-        order[a], order[b] = order[b], order[a]
-    return tuple(call.dims[axis] for axis in order)
+def _pixels_in_channels(call: Call) -> Dims:
+    """The values of a window of pixels become neighbouring channels, or neighbouring channels such pixels."""
+    side = call.bound.get("upscale_factor") or call.bound.get("downscale_factor")
+    window = prod(call.bound["kernel_size"]) if side is None else side**2
+    *batch, row = call.dims[: -1 if call.name == "col2im" else -2]
+    moved = rows.scaled if call.name in ("im2col", "pixel_unshuffle") else rows.shrunk
+    return (*batch, row and moved(row, window), *(None,) * (1 if call.name == "im2col" else 2))
 
 
-def _windows(call: Call) -> Dims:
-    """Windows of maps as columns, each channel's values beside each other, and back."""
-    batch, row, *_ = call.dims
-    if call.name == "im2col":
-        return (batch, row and rows.scaled(row, prod(call.args[1])), None)
-    return (batch, row and rows.shrunk(row, prod(call.args[2])), None, None)
-
-
-def _shuffled_pixels(call: Call) -> Dims:
-    """Channels to pixels, whole groups of them, and back."""
-    *batch, row, _, _ = call.dims
-    moved = rows.shrunk if call.name == "pixel_shuffle" else rows.scaled
-    return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
-
-
-POINTWISE = {
-    *("hardswish", "_prelu_kernel", "_to_copy", "log_sigmoid_forward", "fill", "zero", "copy", "bernoulli"),
-    *("native_dropout", "dropout"),
+NEEDS = {
+    "select": "picks a fixed channel",
+    "slice": "cuts out a fixed range of channels",
+    **dict.fromkeys(("unbind", "split", "split_with_sizes"), "divides the channels at fixed places"),
 }
-"""Elementwise operations that aten does not tag so."""
-
-MAP_SIZE = re.compile(r"(?:pool|upsample_[a-z_]*|re(?:flection|plication)_pad)([123])d")
-"""Pools, resizes and paddings, by their names."""
-
-PARTED = "divides the channels at fixed places"
+"""Why an operation needs channels to stay, where it does not run along them."""
 
 ATEN_RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("detach", "alias", "lift_fresh", "contiguous", "_softmax", "_log_softmax"), lambda call: call.dims
-    ),
     **{f"{name}_like": lambda call: call.dims for name in ("zeros", "ones", "empty", "full", "rand")},
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"), _reduce(1)),
-    "linalg_vector_norm": _reduce(2),
     **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"),
+        ("view", "_unsafe_view", "reshape", "_reshape_alias"),
         lambda call: rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape),
     ),
-    **dict.fromkeys(("permute", "transpose", "t"), _permute),
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), _product),
-    "flip": _along(1, "dims"),
-    "roll": _along(2, "dims"),
-    **dict.fromkeys(("cumsum", "cumprod"), _along(1)),
-    "topk": _instead(2, default=-1, text=RUNS_ALONG),
-    "sort": _instead(1, default=-1, text=RUNS_ALONG),
-    "select": _instead(1, text="picks a fixed channel", new=()),
-    "unbind": _instead(1, text=PARTED, new=()),
-    **dict.fromkeys(("split", "split_with_sizes"), _instead(2, text=PARTED)),
-    "unfold": lambda call: (*_instead(1, "dimension", text=RUNS_ALONG)(call), None),
-    **dict.fromkeys(("im2col", "col2im"), _windows),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
+    **dict.fromkeys(PRODUCTS, _matrices),
+    **dict.fromkeys(("im2col", "col2im", "pixel_shuffle", "pixel_unshuffle"), _pixels_in_channels),
     "expand": lambda call: (None,) * (call.result.ndim - call.x.ndim) + call.dims,
     "constant_pad_nd": _pad,
     "repeat": _repeat,
     "stack": _stack,
     "cat": _cat,
-    "slice": _slice,
 }
-"""Which channels of a tensor an aten operation leaves where."""
+"""Operations that do something to channels which is not the same for whatever lies on an axis."""

@@ -18,11 +18,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun import DryRun
+from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
 from leanconv.elastic.coupling.functions import FUNCTION_RULES, FunctionRule
@@ -31,6 +30,7 @@ from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segmen
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
 from leanconv.errors import RewriteError, unknown
+from leanconv.ops.octave_map import OctaveMap, PartsMode, full_map, settled
 
 
 class Found(NamedTuple):
@@ -63,20 +63,17 @@ def find(
     return tracer.found(divisor, widest)
 
 
-class _Functions(TorchFunctionMode):
+class _Functions(PartsMode):
     """Hands the calls that hold channel counts to the tracer."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a function, on whatever it works."""
         rule = FUNCTION_RULES.get(func)
-        if rule is None:
-            return func(*args, **(kwargs or {}))
-        return self.tracer.function(rule, Call(func, args, kwargs or {}))
+        return func(*args, **kwargs) if rule is None else self.tracer.function(rule, Call(func, args, kwargs))
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,6 +86,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack.on_leave.append(self._leave)
         self.made: dict[str, Counter[Any]] = {}  # how often each module has called what may hold counts
         self.in_function = False  # the operations that make one up are not looked at
+        self.entering: str | None = None  # a layer that is about to run, for which its input is merged
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
         self.layers: dict[str, Layer[Row]] = {}
         self.calls: dict[str, dict[Place, tuple[Counts[Row], str]]] = {}  # by module; the attribute with the numbers
@@ -109,7 +107,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def inside(self) -> bool:
         """Whether we are in a layer or a function: their own operations are not looked at."""
-        return self.in_function or any(name in self.sliced for name in self.stack.running)
+        return self.in_function or any(name in self.sliced for name in self.stack.running if name != self.entering)
 
     def dims_of(self, tensor: object) -> Dims | None:
         """What lies on the axes of a tensor; None for one that no layer has touched."""
@@ -119,13 +117,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.seen.get(id(tensor))
         return None if found is None else found[1]
 
-    def _enter(self, name: str, *_: Any) -> None:
+    def _enter(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.made[name] = Counter()
+        if name in self.sliced:
+            self.entering = name
+            _read(args, kwargs)
+            self.entering = None
 
     def _leave(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
         if name not in self.sliced or any(outer in self.sliced for outer in self.stack.running[:-1]):
             return
-        x, module = next(iter((*args, *kwargs.values()))), self.modules[name]
+        x, module = _read(args, kwargs), self.modules[name]
         try:
             layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
             if name in self.layers:  # a module that is used twice must be sliced the same way both times
@@ -147,11 +149,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         call = Call(func, args, kwargs or {}, result, self.dims_of)
-        results = _tensors(result)
+        results = tensors_of(result)
         if results and not self._untouched(call):
             with self._following(call, results):
-                dims = dims_after(call)
-                self._set(results, [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results])
+                self._set(results, dims_after(call))
         return result
 
     def function(self, rule: FunctionRule, call: Call) -> Any:
@@ -168,7 +169,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = call.func(*call.args, **call.kwargs)
         finally:
             self.in_function = False
-        results = _tensors(result)
+        results = tensors_of(result)
         with self._following(call, results):
             dims, counts = rule.rule(Call(call.func, call.args, call.kwargs, result, self.dims_of), numbers)
             self._set(results, dims)
@@ -182,7 +183,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _untouched(self, call: Call) -> bool:
         """Whether there is nothing to follow: inside a layer, or no tensor that one has touched."""
-        return self.inside or all(self.dims_of(tensor) is None for tensor in _tensors((call.args, call.kwargs)))
+        return self.inside or all(self.dims_of(tensor) is None for tensor in tensors_of((call.args, call.kwargs)))
 
     @contextmanager
     def _following(self, call: Call, results: Sequence[Tensor]) -> Iterator[None]:
@@ -190,7 +191,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             yield
         except CannotFollow as reason:
-            self._obstacle(str(reason), _tensors((call.args, call.kwargs)))
+            self._obstacle(str(reason), tensors_of((call.args, call.kwargs)))
             self._set(results, [(None,) * tensor.ndim for tensor in results])
 
     def _obstacle(self, reason: str, tensors: Sequence[Tensor]) -> None:
@@ -216,7 +217,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """The outputs of the network are never sliced."""
-        tensors = _tensors(output)
+        tensors = tensors_of(output)
         if not tensors:
             raise RewriteError(
                 f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
@@ -275,8 +276,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
 
 
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer reads; one that reads a map at two resolutions reads the merged one."""
+    x = settled(next(iter((*args, *kwargs.values()))))
+    return full_map(x) if isinstance(x, OctaveMap) else x
 
 
 def _slice(axis: Axis, unit: int, divisor: int, widest: float) -> Slice:

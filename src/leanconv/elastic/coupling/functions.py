@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leanconv.dryrun.axes import ATTENTION, on_maps
 from leanconv.elastic.coupling import rows
-from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, map_size
+from leanconv.elastic.coupling.aten_ops import Call, broadcast, contract, follow, product
 from leanconv.elastic.coupling.rows import CannotFollow, Dims, Row, Segment
 
 Numbers = list[int]
@@ -53,9 +54,6 @@ def _replaced(position: int, *names: str) -> Callable[[Call, Numbers], Any]:
     return again
 
 
-# ------------------------------------------------------------------------------------------------- shapes
-
-
 def _sizes(call: Call) -> Numbers | None:
     """Of x.view(2, 3), x.view((2, 3)), torch.reshape(x, shape=(2, 3))."""
     sizes = call.args[1:] if len(call.args) > 1 else (call.arg(1, "size", "shape"),)
@@ -83,9 +81,6 @@ def _viewed(call: Call, numbers: Numbers) -> Outcome:
 def _expanded(call: Call, numbers: Numbers) -> Outcome:
     dims = (*(None,) * (len(numbers) - call.x.ndim), *call.dims)
     return [dims], _counted(dims, numbers)
-
-
-# ------------------------------------------------------------------------------------------------- parts
 
 
 def _lengths(call: Call) -> Numbers:
@@ -171,9 +166,6 @@ def _index_again(call: Call, numbers: Numbers) -> Any:
     return call.x[tuple(slice(next(ends), next(ends), one.step) if isinstance(one, slice) else one for one in items)]
 
 
-# ------------------------------------------------------------------------------------------------- layers
-
-
 def _affine(call: Call, axis: int, first: int) -> tuple[Dims, Row | None]:
     """The dims where the row on `axis` is one with those of weight, bias and statistics, arguments from `first` on."""
     tensors = [tensor for tensor in (*call.args[first:], *call.kwargs.values()) if isinstance(tensor, Tensor)]
@@ -218,26 +210,22 @@ def _convolution(call: Call, numbers: Numbers) -> Outcome:
     return [(call.dims[0], outs, *(None,) * (call.x.ndim - 2))], counts
 
 
-# ------------------------------------------------------------------------------------------------- products
-
-LETTERS = "abcdefgh"
-"""For batch axes, from the left."""
-
-
 def _matmul(call: Call) -> Dims:
     a, b = call.x, call.arg(1, "other", "mat2")
     if a.ndim < 2 or b.ndim < 2:
         raise CannotFollow(f"{call.name} of a vector")
-    batch = LETTERS[: max(a.ndim, b.ndim) - 2]
-    return contract(call, [(x, (batch + inner)[-x.ndim :]) for x, inner in ((a, "ij"), (b, "jk"))], batch + "ik")
+    return product(call, [(a, "ij"), (b, "jk")], "ik")
 
 
 def _attention(call: Call) -> Dims:
     """Scaled dot-product attention; left to itself it scales by the length that a head has."""
-    tensors = [call.arg(i, name) for i, name in enumerate(("query", "key", "value", "attn_mask"))]
-    batch = LETTERS[: tensors[0].ndim - 2]
-    letters = zip(tensors, ("id", "jd", "jv", "ij"), strict=True)
-    return contract(call, [(x, (batch + two)[-x.ndim :]) for x, two in letters if isinstance(x, Tensor)], batch + "iv")
+    letters = {**ATTENTION, "attn_mask": "il"}
+    given = [(call.arg(i, name), two) for i, (name, two) in enumerate(letters.items())]
+    return product(call, [(x, two) for x, two in given if isinstance(x, Tensor)], "ik")
+
+
+def _pooled(call: Call) -> Dims:
+    return follow(call, on_maps(call.x.ndim, int(call.name[-2])), call.result.shape)
 
 
 def _einsum(call: Call) -> Dims:
@@ -280,7 +268,7 @@ FUNCTION_RULES: dict[Any, FunctionRule] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _one_number(6, "groups", _convolution, default=1)),
     **dict.fromkeys((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm), CHANNEL_NORM),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, torch.matmul, torch.bmm, Tensor.bmm), _no_counts(_matmul)),
-    **{getattr(F, f"adaptive_avg_pool{n}d"): _no_counts(map_size(n)) for n in (1, 2, 3)},
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _no_counts(_pooled)),
     F.normalize: _no_counts(lambda call: call.dims),
     F.scaled_dot_product_attention: _no_counts(_attention),
     torch.einsum: _no_counts(_einsum),

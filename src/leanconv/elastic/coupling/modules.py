@@ -53,7 +53,7 @@ def is_layer(module: nn.Module) -> bool:
 def layer_of(
     module: nn.Module, inputs: T, outputs: T, columns: T | None = None, groups: Counts[T] | None = None
 ) -> Layer[T]:
-    """A layer's tensors and attributes with these channels on them; `columns` is what a group reads where that moves."""
+    """A layer's tensors and attributes with these channels on them; `columns` is what a group reads if it moves."""
     if isinstance(module, PER_CHANNEL):
         names = ["num_parameters" if isinstance(module, nn.PReLU) else "num_features"]
     else:

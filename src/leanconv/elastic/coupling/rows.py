@@ -165,11 +165,7 @@ def require_fixed(row: Row | None, why: str) -> None:
 
 def of_length(row: Row | None, length: int) -> Row | None:
     """A row that is fixed at another length; one that may be sliced as it is."""
-    return row if row is None or is_sliceable(row) else _of_length(row, length)
-
-
-def _of_length(row: Row, length: int) -> Row:
-    return fixed_row(length, resolve(row)[0].axis.fixed or "")
+    return row if row is None or is_sliceable(row) else fixed_row(length, resolve(row)[0].axis.fixed or "")
 
 
 def align(row: Row, quantum: int) -> Row:
@@ -214,7 +210,8 @@ def cut(row: Row, at: int) -> tuple[Row, Row]:
     row = resolve(row)
     full = sum(segment.full for segment in row)
     if 0 < at < full and not is_sliceable(row):
-        return _of_length(row, at), _of_length(row, full - at)
+        why = row[0].axis.fixed or ""
+        return fixed_row(at, why), fixed_row(full - at, why)
     for segment in row[1:] if 0 < at < full else ():
         row[0].axis.group.join(segment.axis.group)
     start = index = 0
@@ -288,7 +285,7 @@ def divide(row: Row, sizes: Sequence[int], computed: int) -> list[Row | None]:
     row = resolve(row)
     places = [index for index, size in enumerate(sizes) if size > 1]
     if not is_sliceable(row):
-        return [_of_length(row, size) if index in places else None for index, size in enumerate(sizes)]
+        return [of_length(row, size) if index in places else None for index, size in enumerate(sizes)]
 
     def odd(index: int) -> int:
         outer, inner = prod(sizes[:index]), prod(sizes[index + 1 :])

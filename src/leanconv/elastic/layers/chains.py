@@ -7,7 +7,6 @@ chain pads, shuffles, gathers or crops (or does nothing), what is left is read i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS, layer_of
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
-from leanconv.elastic.narrowed_plan import NarrowedPlan, narrowed_plan
-from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting
+from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting, joined
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
+from leanconv.plan import NarrowedPlan, narrowed_plan
 
 
 class Move(NamedTuple):
@@ -66,7 +65,7 @@ class NarrowedChain:
         have = len(plan.stages[border - 1].rows) if border else self.layer.inputs.count(width)
         if order == (*range(have), *(-1,) * (len(order) - have)):
             return Move(have, len(order) - have, ((0, len(order)),))
-        return Move(have, int(-1 in order), _runs([have if number < 0 else number for number in order]))
+        return Move(have, int(-1 in order), joined((have if number < 0 else number, 1) for number in order))
 
 
 class StageChannels(Channels):
@@ -82,18 +81,7 @@ class StageChannels(Channels):
         return self.chain.layer.inputs.moves or self.chain.layer.outputs.moves
 
     def _find(self, width: Width) -> Runs:
-        return _runs(getattr(self.chain.at(width).stages[self.stage], self.what))
-
-
-def _runs(numbers: Sequence[int]) -> Runs:
-    """Numbers as runs."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return tuple(runs)
+        return joined((number, 1) for number in getattr(self.chain.at(width).stages[self.stage], self.what))
 
 
 class ElasticChain(Elastic):
@@ -157,25 +145,3 @@ def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) 
             steps.insert(-1, name)
     made = make_class_elastic(module, layer, active, ElasticChain)
     vars(made).update(elastic_chain=chain, elastic_steps=steps)
-
-
-class ElasticReordering(Elastic):
-    """A reordering of channels in pieces, of each of which the kept part is read."""
-
-    elastic_layer: Layer[Channels]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) with its channels in another order."""
-        if self.elastic_config.original:
-            original: Tensor = super(Elastic, self).forward(x)
-            return original
-        return self._move(self.elastic_config.width).of(x)
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """The same reordering of what is left."""
-        return self._move(config.width).module(next(self.buffers()).device)
-
-    def _move(self, width: Width) -> Move:
-        layer = self.elastic_layer
-        runs = tuple((before.count(width), part.count(width)) for before, part in layer.pieces)
-        return Move(layer.inputs.count(width), 0, runs)

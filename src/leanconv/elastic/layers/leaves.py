@@ -76,23 +76,21 @@ class Elastic(MadeClass):
     def view(self, width: Width) -> nn.Module:
         """The module at `width`, sharing what is not sliced."""
         view: nn.Module = object.__new__(self.kind)
-        vars(view).update(vars(self), **self.attributes_at(width))
+        vars(view).update(vars(self))
+        for name, counts in self.elastic_layer.attributes.items():  # numbers, and tuples with one
+            wanted, value = counts.at(width), vars(self)[name]
+            found = [wanted.get(place, number) for place, number in enumerate(counts.numbers)]
+            vars(view)[name] = found[0] if isinstance(value, int) else type(value)(found)
         tensors = self.elastic_layer.tensors
         for held in ("_parameters", "_buffers"):
             vars(view)[held] = {
                 name: pick_all(tensor, tensors[name], width) if name in tensors and tensor is not None else tensor
                 for name, tensor in vars(self)[held].items()
             }
+        if isinstance(self.elastic_layer, Layer) and self.elastic_layer.pieces:
+            runs = tuple((before.count(width), part.count(width)) for before, part in self.elastic_layer.pieces)
+            vars(view)["_buffers"]["index"] = index_tensor(runs, self.get_buffer("index").device)
         return view
-
-    def attributes_at(self, width: Width) -> dict[str, Any]:
-        """The attributes that count channels: numbers, and tuples with one."""
-        found = {}
-        for name, counts in self.elastic_layer.attributes.items():
-            wanted, value = counts.at(width), vars(self)[name]
-            numbers = [wanted.get(place, number) for place, number in enumerate(counts.numbers)]
-            found[name] = numbers[0] if isinstance(value, int) else type(value)(numbers)
-        return found
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module that computes what this one does in `config`; it may share tensors with this one."""

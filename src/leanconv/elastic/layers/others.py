@@ -1,22 +1,67 @@
 """What is elastic but no layer: modules with parameters per channel, and with channel counts in their code.
 
 A layer scale, the gamma of a norm, a table of positions: such a module runs on a view of itself with sliced tensors, as
-the leaves do. Where its forward also makes calls with constant channel counts, it runs in a `PatchSizes` scope.
+the leaves do. `coupling.find` has numbered the calls of its forward that hold constant channel counts, each function
+for itself; away from the largest width it runs in a `PatchSizes` scope, which counts along and puts in the right ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from leanconv.elastic.coupling.aten_ops import Call
+from leanconv.elastic.coupling.functions import FUNCTION_RULES
 from leanconv.elastic.layers.leaves import Elastic, MadeClass, made_class, make_class_elastic
-from leanconv.elastic.patch_sizes import Patch, PatchSizes
 from leanconv.elastic.slices import OtherLayer, Place
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
+from leanconv.ops.octave_map import PartsMode
+
+Patch = tuple[tuple[int, ...], Mapping[int, int]]
+"""Numbers to put into one call: all that the full network has there, and those by position that are others."""
+
+
+class PatchSizes(PartsMode):
+    """A scope in which the calls of one forward, that of the module called `where`, get the numbers of their patches.
+
+    `made` says how often that forward calls each function: raises `RewriteError` at its end where it was another one.
+    In `needed`, if given, go the places of the calls whose own numbers are other ones.
+    """
+
+    def __init__(
+        self, where: str, patches: Mapping[Place, Patch], made: Mapping[Any, int], needed: set[Place] | None = None
+    ) -> None:
+        super().__init__()
+        self.where, self.patches, self.made, self.needed = where, patches, made, needed
+        self.calls: dict[Any, int] = dict.fromkeys((function for function, _ in patches), 0)
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a function, counted, and with its patch where it has one."""
+        if func not in self.calls:
+            return func(*args, **kwargs)
+        place = func, self.calls[func]
+        self.calls[func] += 1
+        (full, wanted), rule, call = self.patches.get(place, ((), {})), FUNCTION_RULES[func], Call(func, args, kwargs)
+        given = rule.numbers(call) if wanted and rule.numbers is not None else None
+        numbers = [wanted.get(i, number) for i, number in enumerate((*(given or ()), *full[len(given or ()) :]))]
+        if given is None or rule.again is None or numbers == given:
+            return func(*args, **kwargs)
+        if self.needed is not None:
+            self.needed.add(place)
+        return rule.again(call, numbers)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        if kind is None and any(self.made[function] != calls for function, calls in self.calls.items()):
+            raise RewriteError(
+                f"{self.where}: its forward took another path than when the network was made elastic, so which of its "
+                "numbers count channels cannot be told (a table that is made once, a branch for training?): pass keep= "
+                "with the layers that feed it"
+            )
 
 
 class ElasticOther(Elastic):
@@ -45,13 +90,13 @@ class ElasticOther(Elastic):
 
     def patches(self, width: Width) -> dict[Place, Patch]:
         """The numbers at `width` of every call that holds counts."""
-        return {place: Patch(counts.numbers, counts.at(width)) for place, counts in self.elastic_layer.calls.items()}
+        return {place: (counts.numbers, counts.at(width)) for place, counts in self.elastic_layer.calls.items()}
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module; where its code holds counts of the full network, one that replaces them."""
         view = self.view(config.width)
         patches = self.patches(config.width)
-        if any(patch.full[i] != number for patch in patches.values() for i, number in patch.wanted.items()):
+        if any(full[i] != number for full, wanted in patches.values() for i, number in wanted.items()):
             vars(view)["patched_sizes"] = self.elastic_method, (self.elastic_name, patches, self.elastic_layer.made)
             view.__class__ = made_class(Patched, type(view))
         elif self.elastic_method != "forward":
@@ -60,7 +105,8 @@ class ElasticOther(Elastic):
 
     def drop_unneeded_patches(self, needed: Collection[Place]) -> None:
         """Forget the calls whose counts the code gets right by itself, which a run at other widths has shown."""
-        self.elastic_layer = layer = _counting(self.elastic_layer, needed)
+        calls = {place: counts for place, counts in self.elastic_layer.calls.items() if place in needed}
+        self.elastic_layer = layer = replace(self.elastic_layer, calls=calls)
         if not (layer.calls or layer.attributes or layer.tensors):
             method = self.elastic_method
             self.__class__ = self.kind  # type: ignore[assignment]
@@ -89,12 +135,5 @@ def make_other(name: str, module: nn.Module, layer: OtherLayer, active: ActiveCo
     if chosen is not None and getattr(chosen, "__self__", None) is not module:
         raise RewriteError(f"{name}: its forward was replaced on the instance by a function of somebody else's")
     kind = type(module).__name__
-    made = make_class_elastic(module, _counting(layer, layer.calls), active, ElasticOther)
+    made = make_class_elastic(module, layer, active, ElasticOther)
     vars(made).update(elastic_name=name or kind, elastic_method="forward" if chosen is None else chosen.__name__)
-
-
-def _counting(layer: OtherLayer, places: Collection[Place]) -> OtherLayer:
-    """The layer with those of its calls alone, and how often their functions are called."""
-    calls = {place: counts for place, counts in layer.calls.items() if place in places}
-    functions = {function for function, _ in calls}
-    return replace(layer, calls=calls, made={f: count for f, count in layer.made.items() if f in functions})
