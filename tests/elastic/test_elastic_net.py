@@ -27,6 +27,7 @@ from leanconv.elastic import Width, from_settings, make_elastic
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.net import resized
 from leanconv.errors import LeanconvError, NotCalibrated, RewriteError, UnknownName
+from leanconv.ops.channels import ChannelGather
 from leanconv.story import Story, remember, story_of
 
 
@@ -181,6 +182,26 @@ def test_copies_have_a_configuration_of_their_own(name):
             assert all(m.elastic_config is twin.active for m in twin.modules() if isinstance(m, Elastic))
         with net.at(0.5), twin.at(0.5):
             assert torch.equal(net.train()(x), twin.train()(x))
+
+
+@pytest.mark.parametrize("widths", [(0.25, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("order", [(*range(16, 32), *range(16)), tuple(range(8, 24))])
+def test_a_reordering_of_channels_between_layers(order, widths):
+    model = randomized(
+        nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), ChannelGather(order), nn.Conv2d(len(order), 4, 1))
+    ).double()
+    net = make_elastic(model, widths, SIDES, divisor=None)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with net.at(1.0):
+        torch.testing.assert_close(net(x), model(x))
+    for width in (0.5, 0.8, widths[1]):
+        static = net.extract(width)
+        with net.at(width):
+            torch.testing.assert_close(static(x), net(x))
+            if widths[1] == 1:
+                torch.testing.assert_close(net(x), masked(model, net, width, x))
+        assert type(static[2]) is ChannelGather
+        assert len(static[2].index) == static[3].in_channels
 
 
 def test_the_input_model_is_left_alone():

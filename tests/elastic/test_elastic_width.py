@@ -50,6 +50,24 @@ def test_ratio_keeps_a_block_in_step(block, width, times):
     assert channels_at(2 * block, width, ratio=Fraction(1, 4)) * 4 == outer
 
 
+@given(st.floats(1e-6, 4.0), st.integers(1, 4096))
+def test_any_width_is_found_again_by_its_tag(width, resolution):
+    config = Config(width, resolution)
+    assert Config.from_tag(config.tag) == config
+    assert Config.from_tag(config.tag).width == width
+    assert "." not in config.tag  # it is a part of a buffer's name
+
+
+def test_equal_numbers_are_equal_widths_and_drawn_ones_are_no_numbers():
+    assert Width(0.5) == 0.5 == Width(0.5)
+    assert hash(Width(0.5)) == hash(0.5)
+    assert repr(Width(5 / 6)) == repr(5 / 6)
+    drawn = Width.by_layer(0.25, 0.75, seed=1)
+    assert drawn != 0.5
+    assert Config(drawn, 16).tag != Config(0.5, 16).tag
+    assert f"{drawn:g}" == "(0.25..0.75 by layer)"
+
+
 @given(st.integers(1, 10_000), st.integers(1, 4096))
 def test_tag_round_trip(ten_thousandths, resolution):
     config = Config(ten_thousandths / 10_000, resolution)

@@ -261,7 +261,12 @@ def test_stem_and_last_stage_stay_by_default() -> None:
     first = net.get_submodule("layer4.0.conv1.conv")
     assert isinstance(first, OctConv)
     assert (first.low_in, first.low_out) == (512, 0), "the transition is alpha -> 0, as in the authors' networks"
-    assert type(net.get_submodule("layer4.0.conv2.conv")) is nn.Conv2d
+    second = net.get_submodule("layer4.0.conv2.conv")
+    assert isinstance(second, OctConv)
+    assert (second.low_in, second.low_out, second.conv_hh.stride) == (0, 0, (1, 1)), "the authors' stride: pool first"
+    own = create_model("oct_resnet26", alpha=0.5, num_classes=10, full_stride="strided")
+    assert type(own.get_submodule("layer4.0.conv2.conv")) is nn.Conv2d
+    assert type(net.get_submodule("layer4.1.conv2.conv")) is nn.Conv2d
     assert "stem.0.conv" in plain
     everything = octave(dense, (3, 64, 64), first=True, last=True)
     assert isinstance(everything.model.get_submodule("stem.0.conv"), OctConv)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from elastic_nets import elastic
 from leanconv.elastic import calibrate
 from leanconv.errors import LeanconvError, NotCalibrated
-from leanconv.query import Row
+from leanconv.query import QueryTable, Row
 from leanconv.report import plot_serve_log
 from leanconv.serve import Call, Governor, Runtime, ServeLog, serve
 
@@ -90,6 +90,24 @@ def test_a_runtime_refuses():
         Runtime(net, [])
     with pytest.raises(NotCalibrated, match=r"0\.75-16"):
         Runtime(net, [(0.75, 16)])
+
+
+def test_a_width_of_many_digits_is_found_again(tmp_path):
+    """5/6 has no end: calibrated, measured, written, read and run it is still the same configuration."""
+    _, net = elastic("residual")
+    configs = [(5 / 6, 16), (0.8333, 16)]
+    x = torch.randn(16, 3, 16, 16)
+    calibrate(net, [x], configs)
+    assert set(net.calibrated) == set(configs)
+    table = QueryTable.measure(net, [(x, torch.zeros(16))], rounds=1)
+    rows = QueryTable.load(table.save(tmp_path / "table.csv")).rows
+    assert {row.config for row in rows} == set(configs)
+    assert all(row.latency_ms for row in rows)
+    fresh = elastic("residual")[1]
+    fresh.load_state_dict(net.state_dict())
+    runtime = Runtime(fresh, [row.config for row in rows])
+    runtime.use(5 / 6, 16)
+    assert runtime.config == (5 / 6, 16)
 
 
 # --------------------------------------------------------------------------------------------------------- the governor

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from leanconv.dryrun.size import check_count
 from leanconv.elastic.layers.leaves import ElasticBatchNorm, use_statistics
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
@@ -51,8 +52,7 @@ def calibrate(
     """
     wanted = as_configs(net, configs)
     for name, value in (("max_images", max_images), ("min_images", min_images)):
-        if not isinstance(value, int) or value < 1:
-            raise LeanconvError(f"{name} must be a whole number from 1, got {value!r}")
+        check_count(value, name)
     measured = {config: _Statistics(config) for config in wanted}
     rank, world = rank_and_world()
     seen = 0

@@ -95,16 +95,8 @@ def make_elastic(
         make(modules[name], layer, active)
     for name, other in found.others.items():
         make_other(name, modules[name], other, active)
-    settings: dict[str, Any] = {
-        "widths": [low, high],
-        "resolutions": list(sides),
-        "divisor": divisor,
-        "size": list(size),
-        "keep": list(keep),
-        "ratios": dict(ratios or {}),
-    }
-    if lengths:
-        settings["frames"] = list(lengths)
+    settings = {"widths": [low, high], "resolutions": [*sides], "divisor": divisor, "size": [*size], "keep": [*keep]}
+    settings |= {"ratios": {**(ratios or {})}} | ({"frames": [*lengths]} if lengths else {})
     net = ElasticNet(copied, active, settings, found.kept)
     net.training = copied.training
     if high > 1:
@@ -129,11 +121,9 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
         net.drop_calibrations()
         return net
     if not isinstance(model, ElasticNet):
-        raise LeanconvError(
-            f"the story goes on with {next(iter(settings))!r}, but {type(model).__name__} is not elastic"
-        )
-    if "extract" in settings:
-        wanted = settings["extract"]
+        step, kind = next(iter(settings)), type(model).__name__
+        raise LeanconvError(f"the story goes on with {step!r}, but {kind} is not elastic")
+    if wanted := settings.get("extract"):
         return model.extract(wanted["width"], wanted["resolution"], wanted.get("frames"), calibrated=False)
     for config in (model.checked(*given) for given in settings["calibrated"]):
         for norm in model.norms:

@@ -104,7 +104,14 @@ class MutualObjective(nn.Module):
         self.num_random, self.layer_widths = num_random, layer_widths
         self.temperature, self.hard_labels = float(temperature), float(hard_labels)
         self.low_memory = low_memory
-        self.resolutions = None if resolutions is None else _checked(net, resolutions)
+        self.resolutions: tuple[int, ...] | None = None
+        if resolutions is not None:
+            self.resolutions = tuple(sorted({net.checked(None, side).resolution for side in resolutions}, reverse=True))
+            if self.resolutions[:1] != net.resolutions[:1]:
+                raise LeanconvError(
+                    f"resolutions to train at must include {net.resolutions[0]}, at which the full network teaches, "
+                    f"got {list(resolutions)}"
+                )
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (as_module(teacher).eval(),)
 
@@ -186,16 +193,6 @@ class MutualObjective(nn.Module):
         for teacher in self._teacher:
             teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _checked(net: ElasticNet, resolutions: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(net.checked(None, resolution).resolution for resolution in resolutions)
-    if not chosen or max(chosen) != net.resolutions[0]:
-        raise LeanconvError(
-            f"resolutions to train at must include {net.resolutions[0]}, at which the full network teaches, got "
-            f"{list(chosen)}"
-        )
-    return tuple(sorted(set(chosen), reverse=True))
 
 
 def _together(parts: Iterable[Tensor]) -> Tensor:

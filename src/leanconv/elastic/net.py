@@ -21,7 +21,7 @@ from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
-from leanconv.story import remember, story_of
+from leanconv.story import Story, remember, story_of
 
 __all__ = ["ElasticNet", "resized", "sampled"]
 
@@ -66,7 +66,7 @@ class ElasticNet(nn.Module):
         """Run in another configuration within the scope; None for `width` is the largest, for the others as it comes.
 
         An input left as it comes uses the BatchNorm statistics of the native resolution and frames.
-        Raises `LeanconvError` for a width outside `widths` and a resolution or frames that are none of this network's.
+        Raises `LeanconvError` for a configuration that this network does not have.
         """
         config = self.checked(width, resolution, frames)
         with self.active.use(config.width, resolution, frames):
@@ -102,12 +102,8 @@ class ElasticNet(nn.Module):
         if not step > 0:
             raise LeanconvError(f"step must be above 0, got {step!r}")
         low, high = self.widths
-        count = int((high - low) / step + 1e-6)
-        widths = [high, *(round(high - i * step, 4) for i in range(1, count + 1))]
-        if count and widths[-1] <= low + 1e-4:
-            widths.pop()
-        if widths[-1] > low:
-            widths.append(low)
+        between = (round(high - i * step, 4) for i in range(1, int((high - low) / step) + 1))
+        widths = list(dict.fromkeys((high, *(width for width in between if width > low + 1e-4), low)))
         return tuple(
             Config(width, resolution, frames)
             for frames in self.frames or (None,)
@@ -147,9 +143,7 @@ class ElasticNet(nn.Module):
 
     def update_story(self) -> None:
         """Bring the last step of the story, the calibrated configurations, up to date."""
-        story = story_of(self)
-        if story is None:
-            return
+        story = story_of(self) or Story()
         story = replace(story, steps=tuple(step for step in story.steps if "calibrated" not in step[1]))
         if self.calibrated:
             configs = [[float(width), *others] for width, *others in self.calibrated]
@@ -202,11 +196,9 @@ class ElasticNet(nn.Module):
                 module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
             for name, b in module._buffers.items():
                 module._buffers[name] = b if b is None else b.clone()
-        story = story_of(self)
-        if story is not None:
-            settings = {"width": float(config.width), "resolution": config.resolution}
-            settings |= {} if config.frames is None else {"frames": config.frames}
-            remember(static, story.then("elastic", {"extract": settings}))
+        settings = {"width": float(config.width), "resolution": config.resolution}
+        settings |= {} if config.frames is None else {"frames": config.frames}
+        remember(static, (story_of(self) or Story()).then("elastic", {"extract": settings}))
         return static
 
     def extra_repr(self) -> str:

@@ -101,11 +101,6 @@ class Channels:
         self.full = sum(one.full for one in self.slices)
         self._known: dict[Width, Runs] = {}
 
-    @property
-    def moves(self) -> bool:
-        """Whether any width has other channels than another."""
-        return any(one.law is not None for one in self.slices)
-
     def runs(self, width: Width) -> Runs:
         """The kept channels, neighbours joined."""
         return cached(self._known, width, lambda: self._find(width))
@@ -117,9 +112,6 @@ class Channels:
     def _find(self, width: Width) -> Runs:
         starts = accumulate((one.full for one in self.slices), initial=0)
         return joined(zip(starts, (one.kept(width) for one in self.slices), strict=False))
-
-    def __repr__(self) -> str:
-        return f"Channels({self.full}, {len(self.slices)} slices)"
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,9 @@ def _share(low: float, high: float, seed: int, group: str) -> float:
 
 
 class Config(tuple[Any, ...]):
-    """One configuration of an elastic network: a width, the side of its square input in pixels, for clips the frames.
+    """One configuration: a width, the side of the square input in pixels, and frames where those are elastic too.
 
-    A tuple of two numbers for images, of three where frames are elastic too, so that `net.at(*config)` and comparisons
-    with plain tuples read as they look.
+    A tuple of two or three numbers, so that `net.at(*config)` and comparisons with plain tuples read as they look.
 
     >>> Config(0.5, 160) == (0.5, 160), Config(0.5, 160, 8).frames
     (True, 8)

@@ -102,5 +102,5 @@ def _channels(x: OctaveMap, start: int, stop: int) -> OctaveMap | Tensor:
         at += count
         seen[part] += count
     (a, b), (c, d) = ends
-    high = x.high.narrow(1, a, b - a)
-    return high if c == d else OctaveMap(high, x.low.narrow(1, c, d - c), join_runs(runs))
+    high = x.high[:, a:b]
+    return high if c == d else OctaveMap(high, x.low[:, c:d], join_runs(runs))

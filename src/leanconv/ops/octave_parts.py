@@ -57,32 +57,30 @@ def interleave(high: Tensor, low: Tensor, runs: Runs) -> Tensor:
     """High and low channels of maps of one size, in their order."""
     if len(runs) == 2:
         return torch.cat([high, low], dim=1) if runs[0] else low
-    if len(set(runs[::2])) == 1 and len(set(runs[1::2])) == 1 and len(runs) % 2 == 0:  # the same for every group
-        groups = len(runs) // 2
+    if groups := _groups(runs):
         parts = [part.unflatten(1, (groups, -1)) for part in (high, low)]  # type: ignore[no-untyped-call]
         return torch.cat(parts, dim=2).flatten(1, 2)
-    pieces, at = [], [0, 0]
-    for position, count in enumerate(runs):
-        part = position % 2
-        pieces.append((high, low)[part].narrow(1, at[part], count))
-        at[part] += count
-    return torch.cat(pieces, dim=1)
+    pieces = [torch.split(part, list(runs[position::2]), 1) for position, part in enumerate((high, low))]
+    return torch.cat([pieces[position % 2][position // 2] for position in range(len(runs))], dim=1)
 
 
 def take(x: Tensor, runs: Runs, axis: int = 1) -> tuple[Tensor, Tensor]:
     """The high channels of `x`, and the low ones; views where each are in a row."""
     if len(runs) == 2:
-        return x.narrow(axis, 0, runs[0]), x.narrow(axis, runs[0], runs[1])
-    if len(set(runs[::2])) == 1 and len(set(runs[1::2])) == 1 and len(runs) % 2 == 0:
-        grouped = x.unflatten(axis, (len(runs) // 2, -1))  # type: ignore[no-untyped-call]
-        high, low = grouped.narrow(axis + 1, 0, runs[0]), grouped.narrow(axis + 1, runs[0], runs[1])
+        high, low = torch.split(x, list(runs), axis)
+        return high, low
+    if groups := _groups(runs):
+        grouped = x.unflatten(axis, (groups, -1))  # type: ignore[no-untyped-call]
+        high, low = torch.split(grouped, list(runs[:2]), axis + 1)
         return high.flatten(axis, axis + 1), low.flatten(axis, axis + 1)
-    pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
-    start = 0
-    for position, count in enumerate(runs):
-        pieces[position % 2].append(x.narrow(axis, start, count))
-        start += count
-    return torch.cat(pieces[0], axis), torch.cat(pieces[1], axis)
+    pieces = torch.split(x, list(runs), axis)
+    return torch.cat(pieces[::2], axis), torch.cat(pieces[1::2], axis)
+
+
+def _groups(runs: Runs) -> int:
+    """How many groups of channels follow each other, where all have as many high and as many low ones; or 0."""
+    alike = len(set(runs[::2])) == 1 and len(set(runs[1::2])) == 1 and len(runs) % 2 == 0
+    return len(runs) // 2 if alike else 0
 
 
 def channels_of(runs: Runs) -> tuple[tuple[int, ...], tuple[int, ...]]:

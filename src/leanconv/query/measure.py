@@ -26,7 +26,7 @@ from leanconv.machine import this_machine
 from leanconv.modes import eval_mode
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
-from leanconv.story import story_of
+from leanconv.story import Story, story_of
 
 __all__ = ["accuracies", "describe", "elsewhere", "fingerprint", "input_size", "latencies", "row_of"]
 
@@ -125,10 +125,9 @@ def _call(
 
 def describe(net: ElasticNet, images: int) -> dict[str, Any]:
     """What a table says about itself: the model, the machine, the images, the date."""
-    story = story_of(net)
     return {
         "model": type(net.model).__name__,
-        "story": None if story is None else story.to_json(),
+        "story": (story_of(net) or Story()).to_json(),
         "weights": fingerprint(net),
         "widths": list(net.widths),
         "resolutions": list(net.resolutions),

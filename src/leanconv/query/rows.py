@@ -21,7 +21,6 @@ T = TypeVar("T")
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
 
-
 EAGER = "eager"
 """The back-end that is torch as it is."""
 
@@ -93,8 +92,7 @@ class Row:
 def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
     """The rows that no other beats, that is, has at least their accuracy for at most their cost; the cheapest first.
 
-    `by` is the cost: macs, params, peak_bytes or latency_ms; rows that were not measured so have no place.
-    Raises `LeanconvError` for any other.
+    Rows without the cost `by`, one of `COSTS`, have no place. Raises `LeanconvError` for any other.
     """
     if by not in COSTS:
         raise LeanconvError(f"a front is by one of {', '.join(COSTS)}, got {by!r}")

@@ -1,4 +1,4 @@
-"""The query table: what every (width, resolution) scores and and the pick of the best one for a budget.
+"""The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
 look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.
@@ -222,7 +222,11 @@ class QueryTable:
 
         Raises `UnknownName` for another suffix. The file is complete or not there.
         """
-        text = {".json": self._json, ".csv": self._csv}[_suffix(Path(path))]()
+        if _suffix(Path(path)) == ".json":
+            rows = [asdict(row) for row in self.rows]
+            text = json.dumps({"format": "leanconv query table 1", "about": self.about, "rows": rows}, indent=2) + "\n"
+        else:
+            text = f"# {json.dumps(self.about)}\n" + csv_text([tabular.cells(row) for row in self.rows])
         return write_text(path, text, what="the query table")
 
     @classmethod
@@ -246,13 +250,6 @@ class QueryTable:
             raise DataError(
                 f"{path} is not a query table, or is damaged ({type(error).__name__}: {error}): measure it again"
             ) from error
-
-    def _json(self) -> str:
-        data = {"format": "leanconv query table 1", "about": self.about, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(data, indent=2) + "\n"
-
-    def _csv(self) -> str:
-        return f"# {json.dumps(self.about)}\n" + csv_text([tabular.cells(row) for row in self.rows])
 
 
 def _suffix(path: Path) -> str:

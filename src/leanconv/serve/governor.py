@@ -34,11 +34,10 @@ class Governor:
     Args:
         rows: of a query table with latencies of this machine; those on its front of latency are the choice.
         target_ms: milliseconds of one call.
-        quantile: share of calls that should be within the target.
         half_life: calls after which what was measured counts half.
         margin: share of the target that is kept free.
-        headroom: share of the target that must be free before a more accurate row is taken.
-        patience: calls in a row for which that must hold.
+        headroom, patience: share of the target that must be free, and for how many calls in a row, before a more
+            accurate row is taken.
 
     Attribute `rows` is the choice, from the fastest to the most accurate; `scale` how many times slower than in the
     table a call is to be expected. Raises `LeanconvError` for rows without latencies and options out of range.

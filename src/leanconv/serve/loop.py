@@ -38,10 +38,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """The calls between two steps of the load; the first few, which the governor needs to notice the step, count apart.
+    """The calls between two steps of the load, of which the governor needs the first, `settling`, to notice the step.
 
-    `p95_ms` and `over`, the share of calls over the target, are of the calls after those `settling` first; `accuracy`
-    is the mean over all.
+    `p95_ms` and `over`, the share of calls over the target, are of those after them; `accuracy` is the mean over all.
     """
 
     load: int

@@ -85,12 +85,9 @@ class Runtime:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights and statistics of all configurations together, shared ones counted once."""
-        storages = {
-            (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
-            for net in self._nets.values()
-            for tensor in (*net.parameters(), *net.buffers())
-        }
-        return sum(storages.values())
+        tensors = (tensor for net in self._nets.values() for tensor in (*net.parameters(), *net.buffers()))
+        storages = (tensor.untyped_storage() for tensor in tensors)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _sharing(static: nn.Module, net: ElasticNet) -> nn.Module:

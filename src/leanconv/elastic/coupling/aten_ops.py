@@ -54,11 +54,6 @@ class Call:
         """The dims of the first argument."""
         return self.of(self.x)
 
-    @property
-    def results(self) -> tuple[Tensor, ...]:
-        """All tensors that it made."""
-        return tensors_of(self.result)
-
     @cached_property
     def bound(self) -> dict[str, Any]:
         """The arguments of an operation by name."""
@@ -84,14 +79,15 @@ Rule = Callable[[Call], Dims]
 
 def dims_after(call: Call) -> list[Dims]:
     """The dims of each of the call's results. Raises `CannotFollow`."""
+    results = tensors_of(call.result)
     rule = _pointwise if is_pointwise(call.func) else ATEN_RULES.get(call.name)
     if rule is not None:
         dims = rule(call)
-        return [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in call.results]
-    found = effects(call.name, call.bound, call.x.shape, [tensor.shape for tensor in call.results])
+        return [dims if tensor.ndim == len(dims) else (None,) * tensor.ndim for tensor in results]
+    found = effects(call.name, call.bound, call.x.shape, [tensor.shape for tensor in results])
     if not found:
         raise CannotFollow(f"{call.name} has no rule")
-    return [follow(call, effect, tensor.shape) for effect, tensor in zip(found, call.results, strict=True)]
+    return [follow(call, effect, tensor.shape) for effect, tensor in zip(found, results, strict=True)]
 
 
 def follow(call: Call, effect: Effect, shape: Sequence[int]) -> Dims:
@@ -210,19 +206,13 @@ def _pad(call: Call) -> Dims:
     return tuple(dims)
 
 
-def _windows(call: Call) -> Dims:
-    """Windows of maps as columns, each channel's values beside each other, and back."""
-    batch, row, *_ = call.dims
-    if call.name == "im2col":
-        return (batch, row and rows.scaled(row, prod(call.args[1])), None)
-    return (batch, row and rows.shrunk(row, prod(call.args[2])), None, None)
-
-
-def _shuffled_pixels(call: Call) -> Dims:
-    """Channels to pixels, whole groups of them, and back."""
-    *batch, row, _, _ = call.dims
-    moved = rows.shrunk if call.name == "pixel_shuffle" else rows.scaled
-    return (*batch, row and moved(row, int(call.args[1]) ** 2), None, None)
+def _pixels_in_channels(call: Call) -> Dims:
+    """The values of a window of pixels become neighbouring channels, or neighbouring channels such pixels."""
+    side = call.bound.get("upscale_factor") or call.bound.get("downscale_factor")
+    window = prod(call.bound["kernel_size"]) if side is None else side**2
+    *batch, row = call.dims[: -1 if call.name == "col2im" else -2]
+    moved = rows.scaled if call.name in ("im2col", "pixel_unshuffle") else rows.shrunk
+    return (*batch, row and moved(row, window), *(None,) * (1 if call.name == "im2col" else 2))
 
 
 NEEDS = {
@@ -239,8 +229,7 @@ ATEN_RULES: dict[str, Rule] = {
         lambda call: rows.reshaped(call.name, call.dims, call.x.shape, call.result.shape),
     ),
     **dict.fromkeys(PRODUCTS, _matrices),
-    **dict.fromkeys(("im2col", "col2im"), _windows),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled_pixels),
+    **dict.fromkeys(("im2col", "col2im", "pixel_shuffle", "pixel_unshuffle"), _pixels_in_channels),
     "expand": lambda call: (None,) * (call.result.ndim - call.x.ndim) + call.dims,
     "constant_pad_nd": _pad,
     "repeat": _repeat,

@@ -18,7 +18,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun import DryRun
@@ -31,6 +30,7 @@ from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segmen
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
 from leanconv.errors import RewriteError, unknown
+from leanconv.ops.octave_map import OctaveMap, PartsMode, full_map, settled
 
 
 class Found(NamedTuple):
@@ -57,26 +57,22 @@ def find(
     """
     dry = DryRun(model, size, error=RewriteError)
     tracer = _Tracer(model, dry, keep, ratios or {})
-    tracer.finish(dry.run(tracer, _Functions(tracer)).outputs)
-    tracer.check()
+    tracer.check(dry.run(tracer, _Functions(tracer)).outputs)
     assign_ratios([(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
     return tracer.found(divisor, widest)
 
 
-class _Functions(TorchFunctionMode):
+class _Functions(PartsMode):
     """Hands the calls that hold channel counts to the tracer."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a function, on whatever it works."""
         rule = FUNCTION_RULES.get(func)
-        if rule is None:
-            return func(*args, **(kwargs or {}))
-        return self.tracer.function(rule, Call(func, args, kwargs or {}))
+        return func(*args, **kwargs) if rule is None else self.tracer.function(rule, Call(func, args, kwargs))
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,6 +85,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack.on_leave.append(self._leave)
         self.made: dict[str, Counter[Any]] = {}  # how often each module has called what may hold counts
         self.in_function = False  # the operations that make one up are not looked at
+        self.entering: str | None = None  # a layer that is about to run, for which its input is merged
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
         self.layers: dict[str, Layer[Row]] = {}
         self.calls: dict[str, dict[Place, tuple[Counts[Row], str]]] = {}  # by module; the attribute with the numbers
@@ -109,7 +106,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def inside(self) -> bool:
         """Whether we are in a layer or a function: their own operations are not looked at."""
-        return self.in_function or any(name in self.sliced for name in self.stack.running)
+        return self.in_function or any(name in self.sliced for name in self.stack.running if name != self.entering)
 
     def dims_of(self, tensor: object) -> Dims | None:
         """What lies on the axes of a tensor; None for one that no layer has touched."""
@@ -119,13 +116,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.seen.get(id(tensor))
         return None if found is None else found[1]
 
-    def _enter(self, name: str, *_: Any) -> None:
+    def _enter(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.made[name] = Counter()
+        if name in self.sliced:
+            self.entering = name
+            _read(args, kwargs)
+            self.entering = None
 
     def _leave(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
         if name not in self.sliced or any(outer in self.sliced for outer in self.stack.running[:-1]):
             return
-        x, module = next(iter((*args, *kwargs.values()))), self.modules[name]
+        x, module = _read(args, kwargs), self.modules[name]
         try:
             layer, dims = module_rule(name, module, self.dims_of(x) or (None,) * x.ndim, x, y)
             if name in self.layers:  # a module that is used twice must be sliced the same way both times
@@ -147,7 +148,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         call = Call(func, args, kwargs or {}, result, self.dims_of)
-        results = call.results
+        results = tensors_of(result)
         if results and not self._untouched(call):
             with self._following(call, results):
                 self._set(results, dims_after(call))
@@ -213,21 +214,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for number, (row, _) in first.of.items():
             rows.unify(row, counts.of[number][0])
 
-    def finish(self, output: Any) -> None:
-        """The outputs of the network are never sliced."""
+    def check(self, output: Any) -> None:
+        """The outputs of the network are never sliced. Raise for the first obstacle, and where nothing is elastic."""
         tensors = tensors_of(output)
         if not tensors:
             raise RewriteError(
                 f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
                 "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
             )
-        for tensor in tensors:
-            for row in self.dims_of(tensor) or ():
-                if row is not None:
-                    rows.fix(row, "it makes an output of the network")
-
-    def check(self) -> None:
-        """Raise for the first obstacle in the way of elastic channels, and where no channels are elastic at all."""
+        for row in (row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None):
+            rows.fix(row, "it makes an output of the network")
         for where, reason, concerned in self.obstacles:
             names = list(dict.fromkeys(name for row in concerned for name in rows.makers(row, sliceable=True)))
             if names:
@@ -258,13 +254,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors: dict[str, dict[str, Any]] = {}
         for key, (name, attribute) in self.owned.items():
             axes = tuple(None if row is None else done(row) for row in self.seen[key][1]) if key in self.seen else ()
-            if any(channels is not None and channels.moves for channels in axes):
+            if any(channels is not None and _moves(channels) for channels in axes):
                 tensors.setdefault(name, {})[attribute] = axes
         others = {}
         for name in dict.fromkeys((*tensors, *self.calls)):
             attributes, calls = {}, {}
             for place, (given, attribute) in self.calls.get(name, {}).items():
-                of = {number: count for number, count in given.map(done).of.items() if count[0].moves}
+                of = {number: count for number, count in given.map(done).of.items() if _moves(count[0])}
                 if of and attribute:
                     attributes[attribute] = Counts(given.numbers, of)
                 elif of:
@@ -272,6 +268,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if attributes or calls or name in tensors:
                 others[name] = OtherLayer(tensors.get(name, {}), attributes, calls, self.made.get(name, {}))
         return Found({name: layer.map(done) for name, layer in self.layers.items()}, others, kept)
+
+
+def _moves(channels: Channels) -> bool:
+    """Whether any width has other channels than another."""
+    return any(one.law is not None for one in channels.slices)
+
+
+def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer reads; one that reads a map at two resolutions reads the merged one."""
+    x = settled(next(iter((*args, *kwargs.values()))))
+    return full_map(x) if isinstance(x, OctaveMap) else x
 
 
 def _slice(axis: Axis, unit: int, divisor: int, widest: float) -> Slice:

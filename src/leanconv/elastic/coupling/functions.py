@@ -41,19 +41,6 @@ class FunctionRule(NamedTuple):
     again: Callable[[Call, Numbers], Any] | None = None
 
 
-def _replaced(position: int, *names: str) -> Callable[[Call, Numbers], Any]:
-    """The same call with another number, or others of the same kind of sequence, at that place."""
-
-    def again(call: Call, numbers: Numbers) -> Any:
-        old = call.arg(position, *names)
-        new = numbers[0] if isinstance(old, int) else type(old)(numbers)
-        if len(call.args) > position:
-            return call.func(*call.args[:position], new, *call.args[position + 1 :], **call.kwargs)
-        return call.func(*call.args, **{**call.kwargs, next(name for name in names if name in call.kwargs): new})
-
-    return again
-
-
 def _sizes(call: Call) -> Numbers | None:
     """Of x.view(2, 3), x.view((2, 3)), torch.reshape(x, shape=(2, 3))."""
     sizes = call.args[1:] if len(call.args) > 1 else (call.arg(1, "size", "shape"),)
@@ -242,30 +229,37 @@ def _no_counts(rule: Callable[[Call], Dims]) -> FunctionRule:
     return FunctionRule(lambda call, numbers: ([rule(call)], {}))
 
 
-def _one_number(position: int, name: str, rule: Any, default: int | None = None) -> FunctionRule:
-    """A function with one argument that is a count, or a sequence of them."""
+def _one_argument(position: int, name: str, rule: Any, default: int | None = None) -> FunctionRule:
+    """A function with one argument that is a count, or a sequence with one."""
 
     def numbers(call: Call) -> Numbers:
         given = call.arg(position, name, default=default)
         return [given] if isinstance(given, int) else list(given)
 
-    return FunctionRule(rule, numbers, _replaced(position, name))
+    def again(call: Call, numbers: Numbers) -> Any:
+        given = call.arg(position, name)
+        new = numbers[0] if isinstance(given, int) else type(given)(numbers)
+        if len(call.args) > position:
+            return call.func(*call.args[:position], new, *call.args[position + 1 :], **call.kwargs)
+        return call.func(*call.args, **{**call.kwargs, name: new})
+
+    return FunctionRule(rule, numbers, again)
 
 
 PARTS = FunctionRule(_parts, _lengths, lambda call, numbers: torch.split(call.x, numbers, call.axis(2)))
-LAYER_NORM = _one_number(1, "normalized_shape", _layer_norm)
+LAYER_NORM = _one_argument(1, "normalized_shape", _layer_norm)
 CHANNEL_NORM = _no_counts(lambda call: _affine(call, 1, 1)[0])
 
 FUNCTION_RULES: dict[Any, FunctionRule] = {
     **dict.fromkeys((Tensor.view, Tensor.reshape, torch.reshape), FunctionRule(_viewed, _sizes, _sized_again)),
     Tensor.expand: FunctionRule(_expanded, _sizes, _sized_again),
-    **dict.fromkeys((Tensor.unflatten, torch.unflatten), _one_number(2, "sizes", _viewed)),
+    **dict.fromkeys((Tensor.unflatten, torch.unflatten), _one_argument(2, "sizes", _viewed)),
     **dict.fromkeys((Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes), PARTS),
     **dict.fromkeys((Tensor.chunk, torch.chunk), PARTS),
     Tensor.__getitem__: FunctionRule(_indexed, _ends, _index_again),
     **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), LAYER_NORM),
-    **dict.fromkeys((F.group_norm, torch.group_norm), _one_number(1, "num_groups", _group_norm)),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _one_number(6, "groups", _convolution, default=1)),
+    **dict.fromkeys((F.group_norm, torch.group_norm), _one_argument(1, "num_groups", _group_norm)),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _one_argument(6, "groups", _convolution, default=1)),
     **dict.fromkeys((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm), CHANNEL_NORM),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, torch.matmul, torch.bmm, Tensor.bmm), _no_counts(_matmul)),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _no_counts(_pooled)),

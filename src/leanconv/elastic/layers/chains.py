@@ -75,11 +75,6 @@ class StageChannels(Channels):
         super().__init__(())
         self.chain, self.stage, self.what, self.full = chain, stage, what, full
 
-    @property
-    def moves(self) -> bool:
-        """Whether any width has other channels than another."""
-        return self.chain.layer.inputs.moves or self.chain.layer.outputs.moves
-
     def _find(self, width: Width) -> Runs:
         return joined((number, 1) for number in getattr(self.chain.at(width).stages[self.stage], self.what))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,27 +37,24 @@ class MadeClass(nn.Module):
     def __reduce__(self) -> Any:
         return _empty, (type(self).__mro__[1], self.kind), vars(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         memo[id(self)] = made = _empty(type(self).__mro__[1], self.kind)
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
 
 
-M = TypeVar("M", bound=MadeClass)
-_CLASSES: dict[tuple[Any, Any], Any] = {}
+_CLASSES: dict[tuple[type[MadeClass], type[nn.Module]], Any] = {}
 
 
-def made_class(base: type[M], kind: type[nn.Module]) -> type[M]:
+def made_class(base: type[MadeClass], kind: type[nn.Module]) -> Any:
     """The class with `base` in front of `kind`."""
     if (base, kind) not in _CLASSES:
         _CLASSES[base, kind] = type(f"{base.prefix}{kind.__name__}", (base, kind), {"kind": kind})
-    found: type[M] = _CLASSES[base, kind]
-    return found
+    return _CLASSES[base, kind]
 
 
-def _empty(base: type[Any], kind: type[nn.Module]) -> nn.Module:
-    made: nn.Module = object.__new__(made_class(base, kind))
-    return made
+def _empty(base: type[MadeClass], kind: type[nn.Module]) -> Any:
+    return object.__new__(made_class(base, kind))
 
 
 class Elastic(MadeClass):
@@ -158,12 +155,10 @@ class ElasticBatchNorm(Elastic):
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
         view = self.view(config.width)
-        for name in [name for name in view._buffers if name.startswith(("mean_", "var_"))]:
-            del view._buffers[name]
         if self.remembers:
             measured = calibrated or self.can_evaluate(config)
-            mean, var = self.statistics(config) if measured else self.fresh_statistics(config)
-            view._buffers.update(running_mean=mean, running_var=var)
+            use_statistics(view, *(self.statistics(config) if measured else self.fresh_statistics(config)))
+            view._buffers["num_batches_tracked"] = self._buffers["num_batches_tracked"]
         return view
 
     def statistics(self, config: Config) -> Sequence[Tensor]:

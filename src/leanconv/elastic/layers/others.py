@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from leanconv.elastic.coupling.aten_ops import Call
 from leanconv.elastic.coupling.functions import FUNCTION_RULES
@@ -20,12 +19,13 @@ from leanconv.elastic.layers.leaves import Elastic, MadeClass, made_class, make_
 from leanconv.elastic.slices import OtherLayer, Place
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
+from leanconv.ops.octave_map import PartsMode
 
 Patch = tuple[tuple[int, ...], Mapping[int, int]]
 """Numbers to put into one call: all that the full network has there, and those by position that are others."""
 
 
-class PatchSizes(TorchFunctionMode):
+class PatchSizes(PartsMode):
     """A scope in which the calls of one forward, that of the module called `where`, get the numbers of their patches.
 
     `made` says how often that forward calls each function: raises `RewriteError` at its end where it was another one.
@@ -39,10 +39,8 @@ class PatchSizes(TorchFunctionMode):
         self.where, self.patches, self.made, self.needed = where, patches, made, needed
         self.calls: dict[Any, int] = dict.fromkeys((function for function, _ in patches), 0)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a function, counted, and with its patch where it has one."""
         if func not in self.calls:
             return func(*args, **kwargs)
         place = func, self.calls[func]
@@ -110,12 +108,11 @@ class ElasticOther(Elastic):
         calls = {place: counts for place, counts in self.elastic_layer.calls.items() if place in needed}
         self.elastic_layer = layer = replace(self.elastic_layer, calls=calls)
         if not (layer.calls or layer.attributes or layer.tensors):
-            method = self.elastic_method
-            self.__class__ = self.kind  # type: ignore[assignment]
-            for name in ("elastic_config", "elastic_layer", "elastic_name", "elastic_method"):
+            if self.elastic_method != "forward":
+                vars(self)["forward"] = getattr(self, self.elastic_method)
+            for name in [name for name in vars(self) if name.startswith("elastic_")]:
                 del vars(self)[name]
-            if method != "forward":
-                vars(self)["forward"] = getattr(self, method)
+            self.__class__ = self.kind  # type: ignore[assignment]
 
 
 class Patched(MadeClass):
