@@ -2,7 +2,8 @@
 
     net = Drawn(); scores = some_forward(net, x); net.tensors   # name -> tensor, as a file of that project has them
 
-Statistics are off neutral and variances positive, so that every tensor matters.
+Statistics are off neutral and variances positive, so that every tensor matters. Tensors are kept as a file has them and
+computed with in the precision of the input: in double precision nothing but the network itself differs.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ class Drawn:
     def conv(
         self, x: Tensor, layer: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, bias: bool = False
     ) -> Tensor:
-        weight = self.kernel(f"{layer}{self.join}weight", out, x.shape[1] // groups, kernel, kernel)
-        shift = self.uniform(f"{layer}{self.join}bias", out, -0.1, 0.1) if bias else None
+        weight = self.kernel(f"{layer}{self.join}weight", out, x.shape[1] // groups, kernel, kernel).to(x)
+        shift = self.uniform(f"{layer}{self.join}bias", out, -0.1, 0.1).to(x) if bias else None
         return F.conv2d(x, weight, shift, stride, kernel // 2, 1, groups)
 
     def linear(self, x: Tensor, layer: str, out: int, *, bias: bool = True) -> Tensor:
-        weight = self.kernel(f"{layer}{self.join}weight", out, x.shape[1])
-        return F.linear(x, weight, self.uniform(f"{layer}{self.join}bias", out, -0.1, 0.1) if bias else None)
+        weight = self.kernel(f"{layer}{self.join}weight", out, x.shape[1]).to(x)
+        return F.linear(x, weight, self.uniform(f"{layer}{self.join}bias", out, -0.1, 0.1).to(x) if bias else None)
 
     def norm(self, x: Tensor, layer: str, *, affine: bool = True) -> Tensor:
         channels, names = x.shape[1], [f"{layer}{self.join}{name}" for name in self.norm_names]
-        scale = self.uniform(names[0], channels, 0.8, 1.2)
-        shift = self.uniform(names[1], channels, -0.1, 0.1)
-        mean = self.uniform(names[2], channels, -0.1, 0.1)
-        var = self.uniform(names[3], channels, 0.5, 1.5)
+        ranges = ((0.8, 1.2), (-0.1, 0.1), (-0.1, 0.1), (0.5, 1.5))
+        scale, shift, mean, var = (
+            self.uniform(name, channels, *limits).to(x) for name, limits in zip(names, ranges, strict=True)
+        )
         if not affine:  # MXNet writes both all the same; it uses neither
             self.tensors[names[1]] = torch.zeros(channels)
             return F.batch_norm(x, mean, var, eps=self.eps)

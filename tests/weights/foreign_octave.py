@@ -121,14 +121,18 @@ def _before(net: Drawn, x: Pair, name: str, out: Widths, *args: int, octave_name
     return net.conv(x[0], f"{name}_conv", out[0], kernel, stride, groups), None
 
 
-def _symbol_gate(net: Drawn, x: Pair, name: str, out: Widths) -> Pair:
-    inner = sum(out) // 16
-    hidden = net.linear(pooled(x[0]), f"{name}_fc1-h2h", inner)
+def _symbol_gate(net: Drawn, x: Pair, name: str, out: Widths, *, octave_names: bool = True) -> Pair:
+    inner, path = sum(out) // 16, "-h2{}" if octave_names else ""
+    hidden = net.linear(pooled(x[0]), f"{name}_fc1{path.format('h')}", inner)
     if x[1] is not None:
         hidden = hidden + net.linear(pooled(x[1]), f"{name}_fc1-l2h", inner, bias=False)
     hidden = torch.relu(hidden)
-    scale = lambda y, part: y * torch.sigmoid(net.linear(hidden, f"{name}_fc2-h2{part}", y.shape[1]))[..., None, None]  # noqa: E731
-    return both(scale, x)
+
+    def scaled(y: Tensor, part: str) -> Tensor:
+        gate = torch.sigmoid(net.linear(hidden, f"{name}_fc2{path.format(part)}", y.shape[1]))
+        return y * gate[..., None, None]
+
+    return both(scaled, x)
 
 
 def symbol_resnet(
@@ -154,7 +158,7 @@ def symbol_resnet(
             y_ = _before(net, x, f"{home}_conv1", inner, octave_names=octave_names)
             y_ = _before(net, y_, f"{home}_conv2", inner, 3, stride, groups, octave_names=octave_names)
             y_ = _before(net, y_, f"{home}_conv3", out, octave_names=octave_names)
-            y_ = _symbol_gate(net, y_, f"{home}_se", out) if gate else y_
+            y_ = _symbol_gate(net, y_, f"{home}_se", out, octave_names=octave_names) if gate else y_
             if not block:
                 x = _before(net, x, f"{home}_conv4", out, 1, stride, octave_names=octave_names)
             x = add(x, y_)

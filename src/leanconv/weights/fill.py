@@ -320,7 +320,7 @@ def _absorb(format: Format, model: nn.Module, values: dict[str, Tensor], source:
     for name in [name for name in values if name.endswith("running_var")]:
         eps = getattr(model.get_submodule(name.rpartition(".")[0]), "eps", format.norm_eps)
         if eps != format.norm_eps:
-            values[name] = values[name].double().add(format.norm_eps - eps).to(values[name].dtype)
+            values[name] = values[name].double() + (format.norm_eps - eps)
             if bool((values[name] < 0).any()):
                 raise CheckpointError(
                     f"{source}: {name} is too small to make up for BatchNorm's eps, {format.norm_eps:g} in "
