@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from elastic_nets import elastic_leaves
 from leanconv.build import create_model
 from leanconv.cost import measure
 from leanconv.elastic import ElasticNet, make_elastic
@@ -74,9 +75,9 @@ def test_resnet50():
     weights = [p for m in full.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) for p in m.parameters()]
     assert sum(p.numel() for p in weights) == 25_503_912
     ratios = {
-        name: str(m.outputs.spans[0].law[2])
-        for name, m in net.model.named_modules()
-        if hasattr(m, "elastic_config") and m.outputs.spans[0].law
+        name: str(leaf.elastic_layer.outputs.slices[0].law[2])
+        for name, leaf in elastic_leaves(net).items()
+        if leaf.elastic_layer.outputs.slices[0].law
     }
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv3", "downsample.0"))} == {"1"}
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv1", "conv2"))} == {"1/4"}

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,6 +111,7 @@ def test_every_row_is_beaten_by_the_front_or_on_it(table, by):
             assert not any(row is best for best in front)
 
 
+@settings(deadline=None)  # files are flushed to the disk
 @given(table=tables)
 @pytest.mark.parametrize("suffix", [".json", ".csv"])
 def test_round_trip(tmp_path_factory, table, suffix):
