@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save(net, tmp_path_factory.mktemp("saved") / "net")
     table = QueryTable.measure(net, loader, rounds=2)
     # The larger is the more accurate, as if it were trained.
-    rows = [{**row, "accuracy": row["width"]} for row in json.loads(table._json())["rows"]]
-    (folder / "table.json").write_text(json.dumps({"about": dict(table.about), "rows": rows}))
+    rows = tuple(replace(row, accuracy=row.width) for row in table.rows)
+    replace(table, rows=rows).save(folder / "table.json")
     return folder
 
 

@@ -164,7 +164,7 @@ def test_extracted_networks_are_exported(name):
 def test_extracted_networks_are_compiled_whole(name):
     code = f"""
 import sys, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from elastic_nets import NETS, SIDES, randomized
 from leanconv.elastic import make_elastic
 static = make_elastic(randomized(NETS[{name!r}]()), (0.25, 1.0), SIDES).extract(0.5, calibrated=False).eval()

@@ -61,7 +61,7 @@ class MutualObjective(nn.Module):
 
     Args:
         net: the elastic network; `objective.net` is what to save.
-        num_random: random students beside the narrowest.
+        num_random: random students, in addition to the narrowest.
         layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks), not one for all.
         seed: of the plan, together with the step.
         temperature: of teacher and students alike, the KL multiplied by its square; the paper's is 1.
@@ -69,7 +69,7 @@ class MutualObjective(nn.Module):
         resolutions: those to train at, of which the highest must be the network's own; default all of the network's.
             The highest alone is US-Net, and its table at the others is what the paper calls US-Net+.
         teacher: another network, whose answers to the images as they come every sub-network learns instead of the full
-            network's, which learns them beside the labels. It is never trained and in no state dict.
+            network's, which learns them and the labels. It is never trained and in no state dict.
         low_memory: differentiate one sub-network after the other (`part_by_part`), for the memory of one. Not for
             sharded parameters nor float16.
 
@@ -206,7 +206,7 @@ def part_by_part(parts: Iterable[Tensor], parameters: Iterable[nn.Parameter]) ->
 
     Only the activations of one part are alive, for one more copy of the gradients. The caller's one `backward` hands
     the gradients over, so whatever waits for them (DistributedDataParallel, accumulation, clipping) sees one backward.
-    Raises `LeanconvError` under float16 autocast, where small gradients need a scale that only the caller knows.
+    Raises `LeanconvError` under float16 autocast, where small gradients need a scale that only the caller has.
 
     >>> weight = nn.Parameter(torch.tensor(3.0))
     >>> part_by_part((weight**power for power in (1, 2)), [weight]).backward()

@@ -140,7 +140,7 @@ def describe(net: ElasticNet, images: int) -> dict[str, Any]:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """16 hexadecimal digits that tell these weights from others."""
+    """16 hexadecimal digits that are those of these weights alone."""
     total = hashlib.sha256()
     for name, weight in net.named_parameters():
         total.update(name.encode())
@@ -157,7 +157,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def elsewhere(about: Mapping[str, Any]) -> str | None:
-    """How the machine of a table differs from this one; None if it does not, or if the table does not tell."""
+    """How the machine of a table differs from this one; None if it does not, or if the table does not say."""
     there = about.get("machine") or {}
     gpu = torch.cuda.is_available() and str(there.get("device", "")).startswith("cuda")
     here = machine(torch.device("cuda" if gpu else "cpu"))

@@ -66,7 +66,7 @@ class Row:
     leanconv measured. `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum
     of activations alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their
     tags.
-    `pareto` tells that no other row has at least its accuracy for at most its MACs.
+    `pareto` says that no other row has at least its accuracy for at most its MACs.
     """
 
     width: float

@@ -89,7 +89,7 @@ class QueryTable:
         return table
 
     def with_times(self, setup: TimingSetup, times: Mapping[Config, Time], *, rounds: int) -> Self:
-        """The table with latencies measured in `setup`; the first ones are what `pick` goes by unless told.
+        """The table with latencies measured in `setup`; the first ones are what `pick` goes by without `setup`.
 
         Configurations without a time keep none. Raises `LeanconvError` for a setup that the table has.
         """
@@ -192,7 +192,7 @@ class QueryTable:
         return min(fit, key=lambda row: (-row.accuracy, row.macs, row.params, cost(row, "latency_ms")))
 
     def check(self, net: ElasticNet) -> None:
-        """Raise `LeanconvError` unless this table was measured on these weights (as far as the table tells)."""
+        """Raise `LeanconvError` unless this table was measured on these weights (as far as the table says)."""
         mine = {"weights": fingerprint(net), "widths": list(net.widths), "resolutions": list(net.resolutions)}
         for what in ("widths", "resolutions", "weights"):
             if what in self.about and self.about[what] != mine[what]:

@@ -3,7 +3,7 @@
 `x.split([32, 96], 1)`, `x.view(b, 8, 48, n)`, `x[:, :32]`, `layer_norm(x, (96,))` and `conv2d(..., groups=96)` hold
 counts that the model's own code took from attributes made for the full network. Each such `FunctionRule` reads the
 numbers out of a call, says by the rows of its tensors which of them are counts of channels, and makes the same call
-with others. Beside them are the products of tensors, whose many aten decompositions say less than the call itself.
+with others. There are also the products of tensors, whose many aten decompositions say less than the call itself.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class MadeClass(nn.Module):
     kind: ClassVar[type[nn.Module]]
     prefix: ClassVar[str]
 
-    # Copies are told how to make the class again.
+    # How copies make the class again.
 
     def __reduce__(self) -> Any:
         return _empty, (type(self).__mro__[1], self.kind), vars(self)

@@ -59,7 +59,7 @@ class PatchSizes(PartsMode):
         if kind is None and any(self.made[function] != calls for function, calls in self.calls.items()):
             raise RewriteError(
                 f"{self.where}: its forward took another path than when the network was made elastic, so which of its "
-                "numbers count channels cannot be told (a table that is made once, a branch for training?): pass keep= "
+                "numbers count channels is unknown (a table that is made once, a branch for training?): pass keep= "
                 "with the layers that feed it"
             )
 
@@ -104,7 +104,7 @@ class ElasticOther(Elastic):
         return view
 
     def drop_unneeded_patches(self, needed: Collection[Place]) -> None:
-        """Forget the calls whose counts the code gets right by itself, which a run at other widths has shown."""
+        """Drop the patches of calls whose counts the code gets right by itself, as a run at other widths has shown."""
         calls = {place: counts for place, counts in self.elastic_layer.calls.items() if place in needed}
         self.elastic_layer = layer = replace(self.elastic_layer, calls=calls)
         if not (layer.calls or layer.attributes or layer.tensors):
