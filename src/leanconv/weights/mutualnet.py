@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from leanconv.errors import CheckpointError
@@ -31,22 +32,15 @@ _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123])|downsample\.([01]
 _GRID = 0.025
 
 
+@runtime_checkable
 class _Elastic(Protocol):
     """What is asked of an elastic network."""
 
     widths: tuple[float, float]
     resolutions: tuple[int, ...]
 
-    def reserve(self, configs: Sequence[tuple[float, int]]) -> None:
-        """Make room for the statistics of `configs`."""
-
-
-class _Room(NamedTuple):
-    """A tensor of an elastic network for the "mean" or "var" of a layer, called `home` by them, at one width."""
-
-    home: str
-    statistic: str
-    tensor: Tensor
+    def extract(self, width: float | None = None, *, calibrated: bool = True) -> nn.Module:
+        """The plain network at a width."""
 
 
 def _layers(own: Mapping[str, Tensor]) -> dict[str, str]:
@@ -117,24 +111,26 @@ class _MutualNet(Format):
         if full is None:
             raise CheckpointError(f"{source} holds no statistics of the full width: no set has all channels")
         others = {number: channels for number, channels in _sets(theirs).items() if number != full}
-        if not hasattr(model, "reserve"):
+        if not isinstance(model, _Elastic):
             said = "statistics of other widths than the full one are for elastic networks"
             return Extra(notes=(said,) if others else ())
-        elastic = cast(_Elastic, model)
-        rooms = _rooms(elastic, own) if others else {}
         taken: dict[str, Tensor] = {}
         sources: dict[str, Source] = {}
-        widths, unknown = [elastic.widths[1]], []
+        widths, unknown = [model.widths[1]], []
+        by_width = _channels(model, others.values())
         for number, channels in sorted(others.items()):
-            width = next((width for width, room in rooms.items() if _fits(room, channels, theirs)), None)
+            fitting = (width for width, counts in by_width.items() if _fits(counts, channels, theirs))
+            width = next(fitting, None)
             if width is None:
                 unknown.append(number)
                 continue
             widths.append(width)
-            for name, (home, statistic, tensor) in rooms[width].items():
+            for name, (home, count) in _places(own, by_width[width]).items():
                 one = f"{home}.bn.{number}" if home in channels else home
-                taken[name], sources[name] = tensor, f"{one}.running_{statistic}"
-        return Extra(taken, sources, _said(sorted(widths), unknown, elastic))
+                for statistic in ("mean", "var"):
+                    place = f"{name}.{statistic}_w{round(width * 10_000):05d}_r{model.resolutions[0]}"
+                    taken[place], sources[place] = torch.empty(count), f"{one}.running_{statistic}"
+        return Extra(taken, sources, _said(sorted(widths), unknown, model))
 
     def idle(self, name: str, value: Tensor) -> str | None:
         """Statistics that no configuration of the network has, and counters."""
@@ -158,29 +154,34 @@ def _said(widths: Sequence[float], unknown: Sequence[int], elastic: _Elastic) ->
     return tuple(lines)
 
 
-def _rooms(elastic: _Elastic, own: Mapping[str, Tensor]) -> dict[float, dict[str, _Room]]:
-    """For every width below the largest the tensors that hold its statistics at the native resolution, by name."""
-    low, high = elastic.widths
-    layers = _layers(own)
-    scratch = cast(Any, copy.deepcopy(elastic))
-    scratch.load_state_dict(dict(own))  # which drops the statistics of configurations
-    known = set(own)
-    rooms: dict[float, dict[str, _Room]] = {}
+def _channels(model: _Elastic, sets: Iterable[Mapping[str, int]]) -> dict[float, dict[str, int]]:
+    """For every width below the largest the channels of each layer that has statistics, by their names."""
+    low, high = model.widths
+    if not list(sets):
+        return {}
+    scratch = cast(_Elastic, copy.deepcopy(cast(nn.Module, model)).to("meta"))  # only shapes are asked for
+    counts: dict[float, dict[str, int]] = {}
     for step in range(round((high - low) / _GRID)):
         width = round(low + _GRID * step, 4)
-        scratch.reserve([(width, elastic.resolutions[0])])
-        new = {name: value for name, value in scratch.state_dict().items() if name not in known}
-        known |= new.keys()
-        rooms[width] = {}
-        for name, value in new.items():
-            layer, _, tensor = name.removeprefix("model.").rpartition(".")
-            rooms[width][name] = _Room(layers[layer], tensor.partition("_")[0], value)
-    return rooms
+        state = scratch.extract(width=width, calibrated=False).state_dict()
+        layers = _layers(state)
+        means = {
+            name.removesuffix(".running_mean"): len(mean) for name, mean in state.items() if "running_mean" in name
+        }
+        counts[width] = {layers[layer]: count for layer, count in means.items() if layer in layers}
+    return counts
 
 
-def _fits(room: Mapping[str, _Room], channels: Mapping[str, int], theirs: Mapping[str, Tensor]) -> bool:
+def _places(own: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, tuple[str, int]]:
+    """Our layers with statistics, their name of each, and its channels."""
+    layers = _layers(own)
+    norms = [name.removesuffix(".running_mean") for name in own if name.endswith(".running_mean")]
+    homes = {name: layers[name.removeprefix("model.")] for name in norms}
+    return {name: (home, counts[home]) for name, home in homes.items()}
+
+
+def _fits(counts: Mapping[str, int], channels: Mapping[str, int], theirs: Mapping[str, Tensor]) -> bool:
     """Whether a set of statistics has the `channels` that a width has; layers without sets have ordinary statistics."""
-    counts = {one.home: len(one.tensor) for one in room.values() if one.statistic == "mean"}
     return all(counts.get(home) == count for home, count in channels.items()) and all(
         home in channels or f"{home}.running_mean" in theirs for home in counts
     )
