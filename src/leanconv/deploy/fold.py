@@ -1,5 +1,8 @@
 """BatchNorm folded into the convolution before it: at inference s (W x + b) + t is one convolution, (sW) x + (sb + t).
 
+An octave convolution is up to four of them, and behind it are two norms: each part of its output is a sum of paths, all
+of which are scaled, and one of which takes the shift.
+
 torch.fx only *finds* the pairs: it shows who feeds whom and how often. The fold itself is done on a plain copy of the
 model, layer by layer, so that classes, names and everything not folded stay as they were.
 """
@@ -21,7 +24,10 @@ from torch.nn.utils import parametrize
 from leanconv.deploy.verify import compare, one_line
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
+from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelShuffle
+from leanconv.ops.octave import OctConv
+from leanconv.rewrites.octave import OctNorm
 
 __all__ = ["Folded", "Kept", "fold"]
 
@@ -91,7 +97,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("leanconv.ops.") and not m._modules
-        return ours or isinstance(m, (_ConvNd, _BatchNorm)) or super().is_leaf_module(m, module_qualified_name)
+        leaves = (_ConvNd, _BatchNorm, OctConv, OctNorm)
+        return ours or isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Traced(NamedTuple):
@@ -107,23 +114,26 @@ def _fold_all(model: nn.Module) -> tuple[list[str], list[Kept]]:
     names: list[str] = []
     for part in traced:
         for node in part.graph.nodes:
-            if node.op != "call_module" or not isinstance(norm := part.module.get_submodule(node.target), _BatchNorm):
+            norm = part.module.get_submodule(node.target) if node.op == "call_module" else None
+            if not isinstance(norm, (_BatchNorm, OctNorm)):
                 continue
             name = part.prefix + node.target
+            found = [f"{name}.high", f"{name}.low"] if isinstance(norm, OctNorm) else [name]
             try:
-                conv, order = _partner(node, part, uses)
-                _fold_pair(conv, norm, order)
+                _fold_node(node, part, uses)
             except _Impossible as reason:
-                kept.append(Kept(name, str(reason)))
+                kept += [Kept(one, str(reason)) for one in found]
             else:
-                model.set_submodule(name, _remainder(norm))
-                names.append(name)
+                model.set_submodule(name, _remainder(norm.high if isinstance(norm, OctNorm) else norm))
+                names += found
     return names, list(dict.fromkeys(kept))
 
 
 def _graphs(module: nn.Module, prefix: str, kept: list[Kept], blame: str) -> Iterator[_Traced]:
     """The largest traceable parts of `module` that hold a BatchNorm; BatchNorms outside of them go to `kept`."""
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, OctNorm):
+        kept += [Kept(f"{prefix}{part}", blame) for part in ("high", "low")]
+    elif isinstance(module, _BatchNorm):
         kept.append(Kept(prefix.removesuffix("."), blame))
     elif any(isinstance(child, _BatchNorm) for child in module.modules()):
         try:
@@ -174,21 +184,53 @@ class _Uses:
             raise _Impossible(f"its {kind} carries forward hooks")
 
 
-def _partner(node: fx.Node, part: _Traced, uses: _Uses) -> tuple[_ConvNd, list[nn.Module]]:
-    """The convolution that feeds the BatchNorm at `node`, and the channel permutations between them, first to last."""
+def _fold_node(node: fx.Node, part: _Traced, uses: _Uses) -> None:
+    """Fold the norm at `node` into what feeds it, or raise `_Impossible`."""
     norm = part.module.get_submodule(str(node.target))
-    if type(norm).forward not in _NORM_FORWARDS and not _is_timm_norm(norm):
-        raise _Impossible(f"{type(norm).__name__} may do more than normalize")
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        raise _Impossible("it keeps no running statistics")
+    norms = [norm.high, norm.low] if isinstance(norm, OctNorm) else [norm]
+    for one in norms:
+        if type(one).forward not in _NORM_FORWARDS and not _is_timm_norm(one):
+            raise _Impossible(f"{type(one).__name__} may do more than normalize")
+        if not isinstance(one, _BatchNorm) or one.running_mean is None or one.running_var is None:
+            raise _Impossible("it keeps no running statistics")
+        uses.check(one, "BatchNorm")
     uses.check(norm, "BatchNorm")
+    conv, wires = _partner(node, part, uses)
+    paths: list[tuple[nn.Module | None, ...]] = [(conv,)]
+    if isinstance(norm, OctNorm):
+        if not isinstance(conv, OctConv) or wires:
+            raise _Impossible("it norms a map at two resolutions that no single layer makes")
+        paths = [(conv.conv_hh, conv.conv_lh), (conv.conv_hl, conv.conv_ll)]
+    elif isinstance(conv, OctConv):
+        if conv.low_out:
+            raise _Impossible("it norms a map at two resolutions as one")
+        paths = [(conv.conv_hh, conv.conv_lh)]
+    leaves = [[_last_conv(path, uses) for path in into if path is not None] for into in paths]
+    for one, into in zip(norms, leaves, strict=True):
+        for position, (leaf, inner) in enumerate(into):
+            _fold_pair(leaf, cast(_BatchNorm, one), [*inner, *wires], shifts=position == 0)
+
+
+def _last_conv(path: nn.Module, uses: _Uses) -> tuple[_ConvNd, list[nn.Module]]:
+    """The convolution that makes the output of a path, which may be a chain, and what reorders its channels behind."""
+    stages = list(path) if isinstance(path, ConvChain) else [path]
+    last = max(position for position, stage in enumerate(stages) if isinstance(stage, _ConvNd))
+    conv = cast(_ConvNd, stages[last])
+    if not all(isinstance(stage, _WIRES) for stage in stages[last + 1 :]):
+        raise _Impossible("its convolution is a chain that ends in something else")
+    uses.check(conv, "convolution")
+    return conv, stages[last + 1 :]
+
+
+def _partner(node: fx.Node, part: _Traced, uses: _Uses) -> tuple[_ConvNd | OctConv, list[nn.Module]]:
+    """The convolution that feeds the BatchNorm at `node`, and the channel permutations between them, first to last."""
     wires: list[nn.Module] = []
     source = node.args[0] if node.args else next(iter(node.kwargs.values()))
     while isinstance(source, fx.Node) and source.op == "call_module":
         module = part.module.get_submodule(str(source.target))
         where = part.prefix + str(source.target)
-        if isinstance(module, _ConvNd):
-            if not _is_plain(module):
+        if isinstance(module, (_ConvNd, OctConv)):
+            if isinstance(module, _ConvNd) and not _is_plain(module):
                 raise _Impossible(f"{where} ({type(module).__name__}) computes its own way, not as an nn.ConvNd")
             if len(source.users) > 1:
                 raise _Impossible(f"the output of {where} is also used elsewhere")
@@ -205,10 +247,10 @@ def _partner(node: fx.Node, part: _Traced, uses: _Uses) -> tuple[_ConvNd, list[n
     raise _Impossible(f"it follows {what!s}, not a convolution")
 
 
-def _fold_pair(conv: _ConvNd, norm: _BatchNorm, wires: list[nn.Module]) -> None:
-    """Put the scale and shift of `norm` into the weights of `conv`, computed in double precision."""
+def _fold_pair(conv: _ConvNd, norm: _BatchNorm, wires: list[nn.Module], *, shifts: bool = True) -> None:
+    """Put the scale of `norm` and, if it `shifts`, its shift into the weights of `conv`, in double precision."""
     weight, bias = conv.weight, conv.bias
-    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # `_partner` saw to it
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # `_fold_node` saw to it
     order = _order(wires, len(weight), ndim=weight.ndim - 2)
     with torch.no_grad():
         norm_scale = torch.rsqrt(var.double() + norm.eps)
@@ -219,12 +261,15 @@ def _fold_pair(conv: _ConvNd, norm: _BatchNorm, wires: list[nn.Module]) -> None:
             norm_shift = norm_shift + norm.bias.double()
         # Channel j of the norm is channel order[j] of the convolution; channels that are cropped away keep scale 1.
         scale, shift = torch.ones(len(weight), dtype=torch.float64), torch.zeros(len(weight), dtype=torch.float64)
-        scale[order], shift[order] = norm_scale, norm_shift
+        scale[order] = norm_scale
+        if shifts:
+            shift[order] = norm_shift
         if bias is not None:
             shift = shift + scale * bias.double()
         folded = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
         conv.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
-        conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+        if shifts or bias is not None:
+            conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
 
 
 def _order(wires: list[nn.Module], channels: int, *, ndim: int) -> Tensor:

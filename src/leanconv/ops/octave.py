@@ -32,7 +32,7 @@ import leanconv.ops.octave_rules  # noqa: F401  # whoever makes a map has the ru
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.channels import Device
 from leanconv.ops.octave_map import OctaveMap, full_map, settled, split
-from leanconv.ops.octave_parts import Runs, double, halve, low_channels
+from leanconv.ops.octave_parts import Runs, are_same_channels, double, halve, low_channels
 from leanconv.ops.operator import CONVS, arguments_of
 
 __all__ = ["Exchange", "OctConv", "OctConv2d", "OctConv3d", "StrideMode"]
@@ -293,13 +293,9 @@ class OctConv(nn.Module):
                     f"{x.low.shape[1]} low channels: merge it first"
                 )
             return full_map(x), None, self.runs_in
-        elif not self.strict and not self._is_expected(x.runs):
+        elif not self.strict and not are_same_channels(x.runs, self.runs_in):
             x = split(full_map(x), self.runs_in)
         return x.high, x.low, x.runs
-
-    def _is_expected(self, runs: Runs) -> bool:
-        """Whether the low channels are those that the kernel was cut for; at another width, by their pattern alone."""
-        return runs == self.runs_in or (len(runs) == len(self.runs_in) and sum(runs) != self.in_channels)
 
     def _runs_out(self, high: Tensor, low: Tensor, runs: Runs) -> Runs:
         """Which output channels are low, in whatever width the layer runs."""

@@ -27,7 +27,7 @@ __all__ = [
 
 def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What is true of the map that is stood for is what autograd's tensor of its shape says of itself."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunction():
         return func(*args, **kwargs)
 
 

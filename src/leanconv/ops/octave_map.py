@@ -179,7 +179,7 @@ def _catch_up(x: OctaveMap) -> None:
     if whole is not None and whole.tensor._version != whole.versions[2]:
         become(x, whole.tensor)  # written through a view of the merged map
     elif not x.joined and torch.is_grad_enabled():
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             node = x.grad_fn
         if node is not None:  # it comes out of a custom autograd function
             x.high, x.low = _Parts.apply(x)

@@ -11,7 +11,18 @@ from torch.nn import functional
 
 from leanconv.errors import PlanError
 
-__all__ = ["Runs", "channels_of", "double", "halve", "interleave", "join_runs", "low_channels", "match", "take"]
+__all__ = [
+    "Runs",
+    "are_same_channels",
+    "channels_of",
+    "double",
+    "halve",
+    "interleave",
+    "join_runs",
+    "low_channels",
+    "match",
+    "take",
+]
 
 Runs = tuple[int, ...]
 """How many channels in a row are high, then low, then high, and so on, in the order of the map that is stood for.
@@ -95,6 +106,13 @@ def channels_of(runs: Runs) -> tuple[tuple[int, ...], tuple[int, ...]]:
         parts[position % 2].extend(range(start, start + count))
         start += count
     return tuple(parts[0]), tuple(parts[1])
+
+
+def are_same_channels(runs: Runs, planned: Runs) -> bool:
+    """Whether the low channels are the planned ones; in a network at another width by their pattern alone."""
+    if runs == planned or sum(runs) == sum(planned):
+        return runs == planned
+    return len(runs) == len(planned) or bool(_groups(runs) and _groups(planned))
 
 
 def join_runs(pieces: Sequence[Runs]) -> Runs:

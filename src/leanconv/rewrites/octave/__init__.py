@@ -1,4 +1,4 @@
-"""Octave convolution in any network: `Octave` is the step.
+"""Octave convolution in any network: `Octave` is the step, `OctNorm` a layer it makes.
 
 step    the options; decide, follow, then replace layers in place
 plan    which convolutions emit two resolutions, from who reads whom in a dry run
@@ -9,6 +9,7 @@ chains  where convolutions are chains: composed before, chains again afterwards
 
 from __future__ import annotations
 
+from leanconv.rewrites.octave.convs import OctNorm
 from leanconv.rewrites.octave.step import Octave
 
-__all__ = ["Octave"]
+__all__ = ["OctNorm", "Octave"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leanconv.ops.octave import Exchange, OctConv, OctConv2d, OctConv3d, StrideMode
 from leanconv.ops.octave_map import OctaveMap, full_map, settled
-from leanconv.ops.octave_parts import Runs, channels_of, interleave, take
+from leanconv.ops.octave_parts import Runs, are_same_channels, channels_of, interleave, take
 from leanconv.ops.operator import arguments_of
 from leanconv.rewrites.changes import Change
 
@@ -40,7 +40,7 @@ class OctNorm(nn.Module):
         """(B, C, *), at two resolutions or plain, to the same."""
         x = settled(x)
         if isinstance(x, OctaveMap):
-            if len(x.runs) == len(self.runs):
+            if are_same_channels(x.runs, self.runs):
                 return OctaveMap(self.high(x.high), self.low(x.low), x.runs)
             x = full_map(x)
         high, low = take(x, self.runs)
