@@ -367,7 +367,7 @@ def _table() -> dict[str, Rule]:
         "_scaled_dot_product_fused_attention_overrideable": _attention,
     }
     named |= {name: rule for names, rule in groups.items() for name in names.split()}
-    return {f"aten.{name}": rule for name, rule in named.items()}
+    return {f"aten.{name}": rule for name, rule in named.items()} | {"flex_attention": _attention}
 
 
 RULES = _table()

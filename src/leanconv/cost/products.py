@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import comb, prod
 
-from leanconv.cost.records import OpRecord, Origin, TensorRef
+from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
 
 __all__ = ["Product", "bias_of", "products"]
 
@@ -67,10 +67,13 @@ def bias_of(record: OpRecord, widths: dict[int, int]) -> bool:
 
     `widths` has the output channels of every layer so far, by the memory that holds its result.
     """
-    if record.name != "aten.add":
+    if record.name not in _ADDS:
         return False
-    weights = [ref for ref in record.inputs if not ref.active and ref.parameters]
-    return len(weights) == 1 and any(widths.get(ref.storage) == weights[0].numel for ref in record.inputs)
+    found = {widths.get(ref.storage) for ref in record.inputs}
+    return all(ref.numel in found for ref in record.inputs if not ref.active and ref.parameters)
+
+
+_ADDS = aten("add _thnn_fused_lstm_cell _thnn_fused_gru_cell")
 
 
 def _found(record: OpRecord) -> tuple[Product, ...]:
@@ -219,7 +222,7 @@ def _table() -> dict[str, Callable[[OpRecord], tuple[Product, ...]]]:
         "_native_multi_head_attention _transformer_encoder_layer_fwd": _attention_layer,
     }
     found = {f"aten.{name}": rule for names, rule in rules.items() for name in names.split()}
-    return found | {"torchvision.deform_conv2d": _convolution}
+    return found | {"torchvision.deform_conv2d": _convolution, "flex_attention": _attention}
 
 
 _RULES = _table()
