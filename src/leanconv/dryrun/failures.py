@@ -7,7 +7,6 @@ answer; or it fails, as it would on a real input of that size. Both name the mod
 from __future__ import annotations
 
 import logging
-import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from leanconv.errors import LeanconvError
 
 __all__ = ["check_higher_order", "failure", "one_line", "place_of", "quiet"]
 
-_LEANCONV, _TORCH = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+_LEANCONV, _TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)  # torchvision too
 _PYTHON = sysconfig.get_paths()["stdlib"]
 
 
