@@ -6,10 +6,14 @@ segmentation, video, optical flow and detection, and one of every model file of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from networks import TIMM, detector_parts, torch_counts, torchvision_names
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.cost import measure
 from leanconv.errors import LeanconvError
@@ -91,3 +95,64 @@ def test_detectors(name: str) -> None:
     agree(net, (3, side, side))
     with pytest.raises(LeanconvError, match=r"reads tensor values .*pass a part of the network"):
         measure(net.net, (3, side, side))  # type: ignore[arg-type]
+
+
+class Known(nn.Module):
+    """A layer, called in its own way."""
+
+    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.call(self.layer, x)
+
+
+def low_rank(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x @ (layer.weight.T @ layer.weight)
+
+
+# What ours and torch's counter say of a run on real tensors on a CPU, where they differ, and why ours is meant.
+DIFFERENCES: dict[str, tuple[nn.Module, tuple[int, ...], int, int]] = {
+    "attention that is one operator on a CPU has no formula": (
+        Known(nn.Identity(), lambda _, x: nn.functional.scaled_dot_product_attention(x, x, x)),
+        (2, 5, 8),
+        2 * 2 * 5 * 5 * 8,
+        0,
+    ),
+    "nor has the operator of the fast path in evaluation": (
+        Known(nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)[0]),
+        (5, 8),
+        5 * 4 * 8 * 8 + 2 * 5 * 5 * 8,
+        0,
+    ),
+    "nor has oneDNN's LSTM": (
+        Known(nn.LSTM(4, 6, batch_first=True), lambda m, x: m(x)[0]),
+        (5, 4),
+        5 * 4 * 6 * (4 + 6),
+        0,
+    ),
+    "nor has nn.Bilinear": (Known(nn.Bilinear(4, 4, 3), lambda m, x: m(x, x)), (5, 4), 5 * 4 * 4 * 3, 0),
+    "nor has a matrix times a vector": (Known(nn.Linear(4, 1), lambda m, x: x @ m.weight[0]), (5, 4), 20, 0),
+    "it counts a product that makes a kernel": (Known(nn.Linear(8, 2), low_rank), (5, 8), 5 * 64, 5 * 64 + 8 * 2 * 8),
+}
+
+
+@pytest.mark.parametrize("why", DIFFERENCES)
+def test_where_torchs_counter_is_known_to_differ(why: str) -> None:
+    """None of the networks above has any of these in the form that it is counted in."""
+    net, size, ours, theirs = DIFFERENCES[why]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        net.eval()(torch.randn(1, *size))
+    assert counter.get_total_flops() == 2 * theirs
+    assert measure(net, size).total_macs == ours
+
+
+def test_nor_have_deformable_convolutions() -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    net = Known(ops.DeformConv2d(3, 4, 3), lambda m, x: m(x, x.new_zeros(1, 18, 6, 6)))
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        net(torch.randn(1, 3, 8, 8))
+    assert (counter.get_total_flops(), measure(net, (3, 8, 8)).total_macs) == (0, 36 * 4 * 27)

@@ -271,7 +271,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage.origin,
             held.identity,
             held.weight_numel,
-            held.parameters | storage.written,
+            held.parameters | storage.written if storage.written else held.parameters,
             held.spread,
         )
 
