@@ -21,26 +21,22 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from load import Load, pin
 from torch import Tensor
 
 from leanconv.build import load
 from leanconv.cost import compare_latency
-from leanconv.deploy import Load
-from leanconv.deploy.load import pin
 from leanconv.elastic import ElasticNet
-from leanconv.query import QueryTable, Setting
-from leanconv.query.measure import latencies
-from leanconv.report import plot_trace
-from leanconv.serve import Governor, Runtime, Trace, serve
+from leanconv.query import QueryTable, TimingSetup
+from leanconv.report import plot_serve_log
+from leanconv.serve import Governor, Runtime, ServeLog, serve
 
 
 def timed_again(net: ElasticNet, table: QueryTable, rounds: int, batch: int) -> QueryTable:
     """The table with the latencies of this machine, now."""
     rows = [replace(row, latency_ms=None, latency_low_ms=None, latency_high_ms=None, times={}) for row in table.rows]
     about = {name: value for name, value in table.about.items() if name not in ("latency", "latencies")}
-    setting = Setting("eager", batch=batch)
-    times = latencies(net, [row.config for row in rows], setting, rounds=rounds)
-    return QueryTable(tuple(rows), about).with_times(setting, times, rounds=rounds)
+    return QueryTable(tuple(rows), about).timed(net, [TimingSetup("eager", batch=batch)], rounds=rounds)
 
 
 def ways(net: ElasticNet, runtimes: dict[str, Runtime], x: Tensor, rounds: int) -> None:
@@ -119,11 +115,11 @@ def changes_sliced(net: ElasticNet, x: Tensor, first: tuple, last: tuple, rounds
     return 1e6 * spent, 1e3 * statistics.median(after), 1e3 * statistics.median(same)
 
 
-def told(trace: Trace) -> None:
-    print(f"\n## Target {trace.target_ms:.2f} ms\n")
+def report(log: ServeLog) -> None:
+    print(f"\n## Target {log.target_ms:.2f} ms\n")
     print("| from [s] | competing | calls | median [ms] | 95 % [ms] | over target [%] | accuracy [%] | changes |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for phase in trace.phases():
+    for phase in log.phases():
         print(
             f"| {phase.second:.1f} | {phase.load} | {phase.calls} | {phase.median_ms:.2f} | {phase.p95_ms:.2f} |"
             f" {100 * phase.over:.1f} | {100 * phase.accuracy:.2f} | {phase.switches} |"
@@ -141,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images per call")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
     pin(options.core)
     torch.set_num_threads(1)
@@ -172,12 +168,12 @@ def main() -> None:
 
     governor = Governor(table.rows, target)
     with Load.parse(options.load, core=options.core) as competing:
-        trace = serve(runtimes["views"], governor, [x], seconds=options.seconds, load=competing)
-    told(trace)
-    if options.trace is not None:
-        trace.save(options.trace)
+        log = serve(runtimes["views"], governor, [x], seconds=options.seconds, load=competing.follow)
+    report(log)
+    if options.log is not None:
+        log.save(options.log)
     if options.plot is not None:
-        plot_trace(trace, options.plot, title=f"{table.about['model']}, target {target:.1f} ms, one core")
+        plot_serve_log(log, options.plot, title=f"{table.about['model']}, target {target:.1f} ms, one core")
         print(f"\n![latency and configuration]({options.plot.name})")
 
 

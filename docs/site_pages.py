@@ -16,6 +16,33 @@ BAR = r"\|"
 _LINK = re.compile(r"(\]\()([^)#:]+)((?:#[^)]*)?\))")
 
 
+def on_config(config: Any) -> Any:
+    """The contents, with the cards that nobody has listed."""
+    config["nav"] = with_every_card(config["nav"])
+    return config
+
+
+def with_every_card(nav: list[Any]) -> list[Any]:
+    """`nav` with all method cards, those it does not name at the end of theirs under the words of their headings."""
+    (cards,) = (item["Method cards"] for item in nav if "Method cards" in item)
+    named = {page for card in cards for page in card.values()}
+    more = []
+    for path in sorted((ROOT / "docs" / "methods").glob("*.md")):
+        if (page := f"methods/{path.name}") not in named:
+            more.append({path.read_text().partition("\n")[0].removeprefix("# ").partition(" (")[0]: page})
+    return [{"Method cards": [*cards, *more]} if "Method cards" in item else item for item in nav]
+
+
+def other_operators() -> str:
+    """Reference entries for the public names of operators that no page of the reference names."""
+    from leanconv import _operators
+
+    named = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    entries = re.findall(r"^::: (\S+)", named, re.MULTILINE)
+    new = [f"::: {module}.{name}" for name, module in _operators().items() if f"leanconv.{name}" not in entries]
+    return "".join(f"\n{line}\n" for line in new)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the documents and pictures of `OUTSIDE`, and the options of every verb to the page on the command line."""
     from mkdocs.structure.files import File
@@ -32,6 +59,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     source = page.file.src_uri
     if source == "cli.md":
         markdown += options_of_verbs()
+    if source == "api/operators.md":
+        markdown += other_operators()
     outside = any(Path(source).match(pattern) for pattern in OUTSIDE)
     folder = posixpath.dirname(source if outside else f"docs/{source}")
 

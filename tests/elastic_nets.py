@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.elastic import ElasticNet, make_elastic
 from leanconv.elastic.layers.leaves import Elastic
+from leanconv.elastic.slices import Layer
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparableConv2d
 from leanconv.rewrites import Octave, rewrite
@@ -294,8 +295,9 @@ def masked(original: nn.Module, net: ElasticNet, width: float, x: Tensor) -> Any
     for name, module in original.named_modules():
         if name not in leaves:
             continue
-        keep = torch.zeros(leaves[name].outputs.full, dtype=x.dtype)
-        for start, length in leaves[name].outputs.runs(width):
+        outputs = leaves[name].elastic_layer.outputs
+        keep = torch.zeros(outputs.full, dtype=x.dtype)
+        for start, length in outputs.runs(net.checked(width).width):
             keep[start : start + length] = 1
 
         def hook(module: nn.Module, _: Any, y: Tensor, keep: Tensor = keep) -> Tensor:
@@ -311,7 +313,11 @@ def masked(original: nn.Module, net: ElasticNet, width: float, x: Tensor) -> Any
 
 def elastic_leaves(net: ElasticNet) -> dict[str, Elastic]:
     """The layers whose channels follow the width, by name."""
-    return {name: m for name, m in net.model.named_modules() if isinstance(m, Elastic) and hasattr(m, "outputs")}
+    return {
+        name: m
+        for name, m in net.model.named_modules()
+        if isinstance(m, Elastic) and isinstance(m.elastic_layer, Layer)
+    }
 
 
 def tensors(output: Any) -> list[Tensor]:

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan"}
+NO_TORCH = {"errors", "files", "machine", "spec", "story", "plan", "seeds"}
 
 
 def room_of(path: Path) -> str:
@@ -99,3 +99,63 @@ def test_every_room_exists_and_is_in_the_table() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 def test_files_are_about_one_thing(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 420
+
+
+def file_of(name: str) -> Path | None:
+    """The file of a module of ours; None for anything else."""
+    path = SRC.joinpath(*name.split(".")[1:])
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found[0] if found and name.startswith("leanconv.") else None
+
+
+def files_imported_by(path: Path) -> set[Path]:
+    """Imports at the top, inside functions and under TYPE_CHECKING alike; a package counts where it is named itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {file_of(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            parts = [file_of(f"{node.module}.{alias.name}") for alias in node.names]
+            found |= {part or file_of(node.module) for part in parts}
+    return {file for file in found if file is not None}
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[Path]]:
+    """The sets of files that all reach each other, several in each."""
+    order: list[Path] = []
+    seen: set[Path] = set()
+    backwards: dict[Path, set[Path]] = {file: set() for file in arrows}
+    for file, targets in arrows.items():
+        for target in targets:
+            backwards[target].add(file)
+
+    def walk(start: Path, graph: dict[Path, set[Path]], out: list[Path]) -> None:
+        seen.add(start)
+        for target in sorted(graph[start] - seen):
+            if target not in seen:
+                walk(target, graph, out)
+        out.append(start)
+
+    for file in arrows:
+        if file not in seen:
+            walk(file, arrows, order)
+    seen.clear()
+    found = []
+    for file in reversed(order):
+        if file not in seen:
+            walk(file, backwards, together := [])
+            if len(together) > 1 or file in arrows[file]:
+                found.append(sorted(together))
+    return found
+
+
+def test_no_circles() -> None:
+    arrows = {path: files_imported_by(path) for path in FILES}
+    found = [" <-> ".join(str(path.relative_to(SRC)) for path in files) for files in circles(arrows)]
+    assert not found, "\n".join(found)
+
+
+def test_circles_are_found() -> None:
+    a, b, c, d = (Path(name) for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a, d}}) == [[d], [a, b, c]]
+    assert circles({a: {b, c}, b: {c}, c: set(), d: {a}}) == []

@@ -9,6 +9,7 @@ import ast
 import doctest
 import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def test_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # tables are as wide as the terminal
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as where somebody types
+    before = set(sys.modules)
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks(path):
         capsys.readouterr()
@@ -48,6 +51,9 @@ def test_the_page_runs(
             _run_shell(block)
         if block.expected is not None and not block.idle:
             _compare(block, capsys.readouterr().out)
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]  # the next page may have a module of that name
 
 
 def _run_python(block: Block, namespace: dict[str, Any]) -> None:

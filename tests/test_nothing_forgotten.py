@@ -31,9 +31,9 @@ REFERENCE = re.findall(
 )
 
 
-def pages(nav: Any = SITE["nav"]) -> Iterator[str]:
+def pages(nav: Any = None) -> Iterator[str]:
     """Every page of the site's contents."""
-    for item in nav:
+    for item in script("site_pages").with_every_card(SITE["nav"]) if nav is None else nav:
         entry = next(iter(item.values())) if isinstance(item, dict) else item
         if isinstance(entry, str):
             yield entry
@@ -78,7 +78,9 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
     if name == "__version__":
         assert "`leanconv.__version__`" in (ROOT / "docs/api/models.md").read_text()
     else:
-        assert REFERENCE.count(f"leanconv.{name}") == 1
+        module = leanconv._operators().get(name)
+        added = re.findall(r"^::: (\S+)", script("site_pages").other_operators(), re.MULTILINE)
+        assert [*REFERENCE, *added].count(f"leanconv.{name}") + added.count(f"{module}.{name}") == 1
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -143,3 +145,17 @@ def test_the_project_says_the_same_everywhere() -> None:
     assert checked is not None
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {hook["files"] for hook in hooks if hook["id"].startswith("ruff")} == {f"^({'|'.join(checked[1].split())})/"}
+
+
+def test_what_nobody_has_listed_is_added_to_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new operator has a card and its names: they are in the contents and the reference without being typed again."""
+    module = script("site_pages")
+    for folder in ("methods", "api"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+    (tmp_path / "docs" / "methods" / "new.md").write_text("# A new idea (`new`)\n")
+    (tmp_path / "docs" / "api" / "operators.md").write_text("::: leanconv.Grouped\n")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    nav = module.with_every_card([{"Home": "index.md"}, {"Method cards": [{"Old": "methods/old.md"}]}])
+    assert nav[1] == {"Method cards": [{"Old": "methods/old.md"}, {"A new idea": "methods/new.md"}]}
+    assert "::: leanconv.ops.separable.Depthwise\n" in module.other_operators()
+    assert "Grouped" not in module.other_operators()

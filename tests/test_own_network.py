@@ -198,9 +198,10 @@ def test_copies_can_be_saved(here: Path) -> None:
     from my_nets import MyNet
 
     new = lc.rewrite(MyNet(), lc.OptimizedSeparable(where="two"), source="my_nets:MyNet").model
+    octave = lc.rewrite(MyNet(), lc.Octave(first=True, last=True), size=(3, 32, 32), source="my_nets:MyNet").model
     net = lc.make_elastic(MyNet(), widths=(0.5, 1.0), resolutions=(32,), source="my_nets:MyNet")
     x = torch.randn(1, 3, 32, 32)
-    for model in (new, net):
+    for model in (new, octave, net):
         for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert story_of(copied) == story_of(model)
             lc.save(copied, "saved")

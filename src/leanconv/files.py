@@ -7,20 +7,23 @@ machine and the process, so that a later writer can sweep what a killed one left
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["unwritable", "whole_file", "whole_folder", "write_text"]
+__all__ = ["csv_text", "unwritable", "whole_file", "whole_folder", "write_text"]
 
 Complain = Callable[[str], LeanconvError]
 """Makes the error for a reason such as "No space left on device"."""
@@ -83,6 +86,20 @@ def write_text(
     with whole_file(path, lambda reason: unwritable(path, reason, what=what, error=error)) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
     return path
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """`rows` as CSV: `columns`, then whatever else the rows have, in order of appearance.
+
+    >>> csv_text([{"epoch": 1, "loss": 0.5}])
+    'epoch,loss\\n1,0.5\\n'
+    """
+    text = io.StringIO()
+    names = dict.fromkeys((*columns, *(name for row in rows for name in row)))
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def unwritable(path: Path, reason: str, *, what: str = "", error: type[LeanconvError] = LeanconvError) -> LeanconvError:

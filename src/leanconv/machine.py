@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 __all__ = ["Machine", "cpu_name", "gpu_names", "memory_bytes", "this_machine", "usable_cores", "vectors", "versions"]
@@ -100,6 +99,8 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     >>> versions(["no-such-package"])
     {'no-such-package': None}
     """
+    from importlib.metadata import PackageNotFoundError, version  # slow, and the command line imports this file
+
     found: dict[str, str | None] = {}
     for package in packages:
         try:

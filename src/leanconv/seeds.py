@@ -12,9 +12,10 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["generator", "isolated", "mix", "python_random"]
 
@@ -31,6 +32,8 @@ def mix(*parts: int | str) -> int:
 
 def generator(*parts: int | str) -> torch.Generator:
     """A fresh CPU generator of torch that stands at the beginning of the stream named by `parts`."""
+    import torch
+
     return torch.Generator().manual_seed(mix(*parts))
 
 
@@ -50,6 +53,9 @@ def isolated(*parts: int | str) -> Iterator[None]:
     For other people's transforms, which draw from the global generators: what they draw depends on `parts` only, and
     what the network draws afterwards (dropout, say) does not depend on whether they ran in this process.
     """
+    import numpy as np
+    import torch
+
     seed = mix(*parts)
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)

@@ -48,13 +48,15 @@ class Story:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Story:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; leanconv 0.1 wrote "knobs", and its octave networks had other strides."""
         steps = tuple(
             (stem, {_RENAMED.get(name, name): value for name, value in settings.items()})
             for stem, settings in data.get("steps", ())
         )
-        options = data.get("options", data.get("knobs", {}))  # "knobs" as leanconv 0.1 wrote
-        return cls(model=data["model"], options=dict(options), steps=steps)
+        options = dict(data.get("options", data.get("knobs", {})))
+        if "knobs" in data and data["model"].startswith("oct_"):
+            options.setdefault("full_stride", "strided")
+        return cls(model=data["model"], options=options, steps=steps)
 
 
 _RENAMED = {"example_size": "size"}

@@ -103,15 +103,15 @@ def test_one_line_and_code_2(
     refuse: Refuse, arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "table.json").write_text(table())
+    save_table(tmp_path / "table.json")
     (tmp_path / "config.yaml").touch()
     before = sorted(tmp_path.rglob("*"))
     assert told in refuse(*arguments)
     assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
 
 
-def table() -> str:
-    """A query table as `QueryTable.save` writes it, made by itself."""
+def save_table(path: Path) -> None:
+    """Write a query table of two rows."""
     from leanconv.query.table import QueryTable, Row
 
     rows = tuple(
@@ -128,7 +128,7 @@ def table() -> str:
         )
         for width, accuracy, macs in ((1.0, 0.9, 4_000_000), (0.5, 0.8, 1_000_000))
     )
-    return QueryTable(rows=rows)._json()
+    QueryTable(rows=rows).save(path)
 
 
 def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
@@ -136,7 +136,7 @@ def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
 
 
 def test_budget_below_the_smallest_row(refuse: Refuse, tmp_path: Path) -> None:
-    (tmp_path / "table.json").write_text(table())
+    save_table(tmp_path / "table.json")
     told = refuse("pick", tmp_path / "table.json", "--max-macs", "0.5M")
     assert "1000000" in told.replace(",", "")
 

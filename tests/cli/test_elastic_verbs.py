@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save(net, tmp_path_factory.mktemp("saved") / "net")
     table = QueryTable.measure(net, loader, rounds=2)
     # The larger is the more accurate, as if it were trained.
-    rows = [{**row, "accuracy": row["width"]} for row in json.loads(table._json())["rows"]]
-    (folder / "table.json").write_text(json.dumps({"about": dict(table.about), "rows": rows}))
+    rows = tuple(replace(row, accuracy=row.width) for row in table.rows)
+    replace(table, rows=rows).save(folder / "table.json")
     return folder
 
 
@@ -71,7 +72,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def test_run_keeps_a_target_and_tells(run: Run, folder: Path, images: str, tmp_path: Path) -> None:
     code, out, err = run(
-        "run", folder, "--target-ms", 1000, "--seconds", 0.6, "--load", "0.3:1", "--trace", tmp_path / "t.csv",
+        "run", folder, "--target-ms", 1000, "--seconds", 0.6, "--log", tmp_path / "t.csv",
         "--plot", tmp_path / "t.png",
     )  # fmt: skip
     assert code == 0, err
@@ -99,8 +100,6 @@ def retrained(folder: Path) -> torch.nn.Module:
     [
         (lambda f: None, ["--target-ms", "0"], "target must be a number of milliseconds above 0"),
         (lambda f: None, ["--target-ms", "5", "--seconds", "0"], "--seconds 0: expected a number above 0"),
-        (lambda f: None, ["--target-ms", "5", "--load", "x"], "expected SECOND:PROCESSES"),
-        (lambda f: None, ["--target-ms", "5", "--core", "9999"], "there is no core 9999"),
         (lambda f: (f / "table.json").unlink(), ["--target-ms", "5"], "no query table there"),
         (lambda f: save(create_model("resnet20"), f), ["--target-ms", "5"], "has a single configuration"),
         (
@@ -136,21 +135,21 @@ def test_what_table_calibrates_stays_in_the_folder(run: Run, folder: Path, image
     load(folder).extract(0.75, 20)  # no longer refused
 
 
-def test_table_and_pick_by_setting_and_memory(run: Run, folder: Path, images: str, tmp_path: Path) -> None:
+def test_table_and_pick_by_setup_and_memory(run: Run, folder: Path, images: str, tmp_path: Path) -> None:
     arguments = ["--step", 0.5, "--resolution", 20, "--data", images, "--out", tmp_path / "t.csv"]
     code, out, err = run("table", folder, *arguments, "--batch", 1, "--batch", 2)
     assert code == 0, err
     assert "eager_t1_b2 [ms]" in out
     table = QueryTable.load(tmp_path / "t.csv")
-    assert table.settings == ("eager_t1_b1", "eager_t1_b2")
+    assert table.setups == ("eager_t1_b1", "eager_t1_b2")
     least = min(row.peak_bytes for row in table.rows)
     picked = json.loads(run("pick", tmp_path / "t.csv", "--max-memory", least, "--json")[1])
     assert picked["peak_bytes"] == least
     code, _, err = run("pick", tmp_path / "t.csv", "--max-memory", least - 1)
     assert code == 2
     assert f"the cheapest is 0.5-20 with peak_bytes = {least}" in err
-    limit = ["--max-latency-ms", 1e6, "--setting"]
+    limit = ["--max-latency-ms", 1e6, "--setup"]
     assert run("pick", tmp_path / "t.csv", *limit, "eager_t1_b2")[0] == 0
-    assert "setting of a latency 'eager_t9_b1'" in run("pick", tmp_path / "t.csv", *limit, "eager_t9_b1")[2]
+    assert "timing setup 'eager_t9_b1'" in run("pick", tmp_path / "t.csv", *limit, "eager_t9_b1")[2]
     code, _, err = run("table", folder, *arguments, "--threads", 0)
     assert "--threads 0: expected a whole number from 1" in err

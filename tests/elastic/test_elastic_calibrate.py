@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from elastic_nets import NETS, SIDES, elastic
 from torch import nn
 
+from elastic_nets import NETS, SIDES, elastic
 from leanconv.elastic import Config, calibrate, from_settings, make_elastic
 from leanconv.elastic.net import resized
 from leanconv.errors import DataError, LeanconvError, NotCalibrated
@@ -179,8 +179,8 @@ def test_nothing_is_stored_when_a_configuration_fails():
     with pytest.raises(OSError, match="disk"):
         calibrate(net, loader(), CONFIGS)
     assert net.calibrated == ()
-    assert net.dial.statistics is None
-    assert net.dial.config == (1.0, 16)
+    assert not any("forward" in vars(norm) for norm in net.norms)
+    assert net.active.config == (1.0, 16)
 
 
 @pytest.mark.parametrize(

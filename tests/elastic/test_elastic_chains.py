@@ -1,4 +1,4 @@
-"""Chains of grouped convolutions at a width: the rule of `subplan`, in integers and in modules."""
+"""Chains of grouped convolutions at a width: the rule of `narrowed_plan`, in integers and in modules."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import pickle
 
 import pytest
 import torch
-from elastic_nets import masked, randomized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from elastic_nets import masked, randomized
 from leanconv.cost import measure
 from leanconv.elastic import make_elastic
-from leanconv.elastic.layers.chains import ElasticBorder
+from leanconv.elastic.layers.chains import ElasticChain
 from leanconv.elastic.layers.leaves import Elastic
-from leanconv.elastic.narrowed_plan import left_of
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
 from leanconv.ops.igc import InterleavedGroup, InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d, OptimizedSeparableConv3d
+from leanconv.plan import narrowed_plan
 from leanconv.spec import ConvSpec
 
 
@@ -40,7 +40,7 @@ def chains(net: nn.Module) -> list[nn.Conv2d]:
 def test_an_interleaved_block_at_half_width_is_one_of_half_the_partitions():
     """Whole primary partitions are dropped, the secondary ones stay: L and M become L / 2 and M."""
     plan = InterleavedGroup(primary_partitions=8).plan(spec(32, 32))
-    left = left_of(plan, range(16), range(16))
+    left = narrowed_plan(plan, range(16), range(16))
     half = InterleavedGroup(primary_partitions=4).plan(spec(16, 16))
     for stage, wanted in zip(left.stages, half.stages, strict=True):
         assert len(stage.groups) == wanted.conv.groups
@@ -52,7 +52,7 @@ def test_an_interleaved_block_at_half_width_is_one_of_half_the_partitions():
 def test_an_optimized_separable_pair_drops_whole_groups_of_both_stages():
     plan = OptimizedSeparable().plan(spec(64, 64))  # 22 groups of 3, then 3 of 22, on 66 slots
     assert str(plan) == "3x3 66->66 g22, shuffle 22; 1x1 66->66 g3"
-    first, second = left_of(plan, range(32), range(32)).stages
+    first, second = narrowed_plan(plan, range(32), range(32)).stages
     assert (first.groups, first.reads, first.makes) == (tuple(range(11)), (0, 1, 2), (0, 1))
     assert (second.groups, second.reads, second.makes) == ((0, 1), tuple(range(11)), tuple(range(22)))
 
@@ -60,7 +60,7 @@ def test_an_optimized_separable_pair_drops_whole_groups_of_both_stages():
 def test_what_nothing_feeds_reads_zero():
     """31 channels in groups of 3: the last group has two empty places."""
     plan = OptimizedSeparable().plan(spec(64, 64))
-    left = left_of(plan, range(31), range(64))
+    left = narrowed_plan(plan, range(31), range(64))
     assert left.borders[0] == (*range(31), -1, -1)
     assert [len(stage.groups) for stage in left.stages] == [11, 3]
 
@@ -134,7 +134,7 @@ def test_copies_and_pickles():
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         with twin.at(0.5):
             assert torch.equal(twin(x), expected)
-        assert net.dial is not twin.dial
-        borders = [m for m in twin.modules() if isinstance(m, ElasticBorder)]
-        assert len(borders) == 3
-        assert all(border.dial is twin.dial for border in borders)
+        assert net.active is not twin.active
+        (chain,) = (m for m in twin.modules() if isinstance(m, ElasticChain))
+        assert [step for step in chain.elastic_steps if isinstance(step, int)] == [0, 1, 2]
+        assert all(m.elastic_config is twin.active for m in (chain, chain.conv1, chain.conv2))

@@ -45,13 +45,13 @@ def test_all_three_axes_at_once():
         assert torch.equal(model(x), net(x))
     net.train()
     with net.at(width=0.5, resolution=12, frames=4):
-        assert net.dial.config == (0.5, 12, 4)
+        assert net.active.config == (0.5, 12, 4)
         answer = net(x)
     static = net.extract(0.5, 12, 4, calibrated=False)
     torch.testing.assert_close(static(resized(x[:, :, ::2], 12)), answer)
-    assert net.dial.config == (1.0, 16, 8)
+    assert net.active.config == (1.0, 16, 8)
     with net.at(0.5):  # frames and resolution as they come count as native
-        assert net.dial.config == Config(0.5, 16, 8)
+        assert net.active.config == Config(0.5, 16, 8)
         assert net(torch.randn(3, 3, 5, 16, 16)).shape == (3, 5)
 
 
@@ -94,7 +94,7 @@ def test_the_grid_has_all_three():
 def test_without_elastic_frames_nothing_changes():
     net = make_elastic(clip_net(), resolutions=(16,), size=(3, 8, 16, 16))
     assert net.frames == ()
-    assert net.dial.config == (1.0, 16)
+    assert net.active.config == (1.0, 16)
     assert "frames" not in net.settings
     with pytest.raises(LeanconvError, match="this network's frames are not elastic"), net.at(0.5, 16, 4):
         pass

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from elastic_nets import NETS, SIDES, randomized, unit
 from torch import nn
 
+from elastic_nets import NETS, SIDES, randomized, unit
 from leanconv.elastic import make_elastic
 from leanconv.errors import RewriteError
 
@@ -116,7 +116,7 @@ def test_constants_in_a_forward_are_replaced():
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(x), net(x))
     static = net.extract(0.5, calibrated=False)
-    assert type(static.middle).__name__ == "RecountedRemembering"
+    assert type(static.middle).__name__ == "PatchedRemembering"
     assert "signs" not in static.middle.table or type(static.middle.table["signs"]) is torch.Tensor
     with net.at(0.5):
         expected = net(x)
@@ -164,7 +164,7 @@ def test_extracted_networks_are_exported(name):
 def test_extracted_networks_are_compiled_whole(name):
     code = f"""
 import sys, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from elastic_nets import NETS, SIDES, randomized
 from leanconv.elastic import make_elastic
 static = make_elastic(randomized(NETS[{name!r}]()), (0.25, 1.0), SIDES).extract(0.5, calibrated=False).eval()

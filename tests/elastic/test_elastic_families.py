@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from elastic_nets import elastic_leaves, masked
 from torch import Tensor, nn
 
+from elastic_nets import elastic_leaves, masked
 from leanconv.cost import measure
 from leanconv.elastic import ElasticNet, make_elastic
 from leanconv.elastic.layers.leaves import Elastic

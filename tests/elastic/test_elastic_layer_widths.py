@@ -10,7 +10,7 @@ import torch
 
 from elastic_nets import NETS, elastic, elastic_leaves, masked, tensors
 from leanconv.build import create_model
-from leanconv.elastic import LayerWidths, MutualObjective, calibrate, make_elastic, plan_step
+from leanconv.elastic import MutualObjective, Width, calibrate, make_elastic, plan_step
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.query import QueryTable
@@ -23,7 +23,7 @@ def test_equals_the_original_with_dropped_channels_zeroed_and_what_is_extracted(
     x = torch.randn(4, 3, 16, 16)
     model.train(), net.train()
     for seed in range(3):
-        width = LayerWidths(0.25, 1.0, seed)
+        width = Width.by_layer(0.25, 1.0, seed)
         with net.at(width):
             narrow = tensors(net(x))
         static = net.extract(width, calibrated=False)
@@ -35,24 +35,26 @@ def test_equals_the_original_with_dropped_channels_zeroed_and_what_is_extracted(
 
 def test_layers_differ_and_coupled_layers_agree():
     net = make_elastic(create_model("resnet20"), (0.25, 1.0), (32,), divisor=None)
-    width = LayerWidths(0.25, 1.0, seed=1)
-    leaves = elastic_leaves(net)
-    shares = {name: leaf.outputs.count(width) / leaf.outputs.full for name, leaf in leaves.items()}
+    width = Width.by_layer(0.25, 1.0, seed=1)
+    outputs = {name: leaf.elastic_layer.outputs for name, leaf in elastic_leaves(net).items()}
+    shares = {name: channels.count(width) / channels.full for name, channels in outputs.items()}
     assert len({round(share, 2) for share in shares.values()}) > 8
-    assert all(0.25 - 0.04 <= share <= 1 for name, share in shares.items() if leaves[name].outputs.moves)
+    assert all(
+        0.25 - 0.04 <= share <= 1 for name, share in shares.items() if any(one.law for one in outputs[name].slices)
+    )
     adds = [name for name in shares if name.startswith("stages.1") and name.endswith("bn2")]
     assert len({shares[name] for name in adds}) <= 1
 
 
 def test_equal_seeds_are_equal_widths_wherever_they_are_drawn():
-    width = LayerWidths(0.25, 1.0, seed=5)
+    width = Width.by_layer(0.25, 1.0, seed=5)
     assert width == copy.deepcopy(width) == pickle.loads(pickle.dumps(width))
-    assert width != LayerWidths(0.25, 1.0, seed=6)
+    assert width != Width.by_layer(0.25, 1.0, seed=6)
     assert width != float(width)
-    assert LayerWidths(0.25, 1.0, seed=5).of("a") == width.of("a") != width.of("b")
+    assert Width.by_layer(0.25, 1.0, seed=5).of("a") == width.of("a") != width.of("b")
     plan = plan_step(0, 3, (0.25, 1.0), (32, 24), layer_widths=True)
     assert plan == plan_step(0, 3, (0.25, 1.0), (32, 24), layer_widths=True)
-    assert [isinstance(config.width, LayerWidths) for config in plan] == [False, True, True, False]
+    assert [config.width.drawn is not None for config in plan] == [False, True, True, False]
     assert (plan[0].width, plan[-1].width) == (1.0, 0.25)
     assert plan[1].width != plan[2].width
 
@@ -70,7 +72,7 @@ def test_training_reaches_all_weights(low_memory):
 
 def test_is_for_training_alone():
     _, net = elastic("residual")
-    width, x = LayerWidths(0.25, 1.0, seed=0), torch.randn(8, 3, 16, 16)
+    width, x = Width.by_layer(0.25, 1.0, seed=0), torch.randn(8, 3, 16, 16)
     with pytest.raises(NotCalibrated), net.eval().at(width):
         net(x)
     for refused in (
@@ -81,4 +83,4 @@ def test_is_for_training_alone():
         with pytest.raises(LeanconvError, match="for training"):
             refused()
     with pytest.raises(LeanconvError, match="beyond the widths"):
-        net.checked(LayerWidths(0.1, 1.0, seed=0))
+        net.checked(Width.by_layer(0.1, 1.0, seed=0))

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from elastic_nets import masked
 from torch import nn
 
+from elastic_nets import masked
 from leanconv.elastic import make_elastic
 from leanconv.elastic.layers.leaves import Elastic
 from leanconv.elastic.net import resized

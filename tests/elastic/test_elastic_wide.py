@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from elastic_nets import NETS, SIDES, elastic_leaves, randomized, tensors
 from torch import nn
 
+from elastic_nets import NETS, SIDES, elastic_leaves, randomized, tensors
 from leanconv.build import create_model, load, save
 from leanconv.elastic import make_elastic
 from leanconv.elastic.net import resized
-from leanconv.elastic.width import channels_at
+from leanconv.elastic.width import Width, channels_at
 from leanconv.errors import NotCalibrated, RewriteError
 from leanconv.nets import CifarResNet
 
@@ -58,13 +58,13 @@ def test_wider_parts(name, width):
 def test_counts_follow_the_law_and_the_weights_are_as_wide():
     _, net = widened("residual", (0.25, 1.6))
     for name, leaf in elastic_leaves(net).items():
-        if leaf.outputs.spans[0].law is None:
+        if leaf.elastic_layer.outputs.slices[0].law is None:
             assert name == "head"
             continue
-        (span,) = leaf.outputs.spans
-        assert leaf.outputs.full == channels_at(span.units, 1.6) == leaf.weight.shape[0]
-        assert leaf.outputs.count(1.0) == span.units
-        assert leaf.outputs.count(0.5) < span.units
+        (one,) = leaf.elastic_layer.outputs.slices
+        assert leaf.elastic_layer.outputs.full == channels_at(one.units, 1.6) == leaf.weight.shape[0]
+        assert leaf.elastic_layer.outputs.count(Width(1.0)) == one.units
+        assert leaf.elastic_layer.outputs.count(Width(0.5)) < one.units
     assert net.model.stem[0].out_channels == 48  # 32 * 1.6 = 51.2, and 48 is the nearest multiple of 8
 
 

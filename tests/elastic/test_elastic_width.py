@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.elastic.coupling.ratios import Edge, assign_ratios
-from leanconv.elastic.coupling.rows import Axis, Misfit, Segment, align, fixed_row, pin, resolve, unify
-from leanconv.elastic.slices import Channels, Span
-from leanconv.elastic.width import Config, channels_at, make_divisible
+from leanconv.elastic.coupling.find import assign_ratios
+from leanconv.elastic.coupling.rows import Axis, CannotFollow, Segment, align, fix, fixed_row, resolve, unify
+from leanconv.elastic.slices import MOST, Channels, Slice
+from leanconv.elastic.width import Config, Width, channels_at, make_divisible
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,24 @@ def test_ratio_keeps_a_block_in_step(block, width, times):
     assert channels_at(2 * block, width, ratio=Fraction(1, 4)) * 4 == outer
 
 
+@given(st.floats(1e-6, 4.0), st.integers(1, 4096))
+def test_any_width_is_found_again_by_its_tag(width, resolution):
+    config = Config(width, resolution)
+    assert Config.from_tag(config.tag) == config
+    assert Config.from_tag(config.tag).width == width
+    assert "." not in config.tag  # it is a part of a buffer's name
+
+
+def test_equal_numbers_are_equal_widths_and_drawn_ones_are_no_numbers():
+    assert Width(0.5) == 0.5 == Width(0.5)
+    assert hash(Width(0.5)) == hash(0.5)
+    assert repr(Width(5 / 6)) == repr(5 / 6)
+    drawn = Width.by_layer(0.25, 0.75, seed=1)
+    assert drawn != 0.5
+    assert Config(drawn, 16).tag != Config(0.5, 16).tag
+    assert f"{drawn:g}" == "(0.25..0.75 by layer)"
+
+
 @given(st.integers(1, 10_000), st.integers(1, 4096))
 def test_tag_round_trip(ten_thousandths, resolution):
     config = Config(ten_thousandths / 10_000, resolution)
@@ -82,36 +100,36 @@ def test_unify_is_transitive_through_a_third():
 
 
 def test_groups_that_do_not_fit_a_part():
-    with pytest.raises(Misfit, match="groups of 16 channels do not fit into a part of 24"):
+    with pytest.raises(CannotFollow, match="groups of 16 channels do not fit into a part of 24"):
         align(row(24), 16)
 
 
 def test_cut_inside_a_group():
     one = row(32)
     align(one, 16)
-    with pytest.raises(Misfit, match="cannot be cut at 8"):
+    with pytest.raises(CannotFollow, match="cannot be cut at 8"):
         unify(one, row(8, 24))
 
 
-def test_pin_reaches_everything_that_was_merged():
+def test_fix_reaches_everything_that_was_merged():
     a, b = row(32), row(16, 16)
     unify(a, b)
-    pin(a, "because")
+    fix(a, "because")
     assert all(s.axis.fixed == "because" for s in resolve(b))
 
 
 def test_runs_join_neighbours_and_are_forgotten_in_time():
     law = (1, 8, Fraction(1))
-    channels = Channels((Span(32, 1, law), Span(8, 1), Span(64, 1, law)))
-    assert channels.runs(0.5) == ((0, 16), (32, 40))
-    assert channels.runs(1.0) == ((0, 104),)
-    for i in range(1, 2 * Channels.REMEMBERED):
-        channels.runs(i / 1000)
-    assert len(channels._known) <= Channels.REMEMBERED
+    channels = Channels((Slice(32, 1, law), Slice(8, 1), Slice(64, 1, law)))
+    assert channels.runs(Width(0.5)) == ((0, 16), (32, 40))
+    assert channels.runs(Width(1.0)) == ((0, 104),)
+    for i in range(1, 2 * MOST):
+        channels.runs(Width(i / 1000))
+    assert len(channels._known) <= MOST
 
 
 def test_flattened_channels_keep_their_neighbours():
-    assert Channels((Span(32, 9, (1, 8, Fraction(1))),)).runs(0.5) == ((0, 16 * 9),)
+    assert Channels((Slice(32, 9, (1, 8, Fraction(1))),)).runs(Width(0.5)) == ((0, 16 * 9),)
 
 
 def test_bottleneck_and_expansion_ratios():
@@ -119,9 +137,7 @@ def test_bottleneck_and_expansion_ratios():
     stream[0].axis.stream = True
     narrow, expanded, out = row(16), row(96), row(24)
     expanded[0].axis.depthwise = True
-    assign_ratios(
-        [Edge(image, middle), Edge(middle, stream), Edge(image, narrow), Edge(narrow, expanded), Edge(expanded, out)]
-    )
+    assign_ratios([(image, middle), (middle, stream), (image, narrow), (narrow, expanded), (expanded, out)])
     ratios = [r[0].axis.ratio for r in (stream, middle, narrow, expanded, out)]
     assert ratios == [None, Fraction(1, 4), Fraction(1), Fraction(6), None]
 
@@ -129,5 +145,5 @@ def test_bottleneck_and_expansion_ratios():
 def test_widening_alone_is_no_expansion():
     narrow, wide, wider = row(32), row(64), row(128)
     narrow[0].axis.depthwise = wide[0].axis.depthwise = True
-    assign_ratios([Edge(narrow, wide), Edge(wide, wider)])
+    assign_ratios([(narrow, wide), (wide, wider)])
     assert wide[0].axis.ratio is None

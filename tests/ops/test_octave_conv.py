@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.errors import LeanconvError, PlanError
-from leanconv.ops.octave import OctavePair, OctConv2d, OctConv3d, halve, low_channels, match, merge, split
+from leanconv.ops.octave import OctConv2d, OctConv3d
+from leanconv.ops.octave_map import OctaveMap, merge, split
+from leanconv.ops.octave_parts import halve, low_channels, match
 
 
 def half(size: int) -> int:
     return -(-size // 2)
 
 
-def pair_of(high: int, low: int, *size: int, dtype: torch.dtype = torch.float64) -> OctavePair:
+def pair_of(high: int, low: int, *size: int, dtype: torch.dtype = torch.float64) -> OctaveMap:
     """A random pair for maps of `size`; of three sizes the first is time."""
     small = (*size[:-2], half(size[-2]), half(size[-1]))
-    return OctavePair(torch.randn(2, high, *size, dtype=dtype), torch.randn(2, low, *small, dtype=dtype))
+    return OctaveMap(torch.randn(2, high, *size, dtype=dtype), torch.randn(2, low, *small, dtype=dtype))
 
 
 SIZES = [(8, 8), (9, 9), (7, 10), (1, 1), (2, 3), (3, 8, 9), (1, 5, 4)]
@@ -39,7 +41,7 @@ def test_split_undoes_merge_bit_for_bit(size: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("function", [torch.relu, functional.silu, lambda x: x * 3 - 1])
 def test_pointwise_functions_commute_with_merging(function: Any, size: tuple[int, ...]) -> None:
     pair = pair_of(5, 3, *size)
-    assert torch.equal(merge(OctavePair(function(pair.high), function(pair.low))), function(merge(pair)))
+    assert torch.equal(merge(OctaveMap(function(pair.high), function(pair.low))), function(merge(pair)))
 
 
 def test_low_channels_are_rounded_down() -> None:
@@ -92,7 +94,7 @@ def test_is_the_definition(alpha_in: float, alpha_out: float, stride: int) -> No
     x = pair if conv.low_in and conv.high_in else (pair.low if conv.low_in else pair.high)
     wanted = reference(conv, pair.high if conv.high_in else None, pair.low if conv.low_in else None)
     got = conv(x)
-    parts = got if isinstance(got, OctavePair) else ((None, got) if conv.low_out else (got, None))
+    parts = (got.high, got.low) if isinstance(got, OctaveMap) else ((None, got) if conv.low_out else (got, None))
     for one, other in zip(parts, wanted, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -146,7 +148,7 @@ def test_any_padding_gives_the_size_of_the_ordinary_convolution(
     conv = OctConv2d(8, 8, **shape, alpha_in=alphas[0], alpha_out=alphas[1])
     pair = pair_of(4, 4, size, size, dtype=torch.float32)
     out = conv(pair if alphas[0] else torch.randn(2, 8, size, size))
-    high, low = out if isinstance(out, OctavePair) else ((None, out) if alphas[1] else (out, None))
+    high, low = (out.high, out.low) if isinstance(out, OctaveMap) else ((None, out) if alphas[1] else (out, None))
     assert high is None or high.shape[2:] == plain.shape[2:]
     assert low is None or low.shape[2:] == (half(plain.shape[2]), half(plain.shape[3]))
 
@@ -193,7 +195,7 @@ def test_a_constant_image_goes_through_as_through_the_dense_layer() -> None:
     grouped = value.reshape(1, 2, 4, 1, 1)
     high = grouped[:, :, :3].reshape(1, 6, 1, 1).expand(1, 6, 16, 16)
     low = grouped[:, :, 3:].reshape(1, 2, 1, 1).expand(1, 2, 8, 8)
-    out = octave(OctavePair(high, low))
+    out = octave(OctaveMap(high, low))
     wanted = dense(value.expand(1, 8, 16, 16))[0, :, 8, 8].reshape(2, 6)
     torch.testing.assert_close(out.high[0, :, 8, 8], wanted[:, :3].flatten())
     torch.testing.assert_close(out.low[0, :, 4, 4], wanted[:, 3:].flatten())
@@ -222,8 +224,13 @@ def test_three_axes_keep_time_and_its_stride() -> None:
 def test_gradients_are_right() -> None:
     conv = OctConv2d(4, 4, 3, 2, 1, dtype=torch.float64)
     pair = pair_of(2, 2, 5, 5)
-    high, low = (part.requires_grad_() for part in pair)
-    assert torch.autograd.gradcheck(lambda h, l: tuple(conv(OctavePair(h, l))), (high, low))
+    high, low = (part.requires_grad_() for part in (pair.high, pair.low))
+
+    def parts(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        y = conv(OctaveMap(high, low))
+        return y.high, y.low
+
+    assert torch.autograd.gradcheck(parts, (high, low))
 
 
 @pytest.mark.parametrize(
@@ -244,9 +251,9 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_bad_inputs() -> None:
-    with pytest.raises(LeanconvError, match="expects a pair of 4 high and 4 low channels"):
+    with pytest.raises(LeanconvError, match="expects a map of 4 high and 4 low channels"):
         OctConv2d(8, 8, 3)(torch.zeros(1, 8, 8, 8))
-    with pytest.raises(LeanconvError, match="expects one tensor"):
+    with pytest.raises(LeanconvError, match="expects one plain tensor"):
         OctConv2d(8, 8, 3, alpha_in=0)(pair_of(4, 4, 8, 8))
     with pytest.raises(PlanError, match="takes 2D convolutions, got Conv3d"):
         OctConv2d.from_conv(nn.Conv3d(4, 4, 3))

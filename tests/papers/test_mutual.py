@@ -76,7 +76,7 @@ def test_resnet50():
     ratios = {
         name: str(m.outputs.spans[0].law[2])
         for name, m in net.model.named_modules()
-        if hasattr(m, "dial") and m.outputs.spans[0].law
+        if hasattr(m, "elastic_config") and m.outputs.spans[0].law
     }
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv3", "downsample.0"))} == {"1"}
     assert {ratio for name, ratio in ratios.items() if name.endswith(("conv1", "conv2"))} == {"1/4"}

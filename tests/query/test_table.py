@@ -14,7 +14,7 @@ from elastic_nets import NETS, elastic
 from leanconv.elastic import Config, calibrate, make_elastic
 from leanconv.elastic.net import resized
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
-from leanconv.query import QueryTable, Row, Setting, time_table
+from leanconv.query import QueryTable, Row, TimingSetup
 from leanconv.query.measure import machine
 from leanconv.query.rows import Time
 from leanconv.story import Story, remember
@@ -41,9 +41,9 @@ limits = st.none() | st.integers(1, 50)
 
 @given(tables, limits, limits, limits, st.none() | st.floats(0.1, 10), st.none() | st.floats(0, 1), st.integers(0, 3))
 def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, memory, latency, accuracy, which):
-    setting = None if which == 3 or which >= len(table.settings) else table.settings[which]
+    setting = None if which == 3 or which >= len(table.setups) else table.setups[which]
 
-    chosen = setting or next(iter(table.settings), None)
+    chosen = setting or next(iter(table.setups), None)
 
     def time(row):
         if chosen == "eager_t1_b1":
@@ -65,7 +65,7 @@ def test_pick_is_the_best_within_the_budget_or_says_so(table, macs, params, memo
         "max_peak_bytes": memory,
         "max_latency_ms": latency,
         "min_accuracy": accuracy,
-        "setting": setting,
+        "setup": setting,
     }
     if latency is not None and all(time(row) is None for row in table.rows):
         with pytest.raises(LeanconvError, match="without latencies"):
@@ -241,14 +241,14 @@ def test_networks_without_norms_are_measured_on_the_grid():
     assert [row.config for row in table.rows] == list(net.configurations())
 
 
-# ----------------------------------------------------------------------------------------- many settings, many machines
+# ----------------------------------------------------------------------------------------- many setups, many machines
 
 
-def test_latencies_of_more_settings_are_columns(measured, tmp_path):
+def test_latencies_of_more_setups_are_columns(measured, tmp_path):
     net, _, table = measured
     table = QueryTable(table.rows[:2], table.about)
-    more = time_table(table, net, [Setting("eager", 1, 4), Setting("onnxruntime")], rounds=2)
-    assert more.settings == ("eager_t1_b1", "eager_t1_b4", "onnxruntime_t1_b1")
+    more = table.timed(net, [TimingSetup("eager", 1, 4), TimingSetup("onnxruntime")], rounds=2)
+    assert more.setups == ("eager_t1_b1", "eager_t1_b4", "onnxruntime_t1_b1")
     for row, before in zip(more.rows, table.rows, strict=True):
         assert (row.config, row.latency_ms) == (before.config, before.latency_ms)
         assert all(0 < time.low_ms <= time.median_ms <= time.high_ms for time in row.times.values())
@@ -257,32 +257,32 @@ def test_latencies_of_more_settings_are_columns(measured, tmp_path):
     header = (tmp_path / "t.csv").read_text().splitlines()[1].split(",")
     assert header[-3:] == ["onnxruntime_t1_b1_median_ms", "onnxruntime_t1_b1_low_ms", "onnxruntime_t1_b1_high_ms"]
     slowest = max(row.times["eager_t1_b4"].median_ms for row in more.rows)
-    assert more.pick(max_latency_ms=slowest, setting="eager_t1_b4") in more.rows
-    with pytest.raises(UnknownName, match="setting of a latency 'openvino_t1_b1'"):
-        more.pick(max_latency_ms=1, setting="openvino_t1_b1")
+    assert more.pick(max_latency_ms=slowest, setup="eager_t1_b4") in more.rows
+    with pytest.raises(UnknownName, match="timing setup 'openvino_t1_b1'"):
+        more.pick(max_latency_ms=1, setup="openvino_t1_b1")
     with pytest.raises(LeanconvError, match="latencies of eager_t1_b4 already"):
-        time_table(more, net, [Setting("eager", 1, 4)], rounds=2)
+        more.timed(net, [TimingSetup("eager", 1, 4)], rounds=2)
     with pytest.raises(UnknownName, match="unknown backend 'tvm'"):
-        time_table(table, net, [Setting("tvm")])
+        table.timed(net, [TimingSetup("tvm")])
 
 
-def test_a_table_that_was_first_measured_without_latency_takes_the_first_setting_as_its_own():
+def test_a_table_that_was_first_measured_without_latency_takes_the_first_setup_as_its_own():
     table = SMALL.with_times(
-        Setting("openvino", 2, 1),
+        TimingSetup("openvino", 2, 1),
         {Config(0.5, 32): Time(5.0, 4.0, 6.0), Config(1.0, 32): Time(9.0, 8.0, 9.5)},
         rounds=7,
     )
-    assert table.settings == ("openvino_t2_b1",)
+    assert table.setups == ("openvino_t2_b1",)
     assert [row.latency_ms for row in table.rows] == [None, 5.0, 9.0]
     assert table.about["latency"] == {"backend": "openvino", "threads": 2, "batch": 1, "rounds": 7}
     assert table.pick(max_latency_ms=8).width == 0.5
 
 
-def test_settings_have_names():
-    assert Setting.from_tag(Setting("onnxruntime", 4, 8).tag) == ("onnxruntime", 4, 8)
+def test_setups_have_names():
+    assert TimingSetup.from_tag(TimingSetup("onnxruntime", 4, 8).tag) == ("onnxruntime", 4, 8)
     for tag in ("eager", "eager_t0_b1", "_t1_b1", "eager_t1_b1_ms"):
-        with pytest.raises(UnknownName, match="is no setting of a latency"):
-            Setting.from_tag(tag)
+        with pytest.raises(UnknownName, match="is no timing setup"):
+            TimingSetup.from_tag(tag)
 
 
 OLD = """# {"model": "CifarResNet", "latency": {"threads": 2, "rounds": 20, "batch": 1, "backend": "torch eager"}}
@@ -294,7 +294,7 @@ width,resolution,accuracy,macs,params,latency_ms,latency_low_ms,latency_high_ms,
 def test_files_of_the_first_version_load(tmp_path):
     (tmp_path / "old.csv").write_text(OLD)
     table = QueryTable.load(tmp_path / "old.csv")
-    assert table.settings == ("eager_t2_b1",)
+    assert table.setups == ("eager_t2_b1",)
     assert table.rows[0].latency_ms == 1.5
     assert table.rows[0].peak_bytes is None
     assert QueryTable.load(table.save(tmp_path / "new.json")) == table

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_nets import elastic
-from leanconv.deploy import Load
-from leanconv.deploy.load import pin
 from leanconv.elastic import calibrate
 from leanconv.errors import LeanconvError, NotCalibrated
-from leanconv.query import Row
-from leanconv.report import plot_trace
-from leanconv.serve import Call, Governor, Runtime, Trace, serve
+from leanconv.query import QueryTable, Row
+from leanconv.report import plot_serve_log
+from leanconv.serve import Call, Governor, Runtime, ServeLog, serve
 
 CONFIGS = [(1.0, 16), (0.5, 16), (0.25, 12)]
 
@@ -94,6 +90,24 @@ def test_a_runtime_refuses():
         Runtime(net, [])
     with pytest.raises(NotCalibrated, match=r"0\.75-16"):
         Runtime(net, [(0.75, 16)])
+
+
+def test_a_width_of_many_digits_is_found_again(tmp_path):
+    """5/6 has no end: calibrated, measured, written, read and run it is still the same configuration."""
+    _, net = elastic("residual")
+    configs = [(5 / 6, 16), (0.8333, 16)]
+    x = torch.randn(16, 3, 16, 16)
+    calibrate(net, [x], configs)
+    assert set(net.calibrated) == set(configs)
+    table = QueryTable.measure(net, [(x, torch.zeros(16))], rounds=1)
+    rows = QueryTable.load(table.save(tmp_path / "table.csv")).rows
+    assert {row.config for row in rows} == set(configs)
+    assert all(row.latency_ms for row in rows)
+    fresh = elastic("residual")[1]
+    fresh.load_state_dict(net.state_dict())
+    runtime = Runtime(fresh, [row.config for row in rows])
+    runtime.use(5 / 6, 16)
+    assert runtime.config == (5 / 6, 16)
 
 
 # --------------------------------------------------------------------------------------------------------- the governor
@@ -269,29 +283,27 @@ def test_serving_follows_governor_and_load(tmp_path):
             clock.now += 0.010 * self.config.width * (3 if 2 <= clock.now < 4 else 1)
             return super().__call__(x)
 
-    class Schedule(Load):
-        def follow(self, second):
-            return self.wanted(second)
+    def load(second):
+        return int(2 <= second < 4)
 
     governor = Governor(table, target_ms=12)
     runtime = Slow(net, [row.config for row in governor.rows])
-    with Schedule([(2, 1), (4, 0)]) as load:
-        trace = serve(runtime, governor, [torch.randn(1, 3, 16, 16)], seconds=8, load=load, clock=clock)
-    assert [phase.load for phase in trace.phases()] == [0, 1, 0]
-    free, busy, again = trace.phases()
+    log = serve(runtime, governor, [torch.randn(1, 3, 16, 16)], seconds=8, load=load, clock=clock)
+    assert [phase.load for phase in log.phases()] == [0, 1, 0]
+    free, busy, again = log.phases()
     assert (free.accuracy, free.switches, free.over) == (pytest.approx(0.8), 0, 0)
     assert busy.p95_ms == pytest.approx(7.5)
     assert busy.switches == 1
     assert busy.over == 0
     assert again.switches == 1
-    assert [call.width for call in trace.calls][-1] == 1.0
-    assert sum(phase.calls for phase in trace.phases()) == len(trace.calls)
-    lines = trace.save(tmp_path / "trace.csv").read_text().splitlines()
+    assert [call.width for call in log.calls][-1] == 1.0
+    assert sum(phase.calls for phase in log.phases()) == len(log.calls)
+    lines = log.save(tmp_path / "log.csv").read_text().splitlines()
     assert lines[0] == "second,latency_ms,width,resolution,accuracy,scale,load,target_ms"
-    assert len(lines) == len(trace.calls) + 1
-    picture = plot_trace(trace, tmp_path / "trace.png", title="three times slower in the middle")
+    assert len(lines) == len(log.calls) + 1
+    picture = plot_serve_log(log, tmp_path / "log.png", title="three times slower in the middle")
     assert picture.stat().st_size > 20_000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.csv", "trace.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "log.png"]
 
 
 def test_a_percentile_is_a_time_that_so_many_calls_keep():
@@ -300,7 +312,7 @@ def test_a_percentile_is_a_time_that_so_many_calls_keep():
         Call(second=i, latency_ms=ms, width=1.0, resolution=8, accuracy=1.0, scale=1.0, load=0)
         for i, ms in enumerate(times)
     ]
-    (phase,) = Trace(target_ms=19, calls=tuple(calls)).phases(settling=0)
+    (phase,) = ServeLog(target_ms=19, calls=tuple(calls)).phases(settling=0)
     assert (phase.p95_ms, phase.over, phase.median_ms) == (19, 0.05, 11)
 
 
@@ -309,62 +321,8 @@ def test_nothing_to_serve_or_draw(tmp_path):
     with pytest.raises(LeanconvError, match="nothing to serve"):
         serve(Runtime(ready(), CONFIGS), governor, [], seconds=1)
     with pytest.raises(LeanconvError, match="holds no calls"):
-        plot_trace(Trace(target_ms=1, calls=()), tmp_path / "trace.png")
-    trace = Trace(target_ms=1, calls=())
+        plot_serve_log(ServeLog(target_ms=1, calls=()), tmp_path / "log.png")
+    log = ServeLog(target_ms=1, calls=())
     (tmp_path / "file").write_text("")
     with pytest.raises(LeanconvError, match="cannot be written"):
-        trace.save(tmp_path / "file" / "trace.csv")
-
-
-# ------------------------------------------------------------------------------------------------------------- the load
-
-
-def state(process: subprocess.Popen[str]) -> str:
-    with open(f"/proc/{process.pid}/stat") as file:
-        return file.read().rpartition(") ")[2][0]
-
-
-def settled(process: subprocess.Popen[str], wanted: str) -> bool:
-    for _ in range(200):
-        if state(process) == wanted:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads the state of processes from /proc")
-def test_a_load_runs_as_many_processes_as_its_schedule_says():
-    core = min(os.sched_getaffinity(0))
-    with Load([(1, 2), (2, 1), (3, 0)], core=core) as load:
-        processes = list(load._processes)
-        assert [os.sched_getaffinity(process.pid) for process in processes] == [{core}] * 2
-        for second, running in ((0, 0), (1, 2), (2.5, 1), (3, 0), (1, 2)):
-            assert load.follow(second) == running
-            assert all(settled(process, "R" if i < running else "T") for i, process in enumerate(processes))
-    assert all(process.returncode is not None for process in processes)
-    assert load.follow(1) == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Load.parse("5"), r"--load '5': expected SECOND:PROCESSES"),
-        (lambda: Load.parse("5:x"), "expected SECOND:PROCESSES"),
-        (lambda: Load([(2, 1), (1, 0)]), "in order of time"),
-        (lambda: Load([(2, -1)]), "none below 0"),
-        (lambda: Load([], core=10_000), "there is no core 10000 for this process: it may use"),
-        (lambda: pin(10_000), "there is no core 10000"),
-    ],
-)
-def test_a_load_refuses(make, message):
-    with pytest.raises(LeanconvError, match=message):
-        make()
-
-
-def test_pinning_keeps_this_process_on_one_core():
-    before = os.sched_getaffinity(0)
-    try:
-        pin(max(before))
-        assert os.sched_getaffinity(0) == {max(before)}
-    finally:
-        os.sched_setaffinity(0, before)
+        log.save(tmp_path / "file" / "log.csv")

@@ -76,7 +76,9 @@ def steps(out: Path) -> None:
             objective.zero_grad()
             parallel(*batch(10 * step + rank), step)["loss"].backward()
             found[f"{low_memory} {step}"] = {name: p.grad for name, p in objective.net.named_parameters()}
-            found[f"plan {step}"] = [tuple(config) for config in objective.plan(step)]
+            found[f"plan {step}"] = [
+                (float(config[0]), *config[1:]) for config in objective.plan(step)
+            ]  # plain numbers
     mine = loader(rank, world)
     found["state"], table = measured([mine, mine], latency=True)
     found["state of one"], _ = measured([[] if rank else mine, mine], latency=False)

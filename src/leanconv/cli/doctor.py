@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import requires
 
 import typer
 
@@ -37,6 +36,8 @@ def run(json: JsonOption = False) -> None:
 
 def _required() -> dict[str, list[str]]:
     """The packages that leanconv itself (core) and each of its extras need, from its own metadata."""
+    from importlib.metadata import requires
+
     found: dict[str, list[str]] = {"core": []}
     for text in requires("leanconv") or []:
         name, extra = text.partition(";")[0], re.search(r"extra\s*==\s*['\"](\w+)['\"]", text)

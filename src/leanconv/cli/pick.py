@@ -22,7 +22,7 @@ def run(
         str | None, typer.Option(metavar="BYTES", help="At most so much memory for one image, such as 20M.")
     ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most so many milliseconds.")] = None,
-    setting: Annotated[
+    setup: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Whose milliseconds, such as onnxruntime_t1_b1; default the first."),
     ] = None,
@@ -52,7 +52,7 @@ def run(
         max_peak_bytes=None if max_memory is None else read_amount(max_memory, "--max-memory"),
         max_latency_ms=max_latency_ms,
         min_accuracy=min_accuracy,
-        setting=setting,
+        setup=setup,
         any_machine=any_machine,
     )
     if json:

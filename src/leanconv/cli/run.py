@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.options import JsonOption, TrustOption
+from leanconv.cli.options import FolderArgument, JsonOption, TrustOption
 from leanconv.cli.output import print_json
 from leanconv.errors import LeanconvError
 
@@ -15,82 +15,77 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leanconv.elastic import ElasticNet
-    from leanconv.report import TextTable
-    from leanconv.serve import Trace
 
 
 def run(
-    model: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The run folder or saved model of an elastic network.")
-    ],
+    model: FolderArgument,
     target_ms: Annotated[float, typer.Option(metavar="MS", help="Milliseconds that 95 % of the calls should keep.")],
-    seconds: Annotated[float, typer.Option(help="For how long.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="How long to serve.")] = 20.0,
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its query table; default: table.json in the folder.")
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="SPEC", help="Images to serve; default: random numbers.")] = None,
-    load: Annotated[
-        str, typer.Option(metavar="SECOND:PROCESSES,...", help="Processes that compete from each second on.")
-    ] = "",
-    core: Annotated[int | None, typer.Option(help="Keep this process and the competing ones on one core.")] = None,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write every call.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw latency and configuration.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Images or videos to serve; default: random numbers.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write a row for every call.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the latencies and the configurations.")
+    ] = None,
     any_machine: Annotated[
-        bool, typer.Option("--any-machine", help="Allow a table whose latencies are of another machine.")
+        bool, typer.Option("--any-machine", help="Allow milliseconds that were measured on another machine.")
     ] = False,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Serve images one by one, always in the most accurate configuration that is expected to keep the target."""
+    """Serve an elastic network under a latency target.
+
+    Images one by one, always in the most accurate configuration that is expected to keep the target, whatever else the
+    machine has to do.
+    """
     from dataclasses import asdict
 
     import torch
 
-    from leanconv.build import load as load_model
-    from leanconv.deploy.load import Load, pin
+    from leanconv.build import load
     from leanconv.elastic import ElasticNet
-    from leanconv.query import QueryTable, Setting
-    from leanconv.report import binary, plot_trace, print_table
+    from leanconv.query import QueryTable, TimingSetup
+    from leanconv.report import binary, plot_serve_log, print_table, serve_table
     from leanconv.serve import Governor, Runtime
     from leanconv.serve.loop import serve
     from leanconv.train.runfolder import saved_model
 
     if not seconds > 0:
         raise LeanconvError(f"--seconds {seconds:g}: expected a number above 0")
-    competing = Load.parse(load, core=core)
-    if core is not None:
-        pin(core)
     folder = Path(model)
-    network = load_model(saved_model(folder), trust_code=trust_code)
+    network = load(saved_model(folder), trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} has a single configuration: there is nothing to change between calls")
     measured = QueryTable.load(table or folder / "table.json")
     measured.check(network)
     measured.check_latency(any_machine=any_machine)
-    setting = Setting.from_tag(measured.settings[0])
-    if (setting.backend, setting.batch) != ("eager", 1):
+    setup = TimingSetup.from_tag(measured.setups[0])
+    if (setup.backend, setup.batch) != ("eager", 1):
         raise LeanconvError(
-            f"the first latencies of the table are of {setting.tag}, and this runs torch as it is, image by image: "
+            f"the first latencies of the table are of {setup.tag}, and this runs torch as it is, image by image: "
             "measure the table with --batch 1"
         )
     governor = Governor(measured.rows, target_ms)
     inputs = _inputs(network, data)
-    torch.set_num_threads(setting.threads)  # as the table's latencies were measured
+    torch.set_num_threads(setup.threads)  # as the table's latencies were measured
     runtime = Runtime(network, [row.config for row in governor.rows])
     runtime.warm_up()
-    with competing:
-        done = serve(runtime, governor, inputs, seconds=seconds, load=competing)
-    if trace is not None:
-        done.save(trace)
+    done = serve(runtime, governor, inputs, seconds=seconds)
+    if log is not None:
+        done.save(log)
     if plot is not None:
-        plot_trace(done, plot, title=f"{model}: target {target_ms:g} ms")
+        plot_serve_log(done, plot, title=f"{model}: target {target_ms:g} ms")
     if json:
         print_json([asdict(phase) for phase in done.phases()])
         return
-    print_table(_phases(done, model))
+    print_table(serve_table(done, title=model))
     configurations = f"{len(runtime.configs)} configurations, {binary(runtime.weight_bytes)} of weights in all"
     typer.echo(f"{configurations}; {len(done.calls)} calls, {sum(p.switches for p in done.phases())} changes")
-    for path in (trace, plot):
+    for path in (log, plot):
         if path is not None:
             typer.echo(f"written: {path}")
 
@@ -106,40 +101,3 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     batch = 16 if len(size) == 4 else 64  # clips are large
     inputs, _ = next(iter(open_inputs(data, size, batch_size=batch).eval_loader()))
     return list(torch.split(inputs, 1))
-
-
-def _phases(trace: Trace, title: str) -> TextTable:
-    from leanconv.report import Column, TextTable, percent
-
-    phases = trace.phases()
-    settling = phases[0].settling
-    return TextTable(
-        title=f"{title}, target {trace.target_ms:g} ms",
-        columns=(
-            Column("from [s]"),
-            Column("competing"),
-            Column("calls"),
-            Column("median [ms]"),
-            Column("95 % [ms]"),
-            Column("over target [%]"),
-            Column("accuracy [%]"),
-            Column("changes"),
-        ),
-        rows=tuple(
-            (
-                f"{phase.second:.1f}",
-                str(phase.load),
-                str(phase.calls),
-                f"{phase.median_ms:.2f}",
-                f"{phase.p95_ms:.2f}",
-                percent(phase.over, 1),
-                percent(phase.accuracy),
-                str(phase.switches),
-            )
-            for phase in phases
-        ),
-        notes=(
-            f"median, 95 % and over target: without the first {settling} calls after a step of the load.",
-            "accuracy: mean over the calls of what the query table says of the configuration that ran.",
-        ),
-    )

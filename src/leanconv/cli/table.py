@@ -13,7 +13,7 @@ from leanconv.cli.values import read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.query import Setting
+    from leanconv.query import TimingSetup
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
 
     from leanconv.build import save
     from leanconv.elastic import ElasticNet, calibrate
-    from leanconv.query import QueryTable, time_table
+    from leanconv.query import QueryTable
     from leanconv.recipes import load_run
     from leanconv.report import print_table, query_table, save_curves
     from leanconv.train.runfolder import saved_model
@@ -65,7 +65,7 @@ def run(
         raise LeanconvError(f"{model} has a single configuration: a query table is for elastic networks")
     if out is not None and out.suffix not in (".json", ".csv"):
         raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
-    settings = _settings(backends or ["eager"], threads, batches) if latency else []
+    setups = _setups(backends or ["eager"], threads, batches) if latency else []
     sides = [network.checked(network.widths[1], side).resolution for side in resolutions] or network.resolutions
     configs = [config for config in network.configurations(step) if config.resolution in sides]
     missing = [config for config in configs if not network.can_evaluate(*config)]
@@ -75,16 +75,8 @@ def run(
         calibrate(network, images.train_loader(), missing)
         if store:
             save(network, saved_model(model))
-    direct = bool(settings) and settings[0].backend == "eager"
-    measured = QueryTable.measure(
-        network,
-        images.eval_loader(),
-        configs=configs,
-        latency=direct,
-        threads=threads[0],
-        batch=batches[0],
-    )
-    measured = time_table(measured, network, settings[direct:])
+    measured = QueryTable.measure(network, images.eval_loader(), configs=configs, latency=False)
+    measured = measured.timed(network, setups)
     if out is not None:
         measured.save(out)
     if plots is not None:
@@ -95,13 +87,13 @@ def run(
         print_table(query_table(measured.rows, title=model))
 
 
-def _settings(backends: list[str], threads: list[int], batches: list[int]) -> list[Setting]:
+def _setups(backends: list[str], threads: list[int], batches: list[int]) -> list[TimingSetup]:
     """Every back-end with every number of threads and batch: one latency column each."""
     from itertools import product
 
-    from leanconv.query import Setting
+    from leanconv.query import TimingSetup
 
     for name, values in (("--threads", threads), ("--batch", batches)):
         if min(values) < 1:
             raise LeanconvError(f"{name} {min(values)}: expected a whole number from 1")
-    return list(dict.fromkeys(Setting(*choice) for choice in product(backends, threads, batches)))
+    return list(dict.fromkeys(TimingSetup(*choice) for choice in product(backends, threads, batches)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -56,6 +56,11 @@ class Field:
             return walk
         size = factors[position].size
         return Walk(walk.axis, resize(walk.lattice, old=size, new=size * inner, mode="nearest"))
+
+    def moved(self, dim: int, size: int, rule: Callable[[Lattice], Lattice]) -> Dim:
+        """An axis of `size` that goes along the input as `rule` makes of the lattice of `dim`. Raises `Lost`."""
+        walk = self.walk(dim)
+        return plain(size) if walk is None else (Factor(size, Walk(walk.axis, rule(walk.lattice))),)
 
     def axes(self, dims: Iterable[int] | None = None) -> frozenset[int]:
         """The input axes that `dims` (all, by default) go along."""

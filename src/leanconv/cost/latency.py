@@ -18,7 +18,7 @@ import torch
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["Latency", "compare_latency"]
+__all__ = ["Latency", "compare_latency", "torch_threads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def compare_latency(
     names = list(candidates)
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(threads), _no_collection():
+    with torch_threads(threads), _no_collection():
         calls = {name: _calls(name, candidates[name], warmup, min_sample_ms, clock) for name in names}
         for _ in range(rounds):
             for name in order.sample(names, len(names)):
@@ -144,7 +144,8 @@ def _quantile(values: Sequence[float], q: float) -> float:
 
 
 @contextmanager
-def _threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """torch's number of threads for a while; compiled code takes it over when it is made."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

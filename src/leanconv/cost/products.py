@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from math import comb, prod
 
 from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
+from leanconv.dryrun.axes import FUSED_ATTENTION
 
 __all__ = ["Product", "bias_of", "products"]
 
@@ -215,10 +216,7 @@ def _table() -> dict[str, Callable[[OpRecord], tuple[Product, ...]]]:
         "vdot": _matrices("self", "other"),
         "_trilinear": _trilinear,
         "mkldnn_rnn_layer _cudnn_rnn miopen_rnn": _recurrent,
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps "
-        "_flash_attention_forward _efficient_attention_forward": _attention,
+        f"{' '.join(FUSED_ATTENTION)} _flash_attention_forward _efficient_attention_forward": _attention,
         "_native_multi_head_attention _transformer_encoder_layer_fwd": _attention_layer,
     }
     found = {f"aten.{name}": rule for names, rule in rules.items() for name in names.split()}

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from leanconv.cost.field import Factor, Field, Walk, blank, join, merged, plain
-from leanconv.cost.field_rules import first_index, rule_of
+from leanconv.cost.field_rules import fields_after
 from leanconv.cost.lattice import Lost, identity, transposed
 from leanconv.cost.records import OpRecord, Origin, Recording, TensorRef
+from leanconv.dryrun.axes import first_place
 
 __all__ = ["ReceptiveField", "receptive_field"]
 
@@ -97,7 +99,7 @@ class _Book:
             self._sharing.setdefault(ref.storage, {})[ref.serial] = ref
         if record.name == "aten.slice":
             base, dim = record.args["self"], record.args["dim"]
-            start = first_index(record.args["start"], base.shape[dim])
+            start = first_place(record.args["start"], base.shape[dim])
             self._slices[record.outputs[0].serial] = (base, dim % len(base.shape), start, record.args["step"])
         known = {ref.serial: self.fields[ref.serial] for ref in record.inputs if ref.serial in self.fields}
         if not known or all(ref.origin is not Origin.IMAGE for ref in record.outputs):
@@ -116,10 +118,7 @@ class _Book:
         if not any(field.axes() for field in known.values()):  # no positions left to follow
             return [merged(blank(ref.shape), list(known.values())) for ref in record.outputs]
         try:
-            rule = rule_of(record)
-            if rule is None:
-                raise Lost("an operator without a rule")
-            fields = rule(record, known)
+            fields = fields_after(record, known)
         except Lost as reason:
             fields, why = [], f"{place} ({reason})"
         else:  # of operators with side results, such as statistics, the rule speaks for the first
@@ -152,8 +151,5 @@ class _Book:
 
 def _placed(field: Field, shape: Sequence[int], dim: int, start: int, step: int) -> Field:
     """The field of a base of `shape` into which `field` was written at start::step of `dim`."""
-    walk = field.walk(dim)
-    if walk is None:
-        return field.with_dim(dim, plain(shape[dim]))
-    lattice = transposed(walk.lattice, kernel=1, stride=step, padding=-start)
-    return field.with_dim(dim, (Factor(shape[dim], Walk(walk.axis, lattice)),))
+    rule = partial(transposed, kernel=1, stride=step, padding=-start)
+    return field.with_dim(dim, field.moved(dim, shape[dim], rule))

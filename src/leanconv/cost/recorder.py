@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from leanconv.cost.records import ModuleRef, OpRecord, Origin, Recording, TensorRef, aten, refs_in
 from leanconv.dryrun import DryRun, Size, check_higher_order
+from leanconv.dryrun.operators import bind, is_pointwise, written
+from leanconv.dryrun.size import tensors_of
 
 __all__ = ["record"]
 
@@ -45,21 +47,13 @@ _REPEATS = aten("expand repeat")
 
 
 @functools.cache
-def _facts(func: Any) -> tuple[str, bool, bool, tuple[tuple[str, Any, bool], ...]]:
-    """Of an operator: plain name, whether it only composes others, whether it is pointwise, its arguments."""
+def _facts(func: Any) -> tuple[str, bool]:
+    """Of an operator: plain name, and whether it only composes others."""
     name = func.overloadpacket.__name__
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    arguments = tuple(
-        (arg.name, arg.default_value if arg.has_default_value() else None, _is_written(arg))
-        for arg in func._schema.arguments
-    )
-    return f"{func.namespace}.{name}", composite, torch.Tag.pointwise in func.tags, arguments
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
+    return f"{func.namespace}.{name}", composite
 
 
 @dataclass(slots=True)
@@ -97,7 +91,7 @@ def record(model: nn.Module, size: Size, *, batch: int = 1) -> Recording:
     recorder = _Recorder(dry)
     inputs = tuple(map(recorder.ref, dry.inputs))
     ran = dry.run(recorder)
-    outputs = tuple(recorder.ref(tensor) for tensor in tree_leaves(ran.outputs) if isinstance(tensor, Tensor))
+    outputs = tuple(map(recorder.ref, tensors_of(ran.outputs)))
     modules = tuple(
         ModuleRef(name, type(module).__name__, sum(p.numel() for p in module.parameters()), ran.calls[name])
         for name, module in dry.model.named_modules()
@@ -140,7 +134,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._higher_order(func, args, kwargs)
         if func.namespace == "prim":  # asks a fake tensor for its device
             return func(*args, **kwargs)
-        name, composite, pointwise, arguments = _facts(func)
+        name, composite = _facts(func)
         if composite:  # seen whole only inside torch.inference_mode: look at what it is made of
             with self:
                 made = func.decompose(*args, **kwargs)
@@ -148,17 +142,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return made
         if not name.startswith("aten.lift"):  # lifting is how a real literal becomes fake
             args, kwargs = tree_map(self._to_fake, (args, kwargs))
-        bound = self._bind(arguments, args, kwargs)
+        bound = {argument: self._swap(value) for argument, value in bind(func, args, kwargs).items()}
         result = func(*args, **kwargs)
-        self._record(name, pointwise, arguments, bound, result)
+        self._record(name, func, bound, result)
         return result
 
     def _higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Attention with a rule for its scores, as one operator."""
         check_higher_order(func)
         result = func(*args, **kwargs)
-        arguments = tuple((name, None, False) for name in ("query", "key", "value"))
-        self._record(str(func), False, arguments, self._bind(arguments, args, {}), result)
+        bound = {name: self._swap(value) for name, value in zip(("query", "key", "value"), args, strict=False)}
+        self._record(str(func), None, bound, result)
         return result
 
     def _to_fake(self, value: Any) -> Any:
@@ -169,15 +163,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return fake
         return value
 
-    def _bind(
-        self, arguments: tuple[tuple[str, Any, bool], ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        bound = {}
-        for i, (name, default, _) in enumerate(arguments):
-            value = args[i] if i < len(args) else kwargs.get(name, default)
-            bound[name] = self._swap(value)
-        return bound
-
     def _swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.ref(value)
@@ -185,14 +170,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tuple(self._swap(item) for item in value)
         return value
 
-    def _record(
-        self,
-        name: str,
-        pointwise: bool,
-        arguments: tuple[tuple[str, Any, bool], ...],
-        bound: dict[str, Any],
-        result: Any,
-    ) -> None:
+    def _record(self, name: str, func: Any, bound: dict[str, Any], result: Any) -> None:
+        """Write down a call of the operator `func`, None for one that only reads."""
         results = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
         if not results:
             return
@@ -207,13 +186,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if origin is not Origin.IMAGE:
             sources = sources.union(*(ref.parameters for ref in read))
         identity, weight_numel = self._identity(name, origin, inputs, bound)
-        writes = tuple(ref for arg, _, written in arguments if written for ref in refs_in((bound[arg],)))
-        written = {ref.storage for ref in writes}
+        writes = () if func is None else tuple(refs_in(bound[argument] for argument in written(func)))
+        overwritten = {ref.storage for ref in writes}
         fresh = []
         for position, tensor in enumerate(results):
             known = tensor in self._held
             storage, new = self._storage(tensor, origin, counted=True)
-            if storage.serial in written:
+            if storage.serial in overwritten:
                 storage.origin = max(storage.origin, origin)
                 storage.written |= sources
             if not known:
@@ -226,7 +205,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fresh.append(new)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         outputs = tuple(self.ref(tensor) for tensor in results)
-        self.records.append(OpRecord(name, tuple(self._running), bound, outputs, tuple(fresh), writes, pointwise))
+        running, pointwise = tuple(self._running), func is not None and is_pointwise(func)
+        self.records.append(OpRecord(name, running, bound, outputs, tuple(fresh), writes, pointwise))
 
     def _identity(
         self, name: str, origin: Origin, inputs: list[TensorRef], bound: dict[str, Any]

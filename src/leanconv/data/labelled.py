@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from leanconv.data.loaders import Loader, Source, epoch_order, every_nth, share_out
 from leanconv.data.sets.splits import Problem
 from leanconv.errors import DataError, unknown
+from leanconv.files import write_text
 
 __all__ = ["LabelledData", "check_counts", "reader_of"]
 
@@ -132,19 +134,11 @@ class LabelledData(ABC, Generic[S]):
 
     def write_problems(self, path: str | os.PathLike[str]) -> Path:
         """Write the file and the reason of every problem as CSV, with the header alone when there is none."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(draft, "w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow((self.unit, "reason"))
-                writer.writerows(self.problems)
-            os.replace(draft, path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
-        return path
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow((self.unit, "reason"))
+        writer.writerows(self.problems)
+        return write_text(path, text.getvalue(), error=DataError)
 
     def _finish_training(self, epoch: int, start: int, total: int, number: int, pixels: Tensor) -> Tensor:
         """Images start, start+1, ... of the `total` of batch `number` of an epoch, as the network gets them."""

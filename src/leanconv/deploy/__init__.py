@@ -6,7 +6,6 @@ from leanconv.deploy.bench import BACKENDS, BenchRow, bench
 from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
 from leanconv.deploy.fold import Folded, Kept, fold
-from leanconv.deploy.load import Load
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "ExportReport",
     "Folded",
     "Kept",
-    "Load",
     "Runner",
     "bench",
     "compare",

@@ -7,8 +7,7 @@ slows all of them down; every backend is first shown to compute what the model c
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost import measure
-from leanconv.cost.latency import Latency, compare_latency
+from leanconv.cost.latency import Latency, compare_latency, torch_threads
 from leanconv.deploy.export import quiet, refuse_elastic, to_onnx
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.verify import (
@@ -34,7 +33,7 @@ from leanconv.deploy.verify import (
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError, unknown
 
-__all__ = ["BACKENDS", "BenchRow", "bench"]
+__all__ = ["BACKENDS", "BenchRow", "bench", "prepared"]
 
 Build = Callable[[nn.Module, Path, tuple[int, ...], int, int], Runner]
 
@@ -107,7 +106,7 @@ def bench(
         )
     rows: list[BenchRow] = []
     candidates: dict[str, Callable[[], object]] = {}
-    with _threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
+    with torch_threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
         for number, (label, given) in enumerate(models.items()):
             model = as_module(given)
             refuse_elastic(model, "bench")
@@ -116,17 +115,9 @@ def bench(
             forward(subject, x)
             cost = measure(subject, size)
             for name in dict.fromkeys(backends):
-                runner: Runner | None = None
-                difference: Difference | None = None
-                problem = None
-                try:
-                    runner = BACKENDS[name](subject, Path(folder) / f"{number}.onnx", size, batch, threads)
-                    difference = compare(subject, runner, size, batches=(batch,), seed=seed + 1)
-                except Exception as error:  # each backend has its own; a table without it would hide it
-                    problem = one_line(error)
-                if difference is not None and difference.max_abs > tolerance * max(1.0, difference.max_output):
-                    problem = f"outputs differ from torch's by up to {difference.max_abs:.1e}"
-                if runner is not None and problem is None:
+                onnx = Path(folder) / f"{number}.onnx"
+                runner, difference, problem = prepared(subject, name, onnx, size, batch, threads, tolerance, seed + 1)
+                if runner is not None:
                     candidates[f"{len(rows)}"] = _call(runner, x)
                 rows.append(
                     BenchRow(
@@ -150,6 +141,30 @@ def bench(
     return rows
 
 
+def prepared(
+    model: nn.Module,
+    backend: str,
+    path: Path,
+    size: tuple[int, ...],
+    batch: int,
+    threads: int,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> tuple[Runner | None, Difference | None, str | None]:
+    """What runs `model` (on the CPU, in eval mode) on a backend, how far its outputs are from torch's, and a problem.
+
+    There is no runner where there is a problem. `path` is where an ONNX file is made or found.
+    """
+    try:
+        runner = BACKENDS[backend](model, path, size, batch, threads)
+        difference = compare(model, runner, size, batches=(batch,), seed=seed)
+    except Exception as error:  # each backend has its own; a table without it would hide it
+        return None, None, one_line(error)
+    if difference.max_abs > tolerance * max(1.0, difference.max_output):
+        return None, difference, f"outputs differ from torch's by up to {difference.max_abs:.1e}"
+    return runner, difference, None
+
+
 def _timed(row: BenchRow, latency: Latency) -> BenchRow:
     return replace(
         row,
@@ -165,17 +180,6 @@ def _timed(row: BenchRow, latency: Latency) -> BenchRow:
 
 def _call(runner: Runner, x: Tensor) -> Callable[[], object]:
     return lambda: runner(x)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's number of threads for a while; compiled code takes it over when it is made."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _eager(model: Callable[[Tensor], object]) -> Runner:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanconv.dryrun.failures import check_higher_order
+from leanconv.dryrun.operators import bind, written
 from leanconv.dryrun.run import DryRun
 from leanconv.dryrun.size import Size, tensors_of
 from leanconv.dryrun.stack import ModuleStack
@@ -280,11 +281,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.record.call(func, lambda: func(*args, **kwargs), args, kwargs)
 
         def run() -> Any:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    value = args[index] if index < len(args) else kwargs.get(argument.name)
-                    for tensor in tensors_of(value):
-                        self.record.write(tensor)
+            given = bind(func, args, kwargs)
+            for tensor in tensors_of([given[name] for name in written(func)]):
+                self.record.write(tensor)
             return func(*args, **kwargs)
 
         return run() if self.record.busy else self.record.call(func, run, args, kwargs)

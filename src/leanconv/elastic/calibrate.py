@@ -10,20 +10,22 @@ batches count by their size, and only BatchNorms leave evaluation mode, so that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
-from leanconv.elastic.width import Config, LayerWidths
+from leanconv.dryrun.size import check_count
+from leanconv.elastic.layers.leaves import ElasticBatchNorm, use_statistics
+from leanconv.elastic.net import ElasticNet
+from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
+from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world, summed
 
-if TYPE_CHECKING:
-    from leanconv.elastic.layers.leaves import ElasticBatchNorm
-    from leanconv.elastic.net import ElasticNet
-
-__all__ = ["as_configs", "calibrate", "evaluating", "inputs_of"]
+__all__ = ["as_configs", "calibrate", "inputs_of"]
 
 
 def calibrate(
@@ -36,37 +38,30 @@ def calibrate(
 ) -> tuple[Config, ...]:
     """Measure the BatchNorm statistics of `configs` and store them in `net`; returns the configurations.
 
-    The loader is read once, up to `max_images` images (the paper: 2,000 suffice), and every batch runs in every
-    configuration. Nothing is stored unless all of them succeed. A training step afterwards drops what was stored. The
-    mode of the network is left alone.
-
-    In a distributed run (an initialised `torch.distributed` group) every process must call it, with its share of the
-    images; all end with the statistics of all images together.
+    Every batch runs in every configuration, and nothing is stored unless all of them succeed. A training step drops
+    what was stored. In a distributed run every process must call it, with its share of the images; all end with the
+    statistics of all images together.
 
     Args:
         loader: yields (inputs, ...) or inputs of the native resolution, best as they are in training.
         configs: (width, resolution) pairs; default the paper's grid, `net.configurations()`.
-        max_images: images to use, over all processes.
+        max_images: images to use, over all processes (the paper: 2,000 suffice).
         min_images: with fewer than these (or `max_images`), nothing is stored.
 
-    Raises `DataError` for a loader with too few images, and `LeanconvError` for a configuration the network does not
-    have.
+    Raises `DataError` for a loader with too few images, `LeanconvError` for a configuration the network does not have.
     """
     wanted = as_configs(net, configs)
     for name, value in (("max_images", max_images), ("min_images", min_images)):
-        if not isinstance(value, int) or value < 1:
-            raise LeanconvError(f"{name} must be a whole number from 1, got {value!r}")
-    collected = {config: _Collected() for config in wanted}
+        check_count(value, name)
+    measured = {config: _Statistics(config) for config in wanted}
     rank, world = rank_and_world()
     seen = 0
-    with torch.no_grad(), evaluating(net):
-        for inputs in _batches(net, loader, max_images // world + (rank < max_images % world)):
+    with eval_mode(net) as device:
+        for inputs in _batches(loader, device, max_images // world + (rank < max_images % world)):
             seen += len(inputs)
-            for config, statistics in collected.items():
-                statistics.momentum = len(inputs) / seen
-                net.dial.statistics = statistics
+            for config, statistics in measured.items():
                 try:
-                    with net.at(*config):
+                    with net.at(*config), statistics.collected(net, momentum=len(inputs) / seen):
                         net(inputs)
                 except ValueError as error:
                     if "more than 1 value per channel" not in str(error):
@@ -75,9 +70,7 @@ def calibrate(
                         f"calibration of {config}: a batch of {len(inputs)} leaves BatchNorm one value per channel, "
                         "and one value has no variance: use a loader with larger batches"
                     ) from error
-                finally:
-                    net.dial.statistics = None
-    images = int(summed(torch.tensor(seen, device=next(net.parameters()).device)))
+    images = int(summed(torch.tensor(seen, device=device)))
     if not images:
         raise DataError(
             "the calibration loader yields no images, and BatchNorm statistics are measured on images: check the data "
@@ -88,24 +81,23 @@ def calibrate(
             f"calibration needs at least {needed} images, the loader has {images}: the statistics of so few would "
             "say more about them than about the data; use more images, or min_images= where this is meant"
         )
-    for config, statistics in collected.items():
-        for norm, mean, var in _of_all_ranks(net, config, statistics, seen):
+    for config, statistics in measured.items():
+        for norm, mean, var in statistics.of_all_ranks(net, seen):
             norm.store(config, mean, var)
-    net.tell_calibrated()
+    net.update_story()
     return wanted
 
 
 def as_configs(net: ElasticNet, configs: Iterable[Config | tuple[float, int]] | None) -> tuple[Config, ...]:
     """`configs` checked against the network, each once; None is the paper's grid."""
-    pairs = net.configurations() if configs is None else configs
-    checked = [net.checked(*pair) for pair in pairs]
+    checked = [net.checked(*given) for given in (net.configurations() if configs is None else configs)]
     for config in checked:
-        if isinstance(config.width, LayerWidths):
+        if config.width.drawn is not None:
             raise LeanconvError(
                 f"{config.width!r} has a width for every layer, which is for training: what is calibrated, measured "
                 "and run has one width for the whole network"
             )
-    return tuple({config.tag: config for config in checked}.values())
+    return tuple(dict.fromkeys(checked))
 
 
 def inputs_of(batch: Any) -> Tensor:
@@ -116,23 +108,7 @@ def inputs_of(batch: Any) -> Tensor:
     return inputs
 
 
-class evaluating:
-    """A scope in which a network is in evaluation mode; afterwards every module is in the mode it had."""
-
-    def __init__(self, net: ElasticNet) -> None:
-        self.net = net
-        self.modes = [(module, module.training) for module in net.modules()]
-
-    def __enter__(self) -> None:
-        self.net.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.modes:
-            module.training = mode
-
-
-def _batches(net: ElasticNet, loader: Iterable[Any], max_images: int) -> Iterator[Tensor]:
-    device = next(net.parameters()).device
+def _batches(loader: Iterable[Any], device: torch.device, max_images: int) -> Iterator[Tensor]:
     left = max_images
     for batch in loader:
         inputs = inputs_of(batch)[:left]
@@ -145,42 +121,51 @@ def _batches(net: ElasticNet, loader: Iterable[Any], max_images: int) -> Iterato
             return
 
 
-def _of_all_ranks(
-    net: ElasticNet, config: Config, statistics: _Collected, seen: int
-) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
-    """What all processes measured together: each counts by the images it has seen."""
-    if rank_and_world()[1] == 1:
-        yield from statistics.measured()
-        return
-    mine = {id(norm): (mean, var) for norm, mean, var in statistics.measured()}
-    rows = []
-    for norm in net.norms:
-        mean, var = mine.get(id(norm), (norm.filled(config, 0.0), norm.filled(config, 0.0)))
-        ran = mean.new_full((1,), float(id(norm) in mine))
-        rows.append(torch.cat([ran, mean, var]).double() * seen)
-    sums = torch.split(summed(torch.cat(rows)), [len(row) for row in rows])
-    for norm, total in zip(net.norms, sums, strict=True):
-        if total[0] > 0:
-            mean, var = (total[1:] / total[0]).chunk(2)
-            like = norm.filled(config, 0.0)
-            yield norm, mean.to(like), var.to(like)
+class _Statistics:
+    """Mean and variance of every BatchNorm that has run in one configuration."""
 
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.of: dict[ElasticBatchNorm, tuple[Tensor, Tensor]] = {}
 
-class _Collected:
-    """The accumulators of one configuration."""
+    @contextmanager
+    def collected(self, net: ElasticNet, momentum: float) -> Iterator[None]:
+        """A scope in which BatchNorms use the statistics of the batch and move their means by `momentum` to them."""
+        norms = net.norms
+        for norm in norms:
+            vars(norm)["forward"] = partial(self._run, norm, momentum)
+        try:
+            yield
+        finally:
+            for norm in norms:
+                del vars(norm)["forward"]
 
-    def __init__(self) -> None:
-        self.momentum = 1.0
-        self._of: dict[int, tuple[ElasticBatchNorm, Tensor, Tensor]] = {}
+    def _run(self, norm: ElasticBatchNorm, momentum: float, *args: Any, **kwargs: Any) -> Any:
+        if norm not in self.of:  # the first update, of momentum 1, replaces what is in them
+            self.of[norm] = norm.fresh_statistics(self.config)
+        view = norm.view(self.config.width)
+        use_statistics(view, *self.of[norm])
+        vars(view).update(training=True, momentum=momentum)
+        if isinstance(norm, nn.SyncBatchNorm):
+            # It counts its batches, always; and it must not wait for the others here, who may have fewer batches:
+            # `of_all_ranks` brings the statistics of all processes together.
+            view._buffers["num_batches_tracked"] = torch.zeros((), dtype=torch.long)
+            if distributed.is_available():
+                vars(view)["process_group"] = distributed.GroupMember.NON_GROUP_MEMBER
+        return norm.kind.forward(view, *args, **kwargs)
 
-    def of(self, norm: ElasticBatchNorm) -> tuple[Tensor, Tensor]:
-        """The tensors that the forward updates in place; the first update, of momentum 1, replaces what is in them."""
-        found = self._of.get(id(norm))
-        if found is None:
-            config = norm.dial.config
-            found = self._of[id(norm)] = (norm, norm.filled(config, 0.0), norm.filled(config, 1.0))
-        return found[1], found[2]
-
-    def measured(self) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
-        """Every BatchNorm that ran, with its statistics."""
-        yield from self._of.values()
+    def of_all_ranks(self, net: ElasticNet, seen: int) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
+        """What all processes measured together: each counts by the images it has `seen`."""
+        if rank_and_world()[1] == 1:
+            yield from ((norm, mean, var) for norm, (mean, var) in self.of.items())
+            return
+        mine = [self.of.get(norm, norm.fresh_statistics(self.config)) for norm in net.norms]
+        rows = [
+            torch.cat([mean.new_full((1,), float(norm in self.of)), mean, var]).double() * seen
+            for norm, (mean, var) in zip(net.norms, mine, strict=True)
+        ]
+        sums = torch.split(summed(torch.cat(rows)), [len(row) for row in rows])
+        for norm, (like, _), total in zip(net.norms, mine, sums, strict=True):
+            if total[0] > 0:
+                mean, var = (total[1:] / total[0]).chunk(2)
+                yield norm, mean.to(like), var.to(like)

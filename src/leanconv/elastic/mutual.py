@@ -8,25 +8,23 @@ Sandwich rule: the widths are the largest, the smallest and `num_random` uniform
 the highest resolution R with labels, every other at a resolution drawn for it and this batch, with the full network's
 answer, detached. As the reference implementation: temperature 1, no labels for sub-networks, all weights 1, KL summed
 over classes and averaged over the batch. With one resolution it is the step of US-Net.
-Deviation: one backward for all sub-networks instead of one each, which gives the same gradients for more memory;
-`low_memory` is the other way.
+Deviation: one backward for all sub-networks instead of one each: equal gradients, and more memory unless `low_memory`.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.dryrun import ModelHolder, as_module
-from leanconv.elastic.backward import part_by_part, together
 from leanconv.elastic.net import ElasticNet
-from leanconv.elastic.width import Config, LayerWidths
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
+from leanconv.seeds import python_random
 
 __all__ = ["MutualObjective", "plan_step"]
 
@@ -45,24 +43,17 @@ def plan_step(
 
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
     the random students draw a width for every layer instead of one for all.
-
-    >>> plan_step(0, 7, (0.25, 1.0), (224, 160)) == plan_step(0, 7, (0.25, 1.0), (224, 160))
-    True
     """
-    draw = random.Random(f"{seed}/{step}")
+    draw = python_random(seed, step)
     low, high = widths
-    students: list[float] = sorted((draw.uniform(low, high) for _ in range(num_random)), reverse=True)
+    students = sorted((Width(draw.uniform(low, high)) for _ in range(num_random)), reverse=True)
     if layer_widths:
-        students = [LayerWidths(low, high, draw.getrandbits(32)) for _ in students]
-    clips: list[int | None] = list(frames) or [None]
-    teacher = Config(float(high), max(resolutions), max(frames, default=None))
-    return (
-        teacher,
-        *(
-            Config(width, draw.choice(list(resolutions)), draw.choice(clips) if frames else None)
-            for width in (*students, float(low))
-        ),
+        students = [Width.by_layer(low, high, draw.getrandbits(32)) for _ in students]
+    drawn = (
+        Config(width, draw.choice(list(resolutions)), draw.choice(list(frames)) if frames else None)
+        for width in (*students, low)
     )
+    return (Config(high, max(resolutions), max(frames, default=None)), *drawn)
 
 
 class MutualObjective(nn.Module):
@@ -70,20 +61,17 @@ class MutualObjective(nn.Module):
 
     Args:
         net: the elastic network; `objective.net` is what to save.
-        num_random: random students beside the narrowest.
-        layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks) instead of one
-            for the whole network, which is the paper's way.
+        num_random: random students, in addition to the narrowest.
+        layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks), not one for all.
         seed: of the plan, together with the step.
         temperature: of teacher and students alike, the KL multiplied by its square; the paper's is 1.
-        hard_labels: share of a student's loss that is cross-entropy with the labels, the rest being distillation;
-            the paper's is 0.
+        hard_labels: share of a student's loss that is cross-entropy with the labels; the paper's is 0.
         resolutions: those to train at, of which the highest must be the network's own; default all of the network's.
             The highest alone is US-Net, and its table at the others is what the paper calls US-Net+.
         teacher: another network, whose answers to the images as they come every sub-network learns instead of the full
-            network's; the full network learns them beside the labels. It is put in evaluation mode, is never trained
-            and is in no state dict.
-        low_memory: differentiate one sub-network after the other (`backward.part_by_part`), for the memory of one and
-            equal gradients. Not for sharded parameters nor float16.
+            network's, which learns them and the labels. It is never trained and in no state dict.
+        low_memory: differentiate one sub-network after the other (`part_by_part`), for the memory of one. Not for
+            sharded parameters nor float16.
 
     Raises `LeanconvError` for a `net` that is not elastic, and for options outside their range.
     """
@@ -112,14 +100,18 @@ class MutualObjective(nn.Module):
             raise LeanconvError(f"temperature must be above 0, got {temperature!r}")
         if not 0 <= hard_labels <= 1:
             raise LeanconvError(f"hard_labels is a share from 0 to 1, got {hard_labels!r}")
-        self.net = net
-        self.num_random = num_random
-        self.seed = seed
-        self.temperature = float(temperature)
-        self.hard_labels = float(hard_labels)
+        self.net, self.seed = net, seed
+        self.num_random, self.layer_widths = num_random, layer_widths
+        self.temperature, self.hard_labels = float(temperature), float(hard_labels)
         self.low_memory = low_memory
-        self.layer_widths = layer_widths
-        self.resolutions = None if resolutions is None else _checked(net, resolutions)
+        self.resolutions: tuple[int, ...] | None = None
+        if resolutions is not None:
+            self.resolutions = tuple(sorted({net.checked(None, side).resolution for side in resolutions}, reverse=True))
+            if self.resolutions[:1] != net.resolutions[:1]:
+                raise LeanconvError(
+                    f"resolutions to train at must include {net.resolutions[0]}, at which the full network teaches, "
+                    f"got {list(resolutions)}"
+                )
         # In a tuple it is no submodule: not optimized, not synchronised, not saved.
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (as_module(teacher).eval(),)
 
@@ -131,21 +123,13 @@ class MutualObjective(nn.Module):
         """
         parts: dict[str, Tensor] = {}
         losses = self._losses(inputs, targets, self.plan(step), parts)
-        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else together(losses)
+        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else _together(losses)
         return {"loss": loss, **parts}
 
     def plan(self, step: int) -> tuple[Config, ...]:
         """The configurations that `step` trains, the full network first."""
-        net = self.net
-        return plan_step(
-            self.seed,
-            step,
-            net.widths,
-            self.resolutions or net.resolutions,
-            self.num_random,
-            frames=net.frames,
-            layer_widths=self.layer_widths,
-        )
+        net, sides, by_layer = self.net, self.resolutions or self.net.resolutions, self.layer_widths
+        return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, layer_widths=by_layer)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (b, classes) of the full network at the highest resolution.
@@ -153,61 +137,56 @@ class MutualObjective(nn.Module):
         In evaluation its BatchNorms use the running statistics that the teacher's forwards keep during training, or
         those of a calibration after it, so that validation is honest at any moment.
         """
-        with self.net.at(self.net.widths[1], self.net.resolutions[0]):
-            logits: Tensor = self.net(inputs)
-        return logits
+        return self._logits(Config(self.net.widths[1], self.net.resolutions[0]), inputs)
 
     def _losses(
         self, inputs: Tensor, targets: Tensor, plan: tuple[Config, ...], parts: dict[str, Tensor]
     ) -> Iterator[Tensor]:
         """The loss of each configuration of `plan` in turn; nothing of one is held once the next is asked for."""
 
-        def told(name: str, value: Tensor) -> Tensor:
+        def add(name: str, value: Tensor) -> Tensor:
             parts[name] = parts.get(name, 0) + value.detach()
             return value
 
         full, *students = plan
-        wisdom = self._soft(self._taught(inputs)) if self._teacher else None
-        logits = self._answer(full, inputs)
-        loss = told("ce", F.cross_entropy(logits, targets))
-        if wisdom is None:
-            wisdom = self._soft(logits.detach())
-            parts["kl"] = torch.zeros_like(parts["ce"])
+        with torch.no_grad():
+            taught = [self._log_probs(teacher(inputs)) for teacher in self._teacher]
+        logits = self._logits(full, inputs)
+        loss = add("ce", F.cross_entropy(logits, targets))
+        teacher_log_probs = taught[0] if taught else self._log_probs(logits.detach())
+        if taught:
+            loss = loss + add("kl", self._distance(logits, teacher_log_probs))
         else:
-            loss = loss + told("kl", self._distance(logits, wisdom))
+            parts["kl"] = torch.zeros_like(parts["ce"])
         del logits
         yield loss
         del loss
         for student in students:
-            logits = self._answer(student, inputs)
-            loss = told("kl", (1 - self.hard_labels) * self._distance(logits, wisdom))
+            logits = self._logits(student, inputs)
+            loss = add("kl", (1 - self.hard_labels) * self._distance(logits, teacher_log_probs))
             if self.hard_labels:
-                loss = loss + told("student_ce", self.hard_labels * F.cross_entropy(logits, targets))
+                loss = loss + add("student_ce", self.hard_labels * F.cross_entropy(logits, targets))
             del logits
             yield loss
             del loss
 
-    def _answer(self, config: Config, inputs: Tensor) -> Tensor:
+    def _logits(self, config: Config, inputs: Tensor) -> Tensor:
         with self.net.at(*config):
             logits: Tensor = self.net(inputs)
         return logits
 
-    def _taught(self, inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self._teacher[0](inputs)
-        return logits
-
-    def _soft(self, logits: Tensor) -> Tensor:
+    def _log_probs(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits / self.temperature, dim=1)
 
-    def _distance(self, logits: Tensor, wisdom: Tensor) -> Tensor:
-        if logits.shape != wisdom.shape:
+    def _distance(self, logits: Tensor, teacher_log_probs: Tensor) -> Tensor:
+        if logits.shape != teacher_log_probs.shape:
             raise LeanconvError(
-                f"the teacher's answer has shape {tuple(wisdom.shape)}, a student's {tuple(logits.shape)}: distilling "
-                "compares them number by number, so a teacher needs the same classes, and a network whose outputs "
-                "follow the size of its input a single resolution"
+                f"the teacher's answer has shape {tuple(teacher_log_probs.shape)}, a student's {tuple(logits.shape)}: "
+                "distilling compares them number by number, so a teacher needs the same classes, and a network whose "
+                "outputs follow the size of its input a single resolution"
             )
-        return F.kl_div(self._soft(logits), wisdom, reduction="batchmean", log_target=True) * self.temperature**2
+        log_probs = self._log_probs(logits)
+        return F.kl_div(log_probs, teacher_log_probs, reduction="batchmean", log_target=True) * self.temperature**2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moving or casting the objective takes the teacher along."""
@@ -216,11 +195,64 @@ class MutualObjective(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _checked(net: ElasticNet, resolutions: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(net.checked(net.widths[1], resolution).resolution for resolution in resolutions)
-    if not chosen or max(chosen) != net.resolutions[0]:
+def _together(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of scalar `parts`, to be differentiated at once."""
+    first, *others = parts
+    return sum(others, start=first)
+
+
+def part_by_part(parts: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The sum of scalar `parts`, each differentiated by `parameters` and let go before the next one is asked for.
+
+    Only the activations of one part are alive, for one more copy of the gradients. The caller's one `backward` hands
+    the gradients over, so whatever waits for them (DistributedDataParallel, accumulation, clipping) sees one backward.
+    Raises `LeanconvError` under float16 autocast, where small gradients need a scale that only the caller has.
+
+    >>> weight = nn.Parameter(torch.tensor(3.0))
+    >>> part_by_part((weight**power for power in (1, 2)), [weight]).backward()
+    >>> weight.grad
+    tensor(7.)
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if not wanted or not torch.is_grad_enabled():
+        return _together(parts)
+    kind = wanted[0].device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
         raise LeanconvError(
-            f"resolutions to train at must include {net.resolutions[0]}, at which the full network teaches, got "
-            f"{list(chosen)}"
+            "low memory mode computes gradients before the loss is scaled, and in float16 small ones would vanish: "
+            "use bfloat16 (precision=bf16-mixed) or set low_memory=False"
         )
-    return tuple(sorted(set(chosen), reverse=True))
+    total: Tensor | None = None
+    gradients: list[Tensor | None] = [None] * len(wanted)
+    for part in parts:
+        value = part.detach()
+        total = value if total is None else total + value
+        for index, found in enumerate(torch.autograd.grad(part, wanted, allow_unused=True)):
+            before = gradients[index]
+            # Never in place: what autograd returns may be an expanded tensor, or shared with another parameter.
+            gradients[index] = found if before is None or found is None else before + found
+        del part, found
+    loss: Tensor = _HandedOver.apply(total, gradients, *wanted)
+    return loss
+
+
+class _HandedOver(torch.autograd.Function):
+    """The value as it is; its derivatives by the parameters are those given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: list[Tensor | None] | None = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("low memory mode lets the gradients go with the first backward; there is no second one")
+        ctx.gradients = None
+        scaled: list[Tensor | None] = []
+        while gradients:  # one by one, so that there is never a second copy of them all
+            found = gradients.pop(0)
+            scaled.append(None if found is None else found * scale)
+        return (None, None, *scaled)

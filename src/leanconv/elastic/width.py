@@ -1,4 +1,4 @@
-"""Mutual learning: width, resolution and frames in plain integers: how many channels a layer keeps; the dial.
+"""A configuration of an elastic network in plain numbers, the rounding law, and the configuration in force.
 
     c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C at width 1, w width)
 
@@ -7,77 +7,76 @@ r  the ratio of a layer inside a block to the channels around it, so that both s
    inverted residual that expands six times, 1/4 for the middle of a bottleneck, 1 everywhere else
 
 Deviation: where d * r is no multiple of the layer's quantum (channels per group of a grouped convolution), d grows to
-the first multiple that is; no width below 1 keeps more than C, no width above it fewer, and width 1 keeps exactly C,
-so that it is always the network as it was.
+the first multiple that is; no width below 1 keeps more than C, none above it fewer, and width 1 keeps exactly C.
 """
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any
 
-__all__ = ["Config", "Dial", "LayerWidths", "Statistics", "channels_at", "make_divisible"]
+from leanconv.seeds import python_random
+
+__all__ = ["ActiveConfig", "Config", "Width", "channels_at", "make_divisible"]
 
 
-class LayerWidths(float):
-    """A width for each group of coupled layers, drawn uniformly between `low` and `high`; as a number, the middle.
+class Width(float):
+    """The share of its channels that a layer keeps: a number, for all layers, or drawn for each (`by_layer`).
 
-    What US-Net calls non-uniform widths. Stands wherever a width does while a network is trained; equal arguments are
-    equal widths, in every process.
-
-    >>> LayerWidths(0.25, 1.0, seed=3).of("conv1") == LayerWidths(0.25, 1.0, seed=3).of("conv1")
-    True
+    >>> Width(0.5) == 0.5, Width(0.5).of("conv1")
+    (True, 0.5)
     """
 
-    low: float
-    high: float
-    seed: int
+    __slots__ = ("drawn",)
+    drawn: tuple[float, float, int] | None
+    """Smallest share, largest share and seed of drawn widths; the number itself then is the middle."""
 
-    def __new__(cls, low: float, high: float, seed: int) -> LayerWidths:
-        made = super().__new__(cls, (low + high) / 2)
-        made.low, made.high, made.seed = float(low), float(high), seed
-        made._drawn = {}
+    def __new__(cls, share: float, drawn: tuple[float, float, int] | None = None) -> Width:
+        made = super().__new__(cls, share)
+        made.drawn = drawn
         return made
 
-    _drawn: dict[str, float]
+    @classmethod
+    def by_layer(cls, low: float, high: float, seed: int) -> Width:
+        """A width for each group of coupled layers, drawn uniformly: what US-Net calls non-uniform, for training."""
+        return cls((low + high) / 2, (float(low), float(high), seed))
 
-    def of(self, kin: str) -> float:
-        """The width of the layers that are coupled to the layer called `kin`."""
-        width = self._drawn.get(kin)
-        if width is None:
-            width = self._drawn[kin] = random.Random(f"{self.seed}/{kin}").uniform(self.low, self.high)
-        return width
+    def of(self, group: str) -> float:
+        """The share of the layers that are coupled to the layer called `group`; the same in every process."""
+        return float(self) if self.drawn is None else _share(*self.drawn, group)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LayerWidths) and self._key == other._key
+        drawn = getattr(other, "drawn", None)
+        return float.__eq__(self, other) if self.drawn is None and drawn is None else self.drawn == drawn
 
     def __ne__(self, other: object) -> bool:  # float has one of its own
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return float.__hash__(self) if self.drawn is None else hash(self.drawn)
 
-    def __getnewargs__(self) -> tuple[float, float, int]:  # type: ignore[override]
-        return self._key
+    def __getnewargs__(self) -> tuple[float, Any]:  # type: ignore[override]
+        return float(self), self.drawn
 
     def __repr__(self) -> str:
-        return f"LayerWidths({self.low!r}, {self.high!r}, seed={self.seed})"
+        return float.__repr__(self) if self.drawn is None else "Width.by_layer({}, {}, seed={})".format(*self.drawn)
 
-    def __format__(self, _: str) -> str:
-        return f"({self.low:g}..{self.high:g} by layer)"
+    def __format__(self, spec: str) -> str:
+        return float.__format__(self, spec) if self.drawn is None else "({:g}..{:g} by layer)".format(*self.drawn)
 
-    @property
-    def _key(self) -> tuple[float, float, int]:
-        return self.low, self.high, self.seed
+
+@lru_cache(4096)
+def _share(low: float, high: float, seed: int, group: str) -> float:
+    return python_random(seed, group).uniform(low, high)
 
 
 class Config(tuple[Any, ...]):
-    """One configuration of an elastic network: a width, the side of its square input in pixels, for clips the frames.
+    """One configuration: a width, the side of the square input in pixels, and frames where those are elastic too.
 
-    A tuple of two numbers for images, of three where frames are elastic too, so that `net.at(*config)` and comparisons
-    with plain tuples read as they look.
+    A tuple of two or three numbers, so that `net.at(*config)` and comparisons with plain tuples read as they look.
 
     >>> Config(0.5, 160) == (0.5, 160), Config(0.5, 160, 8).frames
     (True, 8)
@@ -86,16 +85,17 @@ class Config(tuple[Any, ...]):
     __slots__ = ()
 
     def __new__(cls, width: float, resolution: int, frames: int | None = None) -> Config:
+        width = width if isinstance(width, Width) else Width(width)
         return super().__new__(cls, (width, resolution) if frames is None else (width, resolution, frames))
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return tuple(self)
 
     @property
-    def width(self) -> float:
-        """Share of the channels; `LayerWidths` where each layer has its own."""
-        width: float = self[0]
-        return width if isinstance(width, LayerWidths) else float(width)
+    def width(self) -> Width:
+        """Share of the channels."""
+        width: Width = self[0]
+        return width
 
     @property
     def resolution(self) -> int:
@@ -109,20 +109,21 @@ class Config(tuple[Any, ...]):
 
     @property
     def tag(self) -> str:
-        """The name of the configuration in state dicts; widths are told apart to four decimals.
+        """The name of the configuration in state dicts.
 
-        >>> Config(0.25, 160).tag, Config(1.0, 112, 8).tag
-        ('w02500_r160', 'w10000_r112_f8')
+        >>> Config(0.25, 160).tag, Config(1.0, 112, 8).tag, Config(2 / 3, 160).tag
+        ('w02500_r160', 'w10000_r112_f8', 'w0p6666666666666666_r160')
         """
-        width = self.width
-        own = f"layers{width.seed}" if isinstance(width, LayerWidths) else f"w{round(width * 10_000):05d}"
-        return f"{own}_r{self.resolution}" + ("" if self.frames is None else f"_f{self.frames}")
+        digits = f"{round(self.width * 10_000):05d}"
+        share = digits if int(digits) / 10_000 == self.width else repr(self.width).replace(".", "p")
+        return f"w{share}_r{self.resolution}" + ("" if self.frames is None else f"_f{self.frames}")
 
     @classmethod
     def from_tag(cls, tag: str) -> Config:
         """The inverse of `tag`."""
-        width, resolution, *frames = (int(part[1:]) for part in tag.split("_"))
-        return cls(width / 10_000, resolution, *frames)
+        width, *others = (part[1:] for part in tag.split("_"))
+        share = int(width) / 10_000 if width.isdigit() else float(width.replace("p", "."))
+        return cls(share, *map(int, others))
 
     def __str__(self) -> str:
         return "-".join(f"{part:g}" for part in self)
@@ -159,58 +160,47 @@ def channels_at(full: int, width: float, *, divisor: int = 8, ratio: Fraction = 
     return min(full, int(kept)) if width < 1 else max(full, int(kept))
 
 
-class Statistics(Protocol):
-    """What a calibration puts on the dial: BatchNorms update the tensors that `of` gives them by `momentum`."""
+class ActiveConfig:
+    """The configuration in force: one object that all elastic layers of a network share, set by `use` in a scope.
 
-    momentum: float
-
-    def of(self, norm: Any) -> tuple[Any, Any]:
-        """The accumulated mean and variance of `norm` in the configuration in force."""
-
-
-@dataclass
-class Dial:
-    """The one object that tells every elastic layer of a network which configuration is in force.
-
-    `widest` is the width that the weights are allocated for, at which nothing is sliced; `native` the largest
-    resolution, `native_frames` the most frames where those are elastic.
+    `largest` is the configuration that there are weights for: the widest, the native resolution, all frames.
     """
 
-    native: int
-    widest: float = 1.0
-    native_frames: int | None = None
-    width: float = 1.0
-    resolution: int | None = None
-    frames: int | None = None
-    statistics: Statistics | None = field(default=None, repr=False)
-    blank: bool = False
-    """Whether the largest network has never run: its weights were allocated, its statistics are not those of images."""
-    probing: bool = False
-    """Only shapes matter: BatchNorms check them and pass on what they get."""
-    counted: set[tuple[str, Any]] = field(default_factory=set, repr=False)
-    """While probing: the calls, by module and place, that were given another channel count than the width wants."""
+    def __init__(self, largest: Config) -> None:
+        self.largest = largest
+        self._asked: tuple[Width, int | None, int | None] = (largest.width, None, None)
+
+    @contextmanager
+    def use(self, width: Width, resolution: int | None, frames: int | None) -> Iterator[None]:
+        """Another configuration within the scope; an input is left as it is where resolution or frames are None."""
+        before, self._asked = self._asked, (width, resolution, frames)
+        try:
+            yield
+        finally:
+            self._asked = before
+
+    @property
+    def width(self) -> Width:
+        """Share of the channels that are in use."""
+        return self._asked[0]
+
+    @property
+    def input(self) -> tuple[int | None, int | None]:
+        """Resolution and frames that an input is brought to; None where it is left as it is."""
+        return self._asked[1:]
 
     @property
     def config(self) -> Config:
         """The configuration in force; an input left as it is counts as native."""
-        return Config(self.width, self.resolution or self.native, self.frames or self.native_frames)
+        width, resolution, frames = self._asked
+        return Config(width, resolution or self.largest.resolution, frames or self.largest.frames)
 
     @property
     def whole(self) -> bool:
         """Whether nothing is sliced."""
-        return self.width == self.widest
+        return self.width == self.largest.width
 
     @property
     def original(self) -> bool:
         """Whether this is the network as it was, nothing sliced and nothing added."""
-        return self.width == self.widest == 1
-
-    @property
-    def largest(self) -> Config:
-        """All channels, the native resolution, all frames."""
-        return Config(self.widest, self.native, self.native_frames)
-
-    @property
-    def full(self) -> bool:
-        """Whether the largest configuration is in force."""
-        return self.config == self.largest
+        return self.whole and self.width == 1

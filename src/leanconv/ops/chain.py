@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanconv.errors import PlanError
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle, Device
 from leanconv.ops.operator import CONVS, ConvOperator, ConvRewrite
-from leanconv.ops.project import compose, project, relative_error
+from leanconv.ops.project import compose, project, relative_error, weight_shape
 from leanconv.plan import Plan
 
 __all__ = ["Between", "ConvChain"]
@@ -70,6 +70,12 @@ class ConvChain(ConvOperator, nn.Sequential):
     def bias(self) -> Tensor | None:
         """The bias of the last stage, the only one."""
         return self.convs[-1].bias
+
+    @property
+    def fits_plan(self) -> bool:
+        """Whether the stages are those of the plan; not in a chain whose convolutions were sliced one by one."""
+        shapes = [tuple(conv.weight.shape) for conv in self.convs]
+        return shapes == [weight_shape(stage.conv) for stage in self.plan.stages]
 
     def reset_parameters(self) -> None:
         """Draw fresh weights so that the whole chain scales its input as a freshly drawn dense convolution would.

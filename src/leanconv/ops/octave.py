@@ -6,7 +6,7 @@
 The four kernels tile the dense one, so the parameters do not change and only the places where they are applied do.
 
 Paper -> code:  alpha_in, alpha_out, c_l = floor(alpha c), W^{H->H} = conv_hh.weight, W^{H->L} = conv_hl.weight,
-W^{L->H} = conv_lh.weight, W^{L->L} = conv_ll.weight.
+W^{L->H} = conv_lh.weight, W^{L->L} = conv_ll.weight; the map itself is an `OctaveMap` (`octave_map.py`).
 
 Stride 2, as in the authors' code and not in the paper's text: pool first, then convolve at stride 1; the low map is
 then already at the resolution of the high output, so L->H is not up-sampled. `stride_mode="strided"` gives the layer
@@ -22,71 +22,24 @@ or cropped. In 3D only space is at two resolutions; a stride in time stays a str
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import leanconv.ops.octave_rules  # noqa: F401  # whoever makes a map has the rules for it
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.channels import Device
+from leanconv.ops.octave_map import OctaveMap, full_map, settled, split
+from leanconv.ops.octave_parts import Runs, double, halve, low_channels
 from leanconv.ops.operator import CONVS, arguments_of
 
-__all__ = [
-    "Exchange",
-    "OctConv",
-    "OctConv2d",
-    "OctConv3d",
-    "OctavePair",
-    "StrideMode",
-    "halve",
-    "low_channels",
-    "match",
-    "merge",
-    "split",
-]
+__all__ = ["Exchange", "OctConv", "OctConv2d", "OctConv3d", "StrideMode"]
 
 StrideMode = Literal["pool", "strided"]
 Exchange = Literal["both", "high_to_low", "low_to_high", "none"]
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
-class OctavePair(NamedTuple):
-    """One feature map at two resolutions: high (B, c_h, [T,] h, w), low (B, c_l, [T,] ceil(h/2), ceil(w/2))."""
-
-    high: Tensor
-    low: Tensor
-
-
-def low_channels(alpha: float, channels: int) -> int:
-    """floor(alpha * channels), the size of the low part; the small term keeps 0.29 * 100 from falling to 28."""
-    if not 0 <= alpha <= 1:
-        raise PlanError(f"alpha must be between 0 (all high) and 1 (all low), got {alpha}")
-    return int(alpha * channels + 1e-9)
-
-
-def halve(x: Tensor) -> Tensor:
-    """Average pooling 2 x 2 over the last two axes, (B, C, *, h, w) -> (B, C, *, ceil(h/2), ceil(w/2))."""
-    if x.ndim == 5:
-        return functional.avg_pool3d(x, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
-    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
-
-
-def _double(x: Tensor, like: Tensor | None) -> Tensor:
-    """Nearest up-sampling of the last two axes by two, cut to the size of `like` where that is odd."""
-    scale = (1.0, 2.0, 2.0) if x.ndim == 5 else (2.0, 2.0)
-    x = functional.interpolate(x, scale_factor=scale, mode="nearest")
-    return x if like is None else x[..., : like.shape[-2], : like.shape[-1]]
-
-
-def merge(pair: OctavePair) -> Tensor:
-    """The pair as one map at high resolution, (B, c_h + c_l, h, w): the low part up-sampled, after the high part."""
-    return torch.cat([pair[0], _double(pair[1], pair[0])], dim=1)
-
-
-def match(low: Tensor, high: Tensor) -> Tensor:
-    """`low` cropped to ceil(h/2) x ceil(w/2), half the size of `high`; for operations that round up twice."""
-    return low[..., : (high.shape[-2] + 1) // 2, : (high.shape[-1] + 1) // 2]
 
 
 def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,12 +52,6 @@ def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
     crop, grow = tuple(min(0, side) for side in pad), tuple(max(0, side) for side in pad)
     x = functional.pad(x, crop) if min(crop) < 0 else x
     return functional.pad(x, grow, mode="replicate") if max(grow) > 0 else x
-
-
-def split(x: Tensor, low: int) -> OctavePair:
-    """The last `low` channels of `x` at half resolution beside the others; exactly undoes `merge`."""
-    high = x.shape[1] - low
-    return OctavePair(x[:, :high], halve(x[:, high:]))
 
 
 def _run(conv: Conv, x: Tensor | None, size: tuple[int, int] | None) -> Tensor:
@@ -122,23 +69,27 @@ def _run(conv: Conv, x: Tensor | None, size: tuple[int, int] | None) -> Tensor:
 class OctConv(nn.Module):
     """An octave convolution with the arguments of `nn.ConvNd`, made of up to four of them.
 
-    Shapes: a pair in, unless alpha_in is 0 (a plain high map) or 1 (a plain low map); a pair out, unless alpha_out is 0
-    or 1. Every layer halves sizes by rounding up.
+    Shapes: an `OctaveMap` in, unless all input channels are high (a plain map) or all low (a plain low map); an
+    `OctaveMap` out, unless all output channels are high or all low. Every layer halves sizes by rounding up.
 
     Args:
-        alpha_in: share of the input channels that are at low resolution.
-        alpha_out: share of the output channels that are.
+        alpha_in: share of the input channels that are at low resolution, rounded down; `low_in` says how many.
+        alpha_out: share of the output channels that are, rounded down; `low_out` says how many.
         stride_mode: "pool" (the authors' networks) or "strided"; see the head of this file.
         downsample: how X^H comes down on its way to Y^L: "pool", or "strided" (Table 3).
         exchange: which of the two paths between the resolutions exist (Table 3).
+        runs_in: which input channels are low, see `octave_map.Runs`; by default the last of every group.
+        out_groups: the last output channels of each of so many groups are low; by default of each of `groups`.
+        strict: whether an input at other resolutions than expected is refused. Otherwise it is read as it is needed:
+            a map merged where a plain one is expected, a plain one split.
 
     Raises:
         PlanError: for a stride other than 1 and 2 in space, for groups that cannot divide the parts.
 
     >>> conv = OctConv2d(64, 128, 3, padding=1, alpha_in=0.5, alpha_out=0.25)
-    >>> pair = conv(OctavePair(torch.zeros(1, 32, 9, 9), torch.zeros(1, 32, 5, 5)))
-    >>> pair.high.shape, pair.low.shape
-    (torch.Size([1, 96, 9, 9]), torch.Size([1, 32, 5, 5]))
+    >>> y = conv(OctaveMap(torch.zeros(1, 32, 9, 9), torch.zeros(1, 32, 5, 5)))
+    >>> y.high.shape, y.low.shape, y.shape
+    (torch.Size([1, 96, 9, 9]), torch.Size([1, 32, 5, 5]), torch.Size([1, 128, 9, 9]))
     """
 
     ndim: ClassVar[int]
@@ -159,9 +110,14 @@ class OctConv(nn.Module):
         *,
         alpha_in: float = 0.5,
         alpha_out: float = 0.5,
+        low_in: int | None = None,
+        low_out: int | None = None,
         stride_mode: StrideMode = "pool",
         downsample: StrideMode = "pool",
         exchange: Exchange = "both",
+        runs_in: Runs | None = None,
+        out_groups: int | None = None,
+        strict: bool = True,
     ) -> None:
         super().__init__()
         for name, value, legal in (
@@ -175,9 +131,9 @@ class OctConv(nn.Module):
         self.kernel_size, self.stride = self._each(kernel_size), self._each(stride)
         self.padding = padding if isinstance(padding, str) else self._each(padding)
         self.dilation, self.padding_mode = self._each(dilation), padding_mode
-        self.alpha_in, self.alpha_out = alpha_in, alpha_out
-        self.stride_mode, self.downsample, self.exchange = stride_mode, downsample, exchange
-        self.low_in, self.low_out = low_channels(alpha_in, in_channels), low_channels(alpha_out, out_channels)
+        self.stride_mode, self.downsample, self.exchange, self.strict = stride_mode, downsample, exchange, strict
+        self.low_in = low_channels(alpha_in, in_channels) if low_in is None else low_in
+        self.low_out = low_channels(alpha_out, out_channels) if low_out is None else low_out
         self.high_in, self.high_out = in_channels - self.low_in, out_channels - self.low_out
         self.halves = max(self.stride[-2:]) == 2
         if self.stride[-2:] not in ((1, 1), (2, 2)):
@@ -186,6 +142,9 @@ class OctConv(nn.Module):
         self.depthwise = groups > 1 and groups == in_channels
         if groups > 1:
             self._check_groups()
+        together = groups if groups > 1 and not self.depthwise else 1
+        self.runs_in = (self.high_in // together, self.low_in // together) * together if runs_in is None else runs_in
+        self.out_groups = together if out_groups is None else out_groups
         # A path between the resolutions can be switched off only where another one feeds its end.
         inside = not self.depthwise
         to_low = inside and (self.exchange in ("both", "high_to_low") or not self.low_in)
@@ -235,16 +194,16 @@ class OctConv(nn.Module):
                     "make alpha_in and alpha_out equal"
                 )
             return
-        for part, channels, alpha in (
-            ("high input", self.high_in, self.alpha_in),
-            ("low input", self.low_in, self.alpha_in),
-            ("high output", self.high_out, self.alpha_out),
-            ("low output", self.low_out, self.alpha_out),
+        for part, channels in (
+            ("high input", self.high_in),
+            ("low input", self.low_in),
+            ("high output", self.high_out),
+            ("low output", self.low_out),
         ):
             if channels % self.groups:
                 raise PlanError(
-                    f"alpha={alpha} gives {channels} {part} channels, which {self.groups} groups cannot divide; "
-                    f"choose an alpha whose share of the channels is a multiple of {self.groups}, or leave it out"
+                    f"{channels} {part} channels are asked for, which {self.groups} groups cannot divide; choose an "
+                    f"alpha whose share of the channels is a multiple of {self.groups}, or leave it out"
                 )
 
     def _path(
@@ -284,9 +243,9 @@ class OctConv(nn.Module):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor | OctavePair) -> Tensor | OctavePair:
-        """A pair or a plain map in, a pair or a plain map out, as alpha_in and alpha_out say."""
-        high, low = self._parts(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """A map at two resolutions or a plain one in, one or the other out, as the channel counts say."""
+        high, low, runs = self._parts(x)
         half = full = None  # the sizes that outputs must be brought to
         if not self.centred:
             full = self._out_size([2 * n for n in cast(Tensor, low).shape[-2:]] if high is None else high.shape[-2:])
@@ -302,7 +261,7 @@ class OctConv(nn.Module):
             risen = _run(self.conv_lh, rising, full if self.halves else half)
             if not self.halves:
                 like = high if out_high is None else out_high
-                risen = _double(risen, like if self.centred else None)
+                risen = double(risen, like if self.centred else None)
                 risen = risen if full is None else _fit(risen, full)
             out_high = risen if out_high is None else out_high + risen
         out_low = None if self.conv_ll is None else _run(self.conv_ll, low, half)
@@ -312,21 +271,49 @@ class OctConv(nn.Module):
             out_low = fallen if out_low is None else out_low + fallen
         if out_low is None or out_high is None:
             return cast(Tensor, out_high if out_low is None else out_low)
-        return OctavePair(out_high, out_low)
+        return OctaveMap(out_high, out_low, self._runs_out(out_high, out_low, runs))
 
-    def _parts(self, x: Tensor | OctavePair) -> tuple[Tensor | None, Tensor | None]:
-        if isinstance(x, Tensor):
-            if self.low_in and self.high_in:
+    def _parts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Runs]:
+        """The high and the low part of the input, and which channels are which."""
+        x = settled(x)
+        has_both = bool(self.low_in and self.high_in)
+        if not isinstance(x, OctaveMap):
+            if not has_both:
+                return (None, x, self.runs_in) if self.low_in else (x, None, self.runs_in)
+            if self.strict:
                 raise LeanconvError(
-                    f"{type(self).__name__} expects a pair of {self.high_in} high and {self.low_in} low channels "
-                    f"(alpha_in={self.alpha_in}), got one tensor {tuple(x.shape)}: split it, or set alpha_in=0"
+                    f"{type(self).__name__} expects a map of {self.high_in} high and {self.low_in} low channels, got "
+                    f"a plain tensor {tuple(x.shape)}: split it, or set alpha_in=0"
                 )
-            return (None, x) if self.low_in else (x, None)
-        if not (self.low_in and self.high_in):
-            raise LeanconvError(
-                f"{type(self).__name__} expects one tensor (alpha_in={self.alpha_in}), got a pair: merge it first"
-            )
-        return x[0], x[1]
+            x = split(x, self.runs_in)
+        elif not has_both:
+            if self.strict or not self.high_in:
+                raise LeanconvError(
+                    f"{type(self).__name__} expects one plain tensor, got a map of {x.high.shape[1]} high and "
+                    f"{x.low.shape[1]} low channels: merge it first"
+                )
+            return full_map(x), None, self.runs_in
+        elif not self.strict and not self._is_expected(x.runs):
+            x = split(full_map(x), self.runs_in)
+        return x.high, x.low, x.runs
+
+    def _is_expected(self, runs: Runs) -> bool:
+        """Whether the low channels are those that the kernel was cut for; at another width, by their pattern alone."""
+        return runs == self.runs_in or (len(runs) == len(self.runs_in) and sum(runs) != self.in_channels)
+
+    def _runs_out(self, high: Tensor, low: Tensor, runs: Runs) -> Runs:
+        """Which output channels are low, in whatever width the layer runs."""
+        if self.depthwise:
+            per_input = self.out_channels // self.in_channels
+            return tuple(count * per_input for count in runs)
+        counts = (high.shape[1], low.shape[1])
+        if self.out_groups == 1:
+            return counts
+        inner = (self.high_out // self.out_groups, self.low_out // self.out_groups)
+        groups = self.out_groups
+        if counts != (self.high_out, self.low_out) and all(n % i == 0 for n, i in zip(counts, inner, strict=True)):
+            groups = counts[0] // inner[0]  # whole groups were dropped
+        return (counts[0] // groups, counts[1] // groups) * groups
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> OctConv:
@@ -391,7 +378,7 @@ class OctConv(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"alpha_in={self.alpha_in}, alpha_out={self.alpha_out}"
+            f"low_in={self.low_in}, low_out={self.low_out}"
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from leanconv.plan import Plan
 from leanconv.spec import ConvSpec
 
-__all__ = ["compose", "project", "relative_error"]
+__all__ = ["compose", "project", "relative_error", "weight_shape"]
 
 _SWEEPS = 20
 _CG_STEPS = 8
@@ -86,8 +86,8 @@ def _block_diagonal(weight: Tensor, groups: int) -> Tensor:
     return blocks.reshape(out, groups * per_in, *kernel)
 
 
-def _shape(conv: ConvSpec) -> tuple[int, ...]:
-    """The shape of a stage's weight."""
+def weight_shape(conv: ConvSpec) -> tuple[int, ...]:
+    """The shape of the weight of a convolution."""
     return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
 
 
@@ -140,8 +140,8 @@ def _two_stages(plan: Plan, target: Tensor) -> list[Tensor]:
             weight2[slot // per_in2, :, slot % per_in2] = scale * left[block, :, rank]
     weight2 = weight2.reshape(groups2, outs, taps2, per_in2).transpose(2, 3)
     return [
-        weight1.reshape(_shape(first)),
-        weight2.reshape(_shape(second)),
+        weight1.reshape(weight_shape(first)),
+        weight2.reshape(weight_shape(second)),
     ]
 
 
@@ -189,7 +189,7 @@ def _peel(plan: Plan, target: Tensor) -> list[Tensor]:
         scale = values[:, :rank].sqrt()
         weight = target.new_zeros(groups, outs, blocks.shape[2])
         weight[:, :rank] = scale[:, :, None] * right[:, :rank]
-        weights.append(weight.reshape(_shape(conv)))
+        weights.append(weight.reshape(weight_shape(conv)))
         remainder = target.new_zeros(groups, blocks.shape[1], outs)
         remainder[:, :, :rank] = left[:, :, :rank] * scale[:, None]
         # Back to (O, slots of this stage, *K), with this stage's axes used up; then as the next stage reads the slots.

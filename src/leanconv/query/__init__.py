@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from leanconv.query.rows import Row, Setting
+from leanconv.query.rows import Row, TimingSetup
 from leanconv.query.table import QueryTable
-from leanconv.query.times import time_table
 
-__all__ = ["QueryTable", "Row", "Setting", "time_table"]
+__all__ = ["QueryTable", "Row", "TimingSetup"]

@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import platform
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leanconv.cost import compare_latency, measure
-from leanconv.elastic.calibrate import evaluating, inputs_of
+from leanconv.cost.latency import torch_threads
+from leanconv.deploy.bench import BACKENDS, prepared
+from leanconv.deploy.fold import eval_copy
+from leanconv.deploy.verify import random_input
+from leanconv.elastic.calibrate import inputs_of
+from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
-from leanconv.errors import DataError
-from leanconv.query.rows import Setting, Time
+from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.machine import this_machine
+from leanconv.modes import eval_mode
+from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
-from leanconv.story import story_of
+from leanconv.story import Story, story_of
 
-if TYPE_CHECKING:
-    from leanconv.elastic.net import ElasticNet
-
-__all__ = ["Costs", "accuracies", "costs", "describe", "elsewhere", "fingerprint", "input_size", "latencies"]
+__all__ = ["accuracies", "describe", "elsewhere", "fingerprint", "input_size", "latencies", "row_of"]
 
 TOGETHER = 2 << 30
 """Bytes of weights that are extracted at the same time for timing; more configurations are timed in several runs."""
 
 
-class Costs(NamedTuple):
-    """Of one image through one configuration."""
-
-    macs: int
-    params: int
-    peak_bytes: int
-    share_not_counted: float
-
-
 def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
     """The input of one image or clip in that configuration: the last one or two axes are the resolution."""
-    example: Sequence[int] = net.settings["size"]
-    spatial = min(len(example) - 1, 2)
-    frames = () if len(example) < 4 else (config.frames or example[1],)
-    return (example[0], *frames, *(config.resolution,) * spatial)
+    channels, *axes = net.default_input_size
+    frames = () if len(axes) < 3 else (config.frames or axes[0],)
+    return (channels, *frames, *(config.resolution,) * min(len(axes), 2))
 
 
 def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]) -> tuple[dict[Config, float], int]:
     """Top-1 accuracies over the loaders of all processes, each read once, and the number of their images."""
-    device = next(net.parameters()).device
-    counts = torch.zeros(len(configs) + 1, dtype=torch.int64, device=device)  # right per configuration, and images
-    with torch.no_grad(), evaluating(net):
+    with eval_mode(net) as device:
+        counts = torch.zeros(len(configs) + 1, dtype=torch.int64, device=device)  # right per configuration, and images
         for batch in loader:
             if isinstance(batch, Tensor) or len(batch) < 2:
                 raise DataError("a query table needs labels: its loader must yield (inputs, labels)")
@@ -65,53 +59,75 @@ def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]
     return {config: count / images for config, count in zip(configs, right, strict=True)}, images
 
 
-def costs(net: ElasticNet, config: Config) -> Costs:
-    """Counted on the extracted network; statistics are weights too, where memory is concerned."""
+def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
+    """With the costs of one image, counted on the extracted network; its memory holds the statistics too."""
     static = net.extract(*config, calibrated=False).eval()
     cost = measure(static, input_size(net, config))
     weights = sum(tensor.nbytes for tensor in static.state_dict().values())
-    return Costs(cost.macs, cost.params, weights + cost.peak_activation_bytes, cost.share_not_counted)
+    return Row(
+        width=float(config.width),
+        resolution=config.resolution,
+        frames=config.frames,
+        accuracy=accuracy,
+        macs=cost.macs,
+        params=cost.params,
+        share_not_counted=cost.share_not_counted,
+        peak_bytes=weights + cost.peak_activation_bytes,
+    )
 
 
-def latencies(net: ElasticNet, configs: Sequence[Config], setting: Setting, *, rounds: int) -> dict[Config, Time]:
-    """Milliseconds of `setting.batch` images through every extracted network in torch, interleaved."""
-    like = next(net.parameters())
-    found: dict[Config, Time] = {}
-    waiting: dict[Config, Callable[[], object]] = {}
+def latencies(
+    net: ElasticNet, configs: Sequence[Config], setups: Sequence[TimingSetup], *, rounds: int
+) -> dict[TimingSetup, dict[Config, Time]]:
+    """Milliseconds of every extracted network in each setup: torch as it is where `net` is, the others on the CPU.
 
-    def run() -> None:
-        candidates = {str(config): candidate for config, candidate in waiting.items()}
-        with torch.inference_mode():
-            times = compare_latency(candidates, threads=setting.threads, rounds=rounds)
-        for config in waiting:
-            time = times[str(config)]
-            found[config] = Time(time.median_ms, time.low_ms, time.high_ms)
-        waiting.clear()
-
-    size = 0
-    for config in configs:
-        static = net.extract(*config, calibrated=False).eval()
-        size += sum(p.numel() * p.element_size() for p in static.parameters())
-        shape = (setting.batch, *input_size(net, config))
-        waiting[config] = _caller(static, torch.zeros(shape, device=like.device, dtype=like.dtype))
-        if size > TOGETHER:
-            run()
-            size = 0
-    if waiting:
-        run()
+    All of the same number of threads are measured interleaved, in several runs where their weights are more than
+    `TOGETHER`. Raises `UnknownName` for a back-end that `bench` does not have, and `LeanconvError` for one that fails
+    on a configuration, with the reason.
+    """
+    for setup in setups:
+        if setup.backend not in BACKENDS:
+            raise unknown("backend", setup.backend, BACKENDS)
+    found: dict[TimingSetup, dict[Config, Time]] = {setup: {} for setup in setups}
+    for threads in dict.fromkeys(setup.threads for setup in setups):
+        waiting: dict[tuple[TimingSetup, Config], Callable[[], object]] = {}
+        size = 0
+        with torch_threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-times-") as folder:
+            for number, config in enumerate(configs):
+                static = net.extract(*config, calibrated=False).eval()
+                for setup in (setup for setup in found if setup.threads == threads):
+                    onnx = Path(folder) / f"{number}_{setup.batch}.onnx"
+                    waiting[setup, config] = _call(static, config, input_size(net, config), setup, onnx)
+                    size += sum(p.nbytes for p in static.parameters())
+                if size > TOGETHER or number == len(configs) - 1:
+                    calls = {str(index): call for index, call in enumerate(waiting.values())}
+                    times = compare_latency(calls, threads=threads, rounds=rounds).values()
+                    for (setup, done), time in zip(waiting, times, strict=True):
+                        found[setup][done] = Time(time.median_ms, time.low_ms, time.high_ms)
+                    waiting, size = {}, 0
     return found
 
 
-def _caller(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    return lambda: module(x)
+def _call(
+    static: nn.Module, config: Config, size: tuple[int, ...], setup: TimingSetup, path: Path
+) -> Callable[[], object]:
+    """One call of `setup.batch` inputs of `size`."""
+    if setup.backend == EAGER:
+        like = next(static.parameters())
+        x = torch.zeros((setup.batch, *size), device=like.device, dtype=like.dtype)
+        return torch.inference_mode()(partial(static, x))
+    model = eval_copy(static)
+    runner, _, problem = prepared(model, setup.backend, path, size, setup.batch, setup.threads)
+    if runner is None:
+        raise LeanconvError(f"{config} cannot be timed with {setup.backend}: {problem}")
+    return partial(runner, random_input(model, size, setup.batch, 0))
 
 
 def describe(net: ElasticNet, images: int) -> dict[str, Any]:
     """What a table says about itself: the model, the machine, the images, the date."""
-    story = story_of(net)
     return {
         "model": type(net.model).__name__,
-        "story": None if story is None else story.to_json(),
+        "story": (story_of(net) or Story()).to_json(),
         "weights": fingerprint(net),
         "widths": list(net.widths),
         "resolutions": list(net.resolutions),
@@ -124,7 +140,7 @@ def describe(net: ElasticNet, images: int) -> dict[str, Any]:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """16 hexadecimal digits that tell these weights from others."""
+    """16 hexadecimal digits that are those of these weights alone."""
     total = hashlib.sha256()
     for name, weight in net.named_parameters():
         total.update(name.encode())
@@ -134,23 +150,18 @@ def fingerprint(net: nn.Module) -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
-        name = next(models, name)
-    found = {"cpu": name, "system": platform.platform(), "torch": torch.__version__, "device": str(device)}
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+    here = this_machine()
+    found = {"cpu": here.cpu, "vectors": here.vectors, "system": here.system}
+    found |= {"torch": torch.__version__, "device": str(device)}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
 def elsewhere(about: Mapping[str, Any]) -> str | None:
-    """How the machine of a table differs from this one; None if it does not, or if the table does not tell."""
+    """How the machine of a table differs from this one; None if it does not, or if the table does not say."""
     there = about.get("machine") or {}
     gpu = torch.cuda.is_available() and str(there.get("device", "")).startswith("cuda")
     here = machine(torch.device("cuda" if gpu else "cpu"))
-    for part in ("gpu", "cpu"):
+    for part in ("gpu", "cpu", "vectors"):
         if part in there and there[part] != here.get(part):
             return f"{there[part]}, here is {here.get(part, 'none')}"
     return None

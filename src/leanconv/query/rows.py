@@ -1,30 +1,35 @@
 """The rows of a query table: what one configuration scores and costs, in plain numbers, and how they are written down.
 
-A time belongs to a setting: the back-end that ran the network, its threads and the batch. In a file a setting is a
+A time belongs to a setup: the back-end that ran the network, its threads and the batch. In a file a setup is a
 name, `onnxruntime_t4_b8`: three columns of a CSV (`_median_ms`, `_low_ms`, `_high_ms`), or a list of three in JSON.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError, UnknownName
 
-__all__ = ["Row", "Setting", "Time", "cells", "columns", "front", "read_row"]
+__all__ = ["EAGER", "Row", "Time", "TimingSetup", "cells", "front", "read_row"]
+
+T = TypeVar("T")
 
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
 
+EAGER = "eager"
+"""The back-end that is torch as it is."""
 
-class Setting(NamedTuple):
+
+class TimingSetup(NamedTuple):
     """How latency was measured: the back-end, its threads, and the images per call.
 
-    >>> Setting("openvino", 4, 1).tag, Setting.from_tag("eager_t1_b8")
-    ('openvino_t4_b1', Setting(backend='eager', threads=1, batch=8))
+    >>> TimingSetup("openvino", 4, 1).tag, TimingSetup.from_tag("eager_t1_b8")
+    ('openvino_t4_b1', TimingSetup(backend='eager', threads=1, batch=8))
     """
 
     backend: str
@@ -33,15 +38,15 @@ class Setting(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """The name of the setting in files and messages."""
+        """The name of the setup in files and messages."""
         return f"{self.backend}_t{self.threads}_b{self.batch}"
 
     @classmethod
-    def from_tag(cls, tag: str) -> Setting:
+    def from_tag(cls, tag: str) -> TimingSetup:
         """The inverse of `tag`; `UnknownName` for what is none."""
         found = re.fullmatch(r"(\w+)_t([1-9]\d*)_b([1-9]\d*)", tag)
         if found is None:
-            raise UnknownName(f"{tag!r} is no setting of a latency: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
+            raise UnknownName(f"{tag!r} is no timing setup: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
         return cls(found[1], int(found[2]), int(found[3]))
 
 
@@ -59,9 +64,9 @@ class Row:
 
     `share_not_counted` is the part of the parameters that belongs to operations outside `macs`, None where an older
     leanconv measured. `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum
-    of activations alive at once. `latency_ms` is of the table's first setting, `times` has those of all others by their
+    of activations alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their
     tags.
-    `pareto` tells that no other row has at least its accuracy for at most its MACs.
+    `pareto` says that no other row has at least its accuracy for at most its MACs.
     """
 
     width: float
@@ -87,31 +92,17 @@ class Row:
 def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
     """The rows that no other beats, that is, has at least their accuracy for at most their cost; the cheapest first.
 
-    `by` is the cost: macs, params, peak_bytes or latency_ms; rows that were not measured so have no place.
-    Raises `LeanconvError` for any other.
+    Rows without the cost `by`, one of `COSTS`, have no place. Raises `LeanconvError` for any other.
     """
     if by not in COSTS:
         raise LeanconvError(f"a front is by one of {', '.join(COSTS)}, got {by!r}")
-    known = sorted((row for row in rows if getattr(row, by) is not None), key=lambda row: getattr(row, by))
-
-    def beaten(row: Row) -> bool:
-        cost = getattr(row, by)
-        return any(
-            getattr(other, by) <= cost
-            and other.accuracy >= row.accuracy
-            and (getattr(other, by) < cost or other.accuracy > row.accuracy)
-            for other in known
-        )
-
-    return tuple(row for row in known if not beaten(row))
-
-
-def columns(rows: Sequence[Row]) -> list[str]:
-    """The header of a CSV of these rows."""
-    tags = dict.fromkeys(tag for row in rows for tag in row.times)
-    clips = any(row.frames is not None for row in rows)
-    plain = [one.name for one in fields(Row) if one.name != "times" and (clips or one.name != "frames")]
-    return plain + [f"{tag}_{column}" for tag in tags for column in Time._fields]
+    known = [row for row in rows if getattr(row, by) is not None]
+    best: list[Row] = []
+    for row in sorted(known, key=lambda row: (getattr(row, by), -row.accuracy)):
+        equal = best and (getattr(row, by), row.accuracy) == (getattr(best[-1], by), best[-1].accuracy)
+        if not best or equal or row.accuracy > best[-1].accuracy:
+            best.append(row)
+    return tuple(best)
 
 
 def cells(row: Row) -> dict[str, Any]:
@@ -128,10 +119,9 @@ def read_row(data: Mapping[str, Any]) -> Row:
     Raises `KeyError`, `TypeError` or `ValueError` for what is no row.
     """
 
-    def maybe(name: str) -> float | None:
-        return None if data.get(name) in (None, "") else float(data[name])
+    def maybe(name: str, kind: Callable[[float], T]) -> T | None:
+        return None if data.get(name) in (None, "") else kind(float(data[name]))
 
-    peak, frames = maybe("peak_bytes"), maybe("frames")
     times = {tag: Time(*map(float, time)) for tag, time in (data.get("times") or {}).items()}
     for name in data:
         tag = name.removesuffix("_median_ms")
@@ -140,14 +130,14 @@ def read_row(data: Mapping[str, Any]) -> Row:
     return Row(
         width=float(data["width"]),
         resolution=int(data["resolution"]),
-        frames=None if frames is None else int(frames),
+        frames=maybe("frames", int),
         accuracy=float(data["accuracy"]),
         macs=int(data["macs"]),
         params=int(data["params"]),
-        peak_bytes=None if peak is None else int(peak),
-        share_not_counted=maybe("share_not_counted"),
-        latency_ms=maybe("latency_ms"),
-        latency_low_ms=maybe("latency_low_ms"),
-        latency_high_ms=maybe("latency_high_ms"),
-        times={Setting.from_tag(tag).tag: time for tag, time in times.items()},
+        peak_bytes=maybe("peak_bytes", int),
+        share_not_counted=maybe("share_not_counted", float),
+        latency_ms=maybe("latency_ms", float),
+        latency_low_ms=maybe("latency_low_ms", float),
+        latency_high_ms=maybe("latency_high_ms", float),
+        times={TimingSetup.from_tag(tag).tag: time for tag, time in times.items()},
     )

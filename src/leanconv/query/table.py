@@ -1,8 +1,7 @@
 """The query table: what every (width, resolution) scores and costs, and the pick of the best one for a budget.
 
 The paper's "simple way" to find the balance of width and resolution: measure them all once on held-out images, then
-look up. Accuracy is top-1 on the loader's images, resized; MACs (multiply-adds of convolution and linear layers),
-parameters and memory are counted on the extracted network; milliseconds are medians of interleaved runs through it.
+look up. Accuracy is top-1; MACs, parameters and memory are counted, and milliseconds taken, on the extracted network.
 """
 
 from __future__ import annotations
@@ -10,29 +9,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from leanconv.elastic.calibrate import as_configs
+from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
+from leanconv.files import csv_text, write_text
 from leanconv.query import rows as tabular
-from leanconv.query.measure import accuracies, costs, describe, elsewhere, fingerprint, latencies
-from leanconv.query.rows import Row, Setting, Time
+from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
+from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
 
-if TYPE_CHECKING:
-    from leanconv.elastic.net import ElasticNet
-
 __all__ = ["QueryTable", "Row"]
-
-EAGER = "eager"
-"""The back-end of the first setting: torch as it is."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +54,9 @@ class QueryTable:
     ) -> Self:
         """Measure `configs` (default: all that are calibrated; without BatchNorm the paper's grid).
 
-        In a distributed run every process must call it, with its share of the images: all end with the same table of
-        all images, whose latencies are the first process's.
-
-        Args:
-            loader: yields (inputs, labels) of the native resolution, images that were not trained on.
-            latency: whether to time every extracted network.
-            threads: of torch, while timing.
-            batch: images per timed call.
-            rounds: of the interleaved timing.
-
+        `loader` yields (inputs, labels) of the native resolution, images that were not trained on; `threads` of torch,
+        images in a `batch` and `rounds` are those of the timing. In a distributed run every process must call it, with
+        its share of the images: all end with the same table of all images, with the first process's latencies.
         Raises `NotCalibrated` where statistics are missing and `DataError` for a loader without images.
         """
         if configs is None and net.norms:
@@ -80,38 +67,35 @@ class QueryTable:
                     "calibrate(net, loader) first, or name the configurations"
                 )
         wanted = as_configs(net, configs)
-        for config in wanted:
-            if not net.can_evaluate(*config):
-                raise NotCalibrated(
-                    f"configuration {config} (width-resolution) has no BatchNorm statistics, so its accuracy cannot be "
-                    f"measured: call calibrate(net, loader, [({config.width:g}, {config.resolution})]) first"
-                )
+        for norm in net.norms:
+            for config in wanted:
+                norm.statistics(config)  # raises where there are none
         accuracy, images = accuracies(net, loader, wanted)
-        rows = [
-            Row(
-                width=config.width,
-                resolution=config.resolution,
-                frames=config.frames,
-                accuracy=accuracy[config],
-                **costs(net, config)._asdict(),
-            )
-            for config in wanted
-        ]
-        table = cls(tuple(rows), describe(net, images))
-        if not latency:
-            return table
-        setting, first = Setting(EAGER, threads, batch), rank_and_world()[0] == 0
-        times = latencies(net, wanted, setting, rounds=rounds) if first else {}
-        return table.with_times(setting, from_first(times), rounds=rounds)
+        table = cls(tuple(row_of(net, config, accuracy[config]) for config in wanted), describe(net, images))
+        return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
-    def with_times(self, setting: Setting, times: Mapping[Config, Time], *, rounds: int) -> Self:
-        """The table with latencies measured in `setting`; the first ones are what `pick` goes by unless told.
+    def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:
+        """The table with the latency of every row of `net` in each of `setups`, see `query.measure.latencies`.
 
-        Configurations without a time keep none. Raises `LeanconvError` for a setting that the table has.
+        In a distributed run the first process measures. Raises `LeanconvError` for a table of another model, and for a
+        setup that it has already.
         """
-        if setting.tag in self.settings:
-            raise LeanconvError(f"the query table has latencies of {setting.tag} already: measure another setting")
-        first = not self.settings
+        self.check(net)
+        configs = [row.config for row in self.rows]
+        found = latencies(net, configs, setups, rounds=rounds) if rank_and_world()[0] == 0 else {}
+        table = self
+        for setup, times in from_first(found).items():
+            table = table.with_times(setup, times, rounds=rounds)
+        return table
+
+    def with_times(self, setup: TimingSetup, times: Mapping[Config, Time], *, rounds: int) -> Self:
+        """The table with latencies measured in `setup`; the first ones are what `pick` goes by without `setup`.
+
+        Configurations without a time keep none. Raises `LeanconvError` for a setup that the table has.
+        """
+        if setup.tag in self.setups:
+            raise LeanconvError(f"the query table has latencies of {setup.tag} already: measure another setup")
+        first = not self.setups
         rows = []
         for row in self.rows:
             time = times.get(row.config)
@@ -121,26 +105,26 @@ class QueryTable:
                 median, low, high = time
                 rows.append(replace(row, latency_ms=median, latency_low_ms=low, latency_high_ms=high))
             else:
-                rows.append(replace(row, times={**row.times, setting.tag: time}))
-        told = {**setting._asdict(), "rounds": rounds}
-        more = {"latency": told} if first else {"latencies": {**self.about.get("latencies", {}), setting.tag: told}}
+                rows.append(replace(row, times={**row.times, setup.tag: time}))
+        entry = {**setup._asdict(), "rounds": rounds}
+        more = {"latency": entry} if first else {"latencies": {**self.about.get("latencies", {}), setup.tag: entry}}
         return replace(self, rows=tuple(rows), about={**self.about, **more})
 
     @property
-    def settings(self) -> tuple[str, ...]:
-        """The tags of the settings in which latency was measured, the first one first."""
-        first = self._first_setting
+    def setups(self) -> tuple[str, ...]:
+        """The tags of the setups in which latency was measured, the first one first."""
+        first = self._first_setup
         others = tuple(dict.fromkeys(tag for row in self.rows for tag in row.times))
         return others if first is None else (first, *others)
 
     @property
-    def _first_setting(self) -> str | None:
+    def _first_setup(self) -> str | None:
         """The tag of what the rows' own `latency_ms` is of."""
-        told = self.about.get("latency") or {}
-        if not told and all(row.latency_ms is None for row in self.rows):
+        entry = self.about.get("latency") or {}
+        if not entry and all(row.latency_ms is None for row in self.rows):
             return None
-        backend = str(told.get("backend", EAGER)).split()[-1]  # tables of the first version say "torch eager"
-        return Setting(backend, told.get("threads", 1), told.get("batch", 1)).tag
+        backend = str(entry.get("backend", EAGER)).split()[-1]  # tables of the first version say "torch eager"
+        return TimingSetup(backend, entry.get("threads", 1), entry.get("batch", 1)).tag
 
     def front(self, by: str = "macs") -> tuple[Row, ...]:
         """The rows that no other beats in accuracy and cost (macs, params, peak_bytes, latency_ms), the cheapest first.
@@ -159,13 +143,13 @@ class QueryTable:
         max_peak_bytes: float | None = None,
         max_latency_ms: float | None = None,
         min_accuracy: float | None = None,
-        setting: str | None = None,
+        setup: str | None = None,
         any_machine: bool = False,
     ) -> Row:
         """The most accurate row within all given limits; of equally accurate ones that of fewest MACs.
 
         With `min_accuracy` alone, the cheapest row that reaches it. Never a row over a limit, and nothing between rows.
-        `max_latency_ms` is of `setting`, one of `settings`, default the first.
+        `max_latency_ms` is of `setup`, one of `setups`, default the first.
         Raises `BudgetError` when no row is within the limits, saying what the cheapest would need; `LeanconvError` for
         a latency limit on a table without latencies, or with those of another machine unless `any_machine`.
 
@@ -173,47 +157,42 @@ class QueryTable:
         >>> QueryTable(tuple(rows)).pick(max_macs=60).width
         0.5
         """
-        limits = {"macs": max_macs, "params": max_params, "peak_bytes": max_peak_bytes, "latency_ms": max_latency_ms}
+        limits = dict(zip(tabular.COSTS, (max_macs, max_params, max_peak_bytes, max_latency_ms), strict=True))
         upper = {name: limit for name, limit in limits.items() if limit is not None}
-        for name, limit in (*upper.items(), *((("accuracy", min_accuracy),) if min_accuracy is not None else ())):
-            if not isinstance(limit, (int, float)) or limit != limit:
+        for name, limit in (*limits.items(), ("accuracy", min_accuracy)):
+            if limit is not None and (not isinstance(limit, (int, float)) or limit != limit):
                 raise LeanconvError(f"the limit of {name} must be a number, got {limit!r}")
         if not self.rows:
             raise BudgetError("the query table has no rows, so there is nothing to pick: measure one first")
         if "latency_ms" in upper:
-            self.check_latency(setting, any_machine=any_machine)
+            self.check_latency(setup, any_machine=any_machine)
         if "peak_bytes" in upper and all(row.peak_bytes is None for row in self.rows):
             raise LeanconvError(
                 "this table was measured without memory, by an older leanconv, so max_peak_bytes cannot be judged: "
                 "measure it again"
             )
 
-        own, chosen = self._first_setting, setting or next(iter(self.settings), "")
+        chosen = setup or next(iter(self.setups), "")
+        other = chosen != self._first_setup
 
-        def value(row: Row, name: str) -> Any:
-            if name == "latency_ms" and chosen != own:
-                return row.times[chosen].median_ms if chosen in row.times else None
-            return getattr(row, name)
+        def cost(row: Row, name: str) -> float:
+            found: float | None = getattr(row, name)
+            if name == "latency_ms" and other:
+                found = row.times[chosen].median_ms if chosen in row.times else None
+            return math.inf if found is None else found
 
-        def within(row: Row, name: str) -> bool:
-            found = value(row, name)
-            return found is not None and found <= upper[name]
-
-        cheap = [row for row in self.rows if all(within(row, name) for name in upper)]
+        cheap = [row for row in self.rows if all(cost(row, name) <= limit for name, limit in upper.items())]
         fit = [row for row in cheap if min_accuracy is None or row.accuracy >= min_accuracy]
         if not fit:
-            least = {}
-            for name in upper:
-                known = [row for row in self.rows if value(row, name) is not None]
-                row = min(known, key=lambda row: value(row, name))
-                least[name] = f"{row.config} with {name} = {value(row, name):.10g}"
-            raise BudgetError(_why_none(upper, least, cheap, min_accuracy))
+            least = {name: min(self.rows, key=lambda row: cost(row, name)) for name in upper}
+            needs = [f"{row.config} with {name} = {cost(row, name):.10g}" for name, row in least.items()]
+            raise BudgetError(_why_none(upper, needs, cheap, min_accuracy))
         if not upper and min_accuracy is not None:
             return min(fit, key=lambda row: (row.macs, -row.accuracy))
-        return min(fit, key=lambda row: (-row.accuracy, row.macs, row.params, value(row, "latency_ms") or 0.0))
+        return min(fit, key=lambda row: (-row.accuracy, row.macs, row.params, cost(row, "latency_ms")))
 
     def check(self, net: ElasticNet) -> None:
-        """Raise `LeanconvError` unless this table was measured on these weights (as far as the table tells)."""
+        """Raise `LeanconvError` unless this table was measured on these weights (as far as the table says)."""
         mine = {"weights": fingerprint(net), "widths": list(net.widths), "resolutions": list(net.resolutions)}
         for what in ("widths", "resolutions", "weights"):
             if what in self.about and self.about[what] != mine[what]:
@@ -222,15 +201,15 @@ class QueryTable:
                     f"{mine[what]}, so what it promises would not hold: measure the table of this network"
                 )
 
-    def check_latency(self, setting: str | None = None, *, any_machine: bool = False) -> None:
-        """Raise `LeanconvError` unless the table has latencies (of `setting`), and of this machine."""
-        if not self.settings:
+    def check_latency(self, setup: str | None = None, *, any_machine: bool = False) -> None:
+        """Raise `LeanconvError` unless the table has latencies (of `setup`), and of this machine."""
+        if not self.setups:
             raise LeanconvError(
                 "this table was measured without latencies, so max_latency_ms cannot be judged: measure it with "
                 "latency=True on the machine that will run the network"
             )
-        if setting is not None and setting not in self.settings:
-            raise unknown("setting of a latency", setting, self.settings)
+        if setup is not None and setup not in self.setups:
+            raise unknown("timing setup", setup, self.setups)
         there = elsewhere(self.about)
         if there is not None and not any_machine:
             raise LeanconvError(
@@ -243,19 +222,12 @@ class QueryTable:
 
         Raises `UnknownName` for another suffix. The file is complete or not there.
         """
-        path = Path(path)
-        text = {".json": self._json, ".csv": self._csv}[_suffix(path)]()
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8", newline="")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise LeanconvError(f"{path}: the query table cannot be written ({error.strerror or error})") from error
-        finally:
-            with suppress(OSError):  # also where a folder on the way is a file
-                temporary.unlink()
-        return path
+        if _suffix(Path(path)) == ".json":
+            rows = [asdict(row) for row in self.rows]
+            text = json.dumps({"format": "leanconv query table 1", "about": self.about, "rows": rows}, indent=2) + "\n"
+        else:
+            text = f"# {json.dumps(self.about)}\n" + csv_text([tabular.cells(row) for row in self.rows])
+        return write_text(path, text, what="the query table")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -279,18 +251,6 @@ class QueryTable:
                 f"{path} is not a query table, or is damaged ({type(error).__name__}: {error}): measure it again"
             ) from error
 
-    def _json(self) -> str:
-        data = {"format": "leanconv query table 1", "about": self.about, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(data, indent=2) + "\n"
-
-    def _csv(self) -> str:
-        out = io.StringIO()
-        out.write(f"# {json.dumps(self.about)}\n")
-        writer = csv.DictWriter(out, tabular.columns(self.rows), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(tabular.cells(row) for row in self.rows)
-        return out.getvalue()
-
 
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
@@ -300,7 +260,7 @@ def _suffix(path: Path) -> str:
 
 
 def _why_none(
-    upper: Mapping[str, float], least: Mapping[str, str], cheap: Sequence[Row], min_accuracy: float | None
+    upper: Mapping[str, float], needs: Sequence[str], cheap: Sequence[Row], min_accuracy: float | None
 ) -> str:
     """The message for limits that nothing meets."""
     limits = ", ".join(f"{name} <= {limit:g}" for name, limit in upper.items())
@@ -312,6 +272,6 @@ def _why_none(
             f"{best.accuracy:.4g}; lower min_accuracy" + (" or raise the other limits" if limits else "")
         )
     return (
-        f"no configuration within {limits}: the cheapest is {'; '.join(least.values())}; raise the limit to at "
+        f"no configuration within {limits}: the cheapest is {'; '.join(needs)}; raise the limit to at "
         "least that, or make the network elastic down to smaller widths or resolutions"
     )

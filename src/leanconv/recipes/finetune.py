@@ -43,7 +43,7 @@ def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Tak
 
     given_net = load(saved_model(folder))
     if isinstance(given_net, ElasticNet):
-        given_net.forget()  # what was calibrated there is of those weights and images
+        given_net.drop_calibrations()  # what was calibrated there is of those weights and images
     source: dict[str, Tensor] = given_net.state_dict()
     target: dict[str, Tensor] = net.state_dict()
     copied, inflated, wrong = [], [], [name for name in source if name not in target]

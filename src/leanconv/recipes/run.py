@@ -230,7 +230,7 @@ def _complete(config: Path) -> None:
 
     A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
     """
-    from leanconv.train.runfolder import write_text
+    from leanconv.files import write_text
 
     text = to_yaml(read_recipe(config))
     if is_main_process() and text != config.read_text():

@@ -79,7 +79,8 @@ def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> Vid
     import torch
 
     from leanconv.elastic import ElasticNet
-    from leanconv.train.runfolder import write_problems, write_text
+    from leanconv.files import write_text
+    from leanconv.train.runfolder import write_problems
 
     video = recipe.data.video
     assert video is not None

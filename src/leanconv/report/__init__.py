@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
+from leanconv.report.serve_log import plot_serve_log, serve_table
 from leanconv.report.tables import (
     bench_table,
     changes_table,
@@ -16,7 +17,6 @@ from leanconv.report.tables import (
     videos_table,
 )
 from leanconv.report.text_table import Column, TextTable, print_table
-from leanconv.report.trace import plot_trace
 from leanconv.report.units import binary, percent, ratio, si
 
 __all__ = [
@@ -34,11 +34,12 @@ __all__ = [
     "percent",
     "plot_accuracy_latency",
     "plot_accuracy_macs",
-    "plot_trace",
+    "plot_serve_log",
     "print_table",
     "query_table",
     "ratio",
     "save_curves",
+    "serve_table",
     "si",
     "skipped_table",
     "sweep_table",

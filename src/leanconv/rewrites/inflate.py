@@ -154,11 +154,14 @@ def _octave(conv: OctConv2d, settings: dict[str, Any], length: int, mode: str) -
         bias=any(name.endswith("bias") for name, _ in conv.named_parameters()),
         device=some.device,
         dtype=some.dtype,
-        alpha_in=conv.alpha_in,
-        alpha_out=conv.alpha_out,
+        low_in=conv.low_in,
+        low_out=conv.low_out,
         stride_mode=conv.stride_mode,
         downsample=conv.downsample,
         exchange=conv.exchange,
+        runs_in=conv.runs_in,
+        out_groups=conv.out_groups,
+        strict=conv.strict,
     )
     flat = dict(conv.named_parameters())
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leanconv.serve.governor import Governor
-from leanconv.serve.loop import Call, Phase, Trace, serve
+from leanconv.serve.loop import Call, Phase, ServeLog, serve
 from leanconv.serve.runtime import Runtime
 
-__all__ = ["Call", "Governor", "Phase", "Runtime", "Trace", "serve"]
+__all__ = ["Call", "Governor", "Phase", "Runtime", "ServeLog", "serve"]

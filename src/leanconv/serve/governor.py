@@ -7,11 +7,10 @@
     down  at once, when the row in force no longer fits at `margin`: to the most accurate row that does
     up    when for `patience` calls in a row more accurate rows fitted at `headroom`: to the least of those calls' best
 
-What is slow is the machine and not one network, so all rows share one scale, and what was learned at one holds at the
-next. With q = 0.95 and a half life of 24 calls the newest call alone weighs less than 1 - q once five calls have been
-seen: one straggler changes nothing then, two in short order do. A step up that has to be taken back at once doubles the
-patience, so that a row which the scale judges too kindly is tried ever less often. All arithmetic, no clock: a
-simulation can drive it.
+What is slow is the machine and not one network, so all rows share one scale. With q = 0.95 and a half life of 24 calls
+the newest call alone weighs less than 1 - q once five calls have been seen: one straggler then changes nothing, two in
+short order do. A step up that must be taken back doubles the patience, so that a row which the scale judges too kindly
+is tried ever less often.
 """
 
 from __future__ import annotations
@@ -35,19 +34,13 @@ class Governor:
     Args:
         rows: of a query table with latencies of this machine; those on its front of latency are the choice.
         target_ms: milliseconds of one call.
-        quantile: share of calls that should be within the target.
         half_life: calls after which what was measured counts half.
         margin: share of the target that is kept free.
-        headroom: share of the target that must be free before a more accurate row is taken.
-        patience: calls in a row for which that must hold.
+        headroom, patience: share of the target that must be free, and for how many calls in a row, before a more
+            accurate row is taken.
 
-    Attributes:
-        rows: the choice, from the fastest to the most accurate.
-        row: the one to run next.
-        scale: how many times slower than in the table a call is to be expected.
-        met: whether `row` is expected to keep the target; if not, it is the fastest there is.
-
-    Raises `LeanconvError` for rows without latencies and for settings outside their range.
+    Attribute `rows` is the choice, from the fastest to the most accurate; `scale` how many times slower than in the
+    table a call is to be expected. Raises `LeanconvError` for rows without latencies and options out of range.
 
     >>> rows = [Row(width=w, resolution=32, accuracy=w, macs=1, params=1, latency_ms=10 * w) for w in (0.25, 0.5, 1.0)]
     >>> governor = Governor(rows, target_ms=12)
@@ -110,7 +103,8 @@ class Governor:
         self._since_up += 1
         best = self._best(self.headroom)
         if not self.met and self._index:
-            self._patience = min(2 * self._patience, MOST_PATIENT * self.patience) if self._rash else self.patience
+            rash = self._since_up < self._patience  # the last step up should not have been taken
+            self._patience = min(2 * self._patience, MOST_PATIENT * self.patience) if rash else self.patience
             self._index = self._best(self.margin)
             self._chances.clear()
         elif best <= self._index:
@@ -121,11 +115,6 @@ class Governor:
                 self._index, self._since_up = min(self._chances), 0
                 self._chances.clear()
         return self.row
-
-    @property
-    def _rash(self) -> bool:
-        """Whether the last step up was so short ago that it should not have been taken."""
-        return self._since_up < self._patience
 
     def _predicted(self, index: int) -> float:
         return float(self.rows[index].latency_ms or 0.0)

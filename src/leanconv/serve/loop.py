@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from leanconv.deploy.load import Load
 from leanconv.errors import LeanconvError
+from leanconv.files import csv_text, write_text
 from leanconv.serve.governor import Governor
 from leanconv.serve.runtime import Runtime
 
-__all__ = ["Call", "Phase", "Trace", "serve"]
+__all__ = ["Call", "Phase", "ServeLog", "serve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +38,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """The calls between two steps of the load; the first few, while the governor learns of the step, count apart.
+    """The calls between two steps of the load, of which the governor needs the first, `settling`, to notice the step.
 
-    `p95_ms` and `over`, the share of calls over the target, are of the calls after those `settling` first; `accuracy`
-    is the mean over all.
+    `p95_ms` and `over`, the share of calls over the target, are of those after them; `accuracy` is the mean over all.
     """
 
     load: int
@@ -59,7 +55,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class ServeLog:
     """All calls in order, and the target they were to keep."""
 
     target_ms: float
@@ -91,22 +87,9 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the calls as CSV; complete or not at all."""
-        path = Path(path)
-        out = io.StringIO()
-        names = [one.name for one in fields(Call)]
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*names, "target_ms"])
-        writer.writerows([*(getattr(call, name) for name in names), self.target_ms] for call in self.calls)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(out.getvalue(), encoding="utf-8", newline="")
-            os.replace(draft, path)
-        except OSError as error:
-            with suppress(OSError):  # also where a folder on the way is a file
-                draft.unlink()
-            raise LeanconvError(f"{path}: the trace cannot be written ({error.strerror or error})") from error
-        return path
+        rows = [{**asdict(call), "target_ms": self.target_ms} for call in self.calls]
+        columns = [*(one.name for one in fields(Call)), "target_ms"]
+        return write_text(path, csv_text(rows, columns), what="the log of the calls")
 
 
 def serve(
@@ -115,13 +98,14 @@ def serve(
     inputs: Sequence[Tensor],
     *,
     seconds: float,
-    load: Load | None = None,
+    load: Callable[[float], int] | None = None,
     clock: Callable[[], float] = perf_counter,
-) -> Trace:
-    """Answer `inputs`, round and round, for so many `seconds`, and tell of every call.
+) -> ServeLog:
+    """Answer `inputs`, round and round, for so many `seconds`, and log every call.
 
     Each input is (b, channels, *size), of the batch that the governor's latencies are for; `runtime` must be prepared
-    for all its rows. A call is timed until its answer is there, a change of configuration before it included.
+    for all its rows. A call is timed until its answer is there, a change of configuration before it included. `load`,
+    for benchmarks, sets the competing load of each second, and gives the number of its processes.
     Raises `LeanconvError` for no inputs, and for rows that the runtime was not prepared for.
     """
     if not inputs:
@@ -129,11 +113,10 @@ def serve(
     calls: list[Call] = []
     start = clock()
     for x in itertools.cycle(inputs):
-        row, scale = governor.row, governor.scale
-        second = clock() - start
+        row, scale, second = governor.row, governor.scale, clock() - start
         if second >= seconds:
             break
-        competing = 0 if load is None else load.follow(second)
+        competing = 0 if load is None else load(second)
         before = clock()
         if runtime.config != row.config:
             runtime.use(*row.config)
@@ -153,4 +136,4 @@ def serve(
                 load=competing,
             )
         )
-    return Trace(target_ms=governor.target_ms, calls=tuple(calls))
+    return ServeLog(target_ms=governor.target_ms, calls=tuple(calls))

@@ -1,28 +1,22 @@
 """The runtime: one elastic network, ready to run in any of several configurations, changed between two calls.
 
-Every configuration is extracted beforehand, so a change is the change of one reference. The extracted networks do not
-own their weights: wherever an extracted tensor is the corner W[:a, :b, ...] of the full one, bit for bit, it becomes a
-view of it, and all configurations together need little more memory than the largest. What is not such a corner (a
-gather behind a concatenation, BatchNorm statistics) each keeps for itself. With `share=False` each owns everything:
-contiguous weights, for more memory.
+Every configuration is extracted beforehand, so a change is the change of one reference. Wherever an extracted tensor is
+the corner W[:a, :b, ...] of the full one, bit for bit, it becomes a view of it, so that all configurations together
+need little more memory than the largest. What is not (a gather behind a concatenation, BatchNorm statistics) each owns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leanconv.elastic.calibrate import as_configs
-from leanconv.elastic.net import resized, sampled
+from leanconv.elastic.net import ElasticNet, fitted
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
-from leanconv.query.measure import input_size
-
-if TYPE_CHECKING:
-    from leanconv.elastic.net import ElasticNet
 
 __all__ = ["Runtime"]
 
@@ -36,7 +30,7 @@ class Runtime:
     Args:
         net: calibrated in all of `configs`.
         configs: (width, resolution) pairs, for example of a table's front; the first is in force at the beginning.
-        share: keep weights once, as views; otherwise every configuration owns a copy.
+        share: keep weights once, as views; otherwise every configuration owns a copy, contiguous.
 
     Raises `NotCalibrated` where statistics are missing, `LeanconvError` for a configuration the network does not have.
 
@@ -52,8 +46,7 @@ class Runtime:
         chosen = as_configs(net, configs)
         if not chosen:
             raise LeanconvError("a runtime needs at least one configuration to run in")
-        self._sizes = {config: input_size(net, config) for config in chosen}
-        self._like = next(net.parameters())
+        self._native = next(net.parameters()).new_zeros((1, *net.default_input_size), requires_grad=False)
         self._nets: dict[Config, nn.Module] = {}
         for config in chosen:
             static = net.extract(*config).eval().requires_grad_(False)
@@ -78,29 +71,23 @@ class Runtime:
     def __call__(self, x: Tensor) -> Any:
         """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns."""
         with torch.inference_mode():
-            if self.config.frames is not None:
-                x = sampled(x, self.config.frames)
-            return self._net(resized(x, self.config.resolution))
+            return self._net(fitted(x, self.config.resolution, self.config.frames))
 
     def warm_up(self, calls: int = 3) -> None:
         """Run every configuration on zeros, so that no later call is anybody's first."""
         before = self.config
         for config in self._nets:
             self.use(*config)
-            x = torch.zeros((1, *self._sizes[config]), device=self._like.device, dtype=self._like.dtype)
             for _ in range(calls):
-                self(x)
+                self(self._native)
         self.use(*before)
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights and statistics of all configurations together, shared ones counted once."""
-        storages = {
-            (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
-            for net in self._nets.values()
-            for tensor in (*net.parameters(), *net.buffers())
-        }
-        return sum(storages.values())
+        tensors = (tensor for net in self._nets.values() for tensor in (*net.parameters(), *net.buffers()))
+        storages = (tensor.untyped_storage() for tensor in tensors)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _sharing(static: nn.Module, net: ElasticNet) -> nn.Module:
@@ -109,11 +96,8 @@ def _sharing(static: nn.Module, net: ElasticNet) -> nn.Module:
     for name, module in static.named_modules():
         for key, parameter in module._parameters.items():
             whole = full.get(f"{name}.{key}" if name else key)
-            if parameter is None or whole is None or whole.ndim != parameter.ndim:
-                continue
-            if any(kept > there for kept, there in zip(parameter.shape, whole.shape, strict=True)):
-                continue
-            corner = whole.detach()[tuple(slice(kept) for kept in parameter.shape)]
-            if torch.equal(corner, parameter):
-                module._parameters[key] = nn.Parameter(corner, requires_grad=False)
+            if parameter is not None and whole is not None and whole.ndim == parameter.ndim:
+                corner = whole.detach()[tuple(slice(kept) for kept in parameter.shape)]
+                if torch.equal(corner, parameter):
+                    module._parameters[key] = nn.Parameter(corner, requires_grad=False)
     return static

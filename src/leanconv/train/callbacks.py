@@ -24,7 +24,7 @@ class Seeds(pl.Callback):
     """Seed every generator at the start of an epoch from (seed, epoch, process).
 
     What an epoch draws (dropout, say) then does not depend on what ran before it in this process, so a resumed run
-    draws the same.
+    draws the same. NumPy mixes these seeds, not `leanconv.seeds`: another mix would change the runs that are resumed.
     """
 
     def __init__(self, seed: int) -> None:

@@ -6,7 +6,6 @@ copy, and a process killed during the copy leaves half a file under the final na
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.files import unwritable, whole_file
 
 __all__ = ["AtomicCheckpointIO", "read_checkpoint"]
 
@@ -24,22 +24,13 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Replace `path` by `checkpoint` in one step; on failure the old file stays and no other is left behind."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-                leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except (OSError, RuntimeError) as error:
-            # torch's writer turns a full disk into a RuntimeError.
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LeanconvError(f"{target}: the checkpoint cannot be written: {line}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        def complain(reason: str) -> LeanconvError:
+            return unwritable(target, reason, what="the checkpoint")
+
+        # torch's writer turns a full disk into a RuntimeError.
+        with whole_file(target, complain, also=(RuntimeError,)) as draft, open(draft, "wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

@@ -14,9 +14,7 @@ A finished run of a recipe also holds its network, in `model/`.
 from __future__ import annotations
 
 import csv
-import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +25,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
 
 __all__ = [
@@ -36,27 +35,11 @@ __all__ = [
     "saved_model",
     "write_problems",
     "write_rows",
-    "write_text",
 ]
 
 _PACKAGES = ("leanconv", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 _FREE = ("note", "workers")
 """Settings that never change what a run computes: a resumed run may choose others."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file in the same folder, so that no reader ever sees a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LeanconvError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
@@ -124,12 +107,7 @@ def environment() -> dict[str, Any]:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as CSV; the columns are the keys in order of appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(rows))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

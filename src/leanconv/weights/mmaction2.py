@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from leanconv.weights.naming import Naming
+from leanconv.weights.csn import CsnFormat
 
 __all__ = ["MMACTION2"]
 
-MMACTION2 = Naming(
+MMACTION2 = CsnFormat(
     name="mmaction2",
+    files="channel-separated networks of mmaction2",
+    markers=(
+        ("backbone.conv1.conv.weight", "backbone.layer1.0.conv1.conv.weight"),
+        ("conv1.conv.weight", "layer1.0.conv1.conv.weight"),
+    ),
     outside={"stem.0.conv": "backbone.conv1.conv", "stem.0.bn": "backbone.conv1.bn", "fc": "cls_head.fc_cls"},
     block="backbone.layer{stage}.{block}.",
     inside={

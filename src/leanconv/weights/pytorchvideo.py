@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from leanconv.weights.naming import Naming
+from leanconv.weights.csn import CsnFormat
 
 __all__ = ["PYTORCHVIDEO"]
 
-PYTORCHVIDEO = Naming(
+PYTORCHVIDEO = CsnFormat(
     name="pytorchvideo",
+    files="channel-separated networks of pytorchvideo",
+    markers=(("blocks.0.conv.weight", "blocks.1.res_blocks.0.branch2.conv_a.weight"),),
     outside={"stem.0.conv": "blocks.0.conv", "stem.0.bn": "blocks.0.norm", "fc": "blocks.5.proj"},
     block="blocks.{stage}.res_blocks.{block}.",
     inside={

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from leanconv.weights.naming import Naming
+from leanconv.weights.csn import CsnFormat
 
 __all__ = ["VMZ"]
 
-VMZ = Naming(
+VMZ = CsnFormat(
     name="vmz",
+    files="channel-separated networks of VMZ, PyTorch",
+    markers=(("stem.0.weight", "layer1.0.conv1.0.weight"),),
     outside={"stem.0.conv": "stem.0", "stem.0.bn": "stem.1", "fc": "fc"},
     block="layer{stage}.{block}.",
     inside={

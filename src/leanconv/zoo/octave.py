@@ -1,8 +1,10 @@
 """The octave paper's networks: a dense backbone and one `Octave` step; alpha = 0 is the dense network itself.
 
 Their exceptions are the authors': the stem and the last stage stay at full resolution; MobileNetV2 splits only the
-expanded tensor of each block; the deep networks leave their whole stem as it is. In the video networks (Wang et al.,
-CVPR 2018) only space is at two resolutions, and non-local blocks read and write pairs but compute at full resolution.
+expanded tensor of each block; the deep networks leave their whole stem as it is. Stride 2 is a pool and a convolution
+of stride 1 in every layer but the stem's, also in the last stage; `full_stride="strided"` keeps the layers' own stride
+there, as leanconv 0.1 had it. In the video networks (Wang et al., CVPR 2018) only space is at two resolutions, and
+non-local blocks read and write such maps but compute at full resolution.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import nn
 from leanconv.nets.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, depth_separable_unit
 from leanconv.nets.nonlocal_block import add_nonlocal
 from leanconv.nets.resnet import LAYERS, ResNet
+from leanconv.ops.octave import StrideMode
 from leanconv.rewrites import Inflate, Octave, rewrite
 from leanconv.zoo.entry import Entry
 
@@ -23,55 +26,77 @@ IMAGENET = (3, 224, 224)
 KINETICS = (3, 8, 224, 224)
 
 
-def _octave(net: nn.Module, alpha: float, size: tuple[int, ...] = IMAGENET, where: str = "") -> nn.Module:
-    return rewrite(net, Octave(alpha=alpha, where=where), size=size).model if alpha else net
+def _octave(
+    net: nn.Module, alpha: float, full_stride: StrideMode, size: tuple[int, ...] = IMAGENET, where: str = ""
+) -> nn.Module:
+    step = Octave(alpha=alpha, where=where, full_stride=full_stride)
+    return rewrite(net, step, size=size).model if alpha else net
 
 
 def _resnet(
-    depth: int, se: bool, /, *, num_classes: int = 1000, alpha: float = 0.5, pre_activation: bool = False
+    depth: int,
+    se: bool,
+    /,
+    *,
+    num_classes: int = 1000,
+    alpha: float = 0.5,
+    pre_activation: bool = False,
+    full_stride: StrideMode = "pool",
 ) -> nn.Module:
     """Tables 2 and 9; the paper's own are pre-activation, which costs the same."""
     net = ResNet(LAYERS[depth], num_classes=num_classes, se=se, pre_activation=pre_activation)
-    return _octave(net, alpha)
+    return _octave(net, alpha, full_stride)
 
 
-def _resnext(depth: int, /, *, num_classes: int = 1000, alpha: float = 0.5, pre_activation: bool = False) -> nn.Module:
+def _resnext(
+    depth: int,
+    /,
+    *,
+    num_classes: int = 1000,
+    alpha: float = 0.5,
+    pre_activation: bool = False,
+    full_stride: StrideMode = "pool",
+) -> nn.Module:
     """32x4d. Its first 3x3 has 128 channels in 32 groups, so alpha must be at least .25."""
     net = ResNet(LAYERS[depth], num_classes=num_classes, groups=32, width_per_group=4, pre_activation=pre_activation)
-    return _octave(net, alpha)
+    return _octave(net, alpha, full_stride)
 
 
-def _resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125) -> nn.Module:
+def _resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool") -> nn.Module:
     """Table 7: deep stem that ends in a bottleneck, strides on the last 1x1 of a block."""
     net = ResNet(LAYERS[152], num_classes=num_classes, stem="deep_residual", stride_at="conv3")
-    return _octave(net, alpha, where="!stem.*")
+    return _octave(net, alpha, full_stride, where="!stem.*")
 
 
-def _se_resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125) -> nn.Module:
+def _se_resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool") -> nn.Module:
     """Table 7 with squeeze-and-excitation: deep stem and max pool, a norm without parameters before each branch."""
     net = ResNet(LAYERS[152], num_classes=num_classes, se=True, stem="deep", stride_at="conv3", input_norm=True)
-    return _octave(net, alpha, where="!stem.*")
+    return _octave(net, alpha, full_stride, where="!stem.*")
 
 
-def _densenet121(*, num_classes: int = 1000, alpha: float = 0.25) -> nn.Module:
+def _densenet121(*, num_classes: int = 1000, alpha: float = 0.25, full_stride: StrideMode = "pool") -> nn.Module:
     """Growth 32 and bottleneck 128 split by the same rule; maps are concatenated per resolution."""
     from torchvision.models import densenet121
 
-    return _octave(densenet121(num_classes=num_classes), alpha)
+    return _octave(densenet121(num_classes=num_classes), alpha, full_stride)
 
 
-def _mobilenet_v1(*, num_classes: int = 1000, alpha: float = 0.5, multiplier: float = 1.0) -> nn.Module:
+def _mobilenet_v1(
+    *, num_classes: int = 1000, alpha: float = 0.5, multiplier: float = 1.0, full_stride: StrideMode = "pool"
+) -> nn.Module:
     """Table 5: 0.75 with alpha .375, 1.0 with alpha .5."""
     block = partial(depth_separable_unit, activation=nn.ReLU)
     net = MobileNetV1(num_classes=num_classes, multiplier=multiplier, block=block, activation=nn.ReLU)
-    return _octave(net, alpha)
+    return _octave(net, alpha, full_stride)
 
 
-def _mobilenet_v2(*, num_classes: int = 1000, alpha: float = 0.375, multiplier: float = 1.0) -> nn.Module:
+def _mobilenet_v2(
+    *, num_classes: int = 1000, alpha: float = 0.375, multiplier: float = 1.0, full_stride: StrideMode = "pool"
+) -> nn.Module:
     """Table 5: 1.0 with alpha .375, 1.125 with alpha .5. All 17 blocks expand, and widths are not rounded to eights."""
     block = partial(InvertedResidual, always_expand=True)
     net = MobileNetV2(num_classes=num_classes, multiplier=multiplier, divisor=1, block=block)
-    return _octave(net, alpha, where="*.body.0")
+    return _octave(net, alpha, full_stride, where="*.body.[03]")
 
 
 _I3D = (
@@ -103,10 +128,11 @@ def _oct_video(
     num_classes: int = 400,
     alpha: float = 0.1,
     nonlocal_blocks: bool = False,
+    full_stride: StrideMode = "pool",
 ) -> nn.Module:
     """Table 8."""
     net = _video(temporal, num_classes=num_classes, nonlocal_blocks=nonlocal_blocks)
-    return _octave(net, alpha, KINETICS, where="!*.after.theta !*.after.phi !*.after.g")
+    return _octave(net, alpha, full_stride, KINETICS, where="!*.after.theta !*.after.phi !*.after.g")
 
 
 OCTAVE: dict[str, Entry] = {

@@ -11,8 +11,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from leanconv.data.sets.splits import Split
 from leanconv.data.sets.video_csv import video_csv
 from leanconv.data.sets.video_files import VideoSet
 from leanconv.errors import DataError
+from leanconv.files import whole_folder
 from leanconv.seeds import generator
 
 __all__ = ["WAYS", "moving_digits", "places"]
@@ -49,13 +48,7 @@ def moving_digits(text: str) -> VideoSet:
     cache = Path(text).expanduser() if text else _cache()
     folder = cache / _FOLDER
     if not folder.is_dir():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            _write(folder)
-        except OSError as error:
-            raise DataError(
-                f"{folder}: cannot be written: {error.strerror or error}: name another folder as moving-digits:FOLDER"
-            ) from error
+        _write(folder)
     return replace(video_csv(f"{folder / 'train.csv'},{folder / 'test.csv'}"), mirror=False)
 
 
@@ -80,18 +73,14 @@ def _cache() -> Path:
 
 def _write(folder: Path) -> None:
     images = digits()
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    draft.chmod(0o755)
-    try:
+
+    def complain(reason: str) -> DataError:
+        return DataError(f"{folder}: cannot be written: {reason}: name another folder as moving-digits:FOLDER")
+
+    # Where another process is faster, its files are the same.
+    with whole_folder(folder, complain, keep_existing=True) as draft:
         for name, split in (("train", images.train), ("test", images.test)):
             _write_half(draft, name, split)
-        try:
-            os.replace(draft, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same files
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_half(folder: Path, name: str, split: Split) -> None:

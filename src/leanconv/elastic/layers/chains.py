@@ -1,250 +1,142 @@
-"""Elastic chains: the stages of a `ConvChain` and the shuffles between them, cut to what `subplan` says is left.
+"""Elastic chains: the stages of a `ConvChain` and the shuffles between them, cut to what `narrowed_plan` says is left.
 
-The leaves stay what they are, convolutions and BatchNorms with runs of channels; only which channels these are is told
-by the plan of the whole chain instead of by the rounding law. At the borders between stages, where the full chain
-pads, shuffles, gathers or crops (or does nothing), an `ElasticBorder` reads what is left into the slots that are left.
+The leaves stay what they are, convolutions and BatchNorms with runs of channels; only which channels these are is
+decided by the plan of the whole chain instead of by the rounding law. At the borders between stages, where the full
+chain pads, shuffles, gathers or crops (or does nothing), what is left is read into the slots that are left.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanconv.elastic.coupling.find import Layer
-from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS
-from leanconv.elastic.layers.leaves import Axes, Elastic, ElasticBatchNorm, ElasticConv, become, pick
-from leanconv.elastic.narrowed_plan import Border, Subplan, left_of
-from leanconv.elastic.slices import Channels, Runs
-from leanconv.elastic.width import Config, Dial
+from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS, layer_of
+from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
+from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting, joined
+from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
+from leanconv.plan import NarrowedPlan, narrowed_plan
 
-__all__ = ["ElasticBorder", "ElasticGather", "ElasticStage", "make_chain", "make_gather"]
+
+class Move(NamedTuple):
+    """Append so many channels of zeros to the `have` that there are, then read these runs."""
+
+    have: int
+    zeros: int
+    runs: Runs
+
+    def of(self, x: Tensor) -> Tensor:
+        """(B, C, *) with its channels moved."""
+        return pick(F.pad(x, (0, 0) * (x.ndim - 2) + (0, self.zeros)) if self.zeros else x, 1, self.runs)
+
+    def module(self, device: torch.device) -> nn.Module:
+        """The simplest module that does it."""
+        steps: list[nn.Module] = [ChannelPad(self.zeros)] if self.zeros else []
+        if self.runs != ((0, self.have + self.zeros),):
+            steps.append(ChannelGather(numbers(self.runs), device=device))
+        return nn.Sequential(*steps) if len(steps) > 1 else steps[0] if steps else nn.Identity()
 
 
-class _Subplans:
+class NarrowedChain:
     """What is left of one chain at every width; the same for widths that keep the same channels."""
 
-    REMEMBERED = 64
-
-    def __init__(self, chain: ConvChain, layer: Layer) -> None:
+    def __init__(self, chain: ConvChain, layer: Layer[Channels]) -> None:
         self.plan, self.layer = chain.plan, layer
-        self._known: dict[Any, Subplan] = {}
-        self._movers: dict[Any, nn.Module] = {}
+        self._plans: dict[Any, NarrowedPlan] = {}
+        self._moves: dict[Any, Move] = {}
 
-    def at(self, width: float) -> Subplan:
+    def at(self, width: Width) -> NarrowedPlan:
         """The chain at `width`."""
-        key = self.layer.inputs.runs(width), self.layer.outputs.runs(width)
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= self.REMEMBERED:
-                self._known.clear()
-                self._movers.clear()
-            inputs, outputs = ([i for start, length in runs for i in range(start, start + length)] for runs in key)
-            found = self._known[key] = left_of(self.plan, inputs, outputs)
-        return found
+        ends = self.layer.inputs.runs(width), self.layer.outputs.runs(width)
+        return cached(self._plans, ends, lambda: narrowed_plan(self.plan, *map(numbers, ends)))
 
-    def mover(self, width: float, border: int, device: torch.device) -> nn.Module:
-        """The module that moves the channels at a border."""
-        key = self.layer.inputs.runs(width), self.layer.outputs.runs(width), border, device
-        found = self._movers.get(key)
-        if found is None:
-            subplan = self.at(width)
-            have = subplan.stages[border - 1].rows if border else range(self.layer.inputs.count(width))
-            found = _mover(subplan.borders[border], len(have), device)
-            if all(type(buffer) is Tensor for buffer in found.buffers()):  # not while traced with fake tensors
-                self._movers[key] = found
-        return found
+    def move(self, border: int, width: Width) -> Move:
+        """What the slots behind a border read at `width`."""
+        return cached(self._moves, (border, width), lambda: self._move(border, self.at(width), width))
+
+    def _move(self, border: int, plan: NarrowedPlan, width: Width) -> Move:
+        order = plan.borders[border]
+        have = len(plan.stages[border - 1].rows) if border else self.layer.inputs.count(width)
+        if order == (*range(have), *(-1,) * (len(order) - have)):
+            return Move(have, len(order) - have, ((0, len(order)),))
+        return Move(have, int(-1 in order), joined((have if number < 0 else number, 1) for number in order))
 
 
-class _Left(Channels):
-    """The groups of a stage, the places it reads or the rows it makes, as the channels that a leaf asks for."""
+class StageChannels(Channels):
+    """The groups of a stage, the places or slots it reads or the rows it makes, as the channels of a leaf."""
 
-    def __init__(self, subplans: _Subplans, stage: int, what: str, full: int) -> None:
+    def __init__(self, chain: NarrowedChain, stage: int, what: str, full: int) -> None:
         super().__init__(())
-        self.subplans, self.stage, self.what, self.full = subplans, stage, what, full
+        self.chain, self.stage, self.what, self.full = chain, stage, what, full
 
-    @property
-    def moves(self) -> bool:
-        """Whether any width has other channels than another."""
-        return self.subplans.layer.inputs.moves or self.subplans.layer.outputs.moves
-
-    def _find(self, width: float) -> Runs:
-        return _runs(getattr(self.subplans.at(width).stages[self.stage], self.what))
-
-
-def _runs(numbers: Sequence[int]) -> Runs:
-    """Ascending numbers as runs."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return tuple(runs)
+    def _find(self, width: Width) -> Runs:
+        return joined((number, 1) for number in getattr(self.chain.at(width).stages[self.stage], self.what))
 
 
 class ElasticChain(Elastic):
-    """The chain itself, which only runs its leaves; extracted, it is one no more."""
+    """A chain with elastic leaves; `elastic_steps` are the leaves that it runs, and by number the borders between."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original forward."""
-        return super(Elastic, self).forward(*args, **kwargs)
+    elastic_chain: NarrowedChain
+    elastic_steps: list[str | int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The original forward, or that of the leaves with other moves between them."""
+        if self.elastic_config.whole:
+            whole: Tensor = super(Elastic, self).forward(x)
+            return whole
+        for step in self.elastic_steps:
+            if isinstance(step, int):
+                x = self.elastic_chain.move(step, self.elastic_config.width).of(x)
+            else:
+                x = self.get_submodule(step)(x)
+        return x
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """A sequence of what is left; the chain it was where nothing is dropped."""
-        names = [name for name, leaf in self._modules.items() if type(leaf) is not nn.Identity]
-        full = config.width == self.dial.widest
-        made: nn.Module = object.__new__(self.kind if full else nn.Sequential)
-        plain = nn.Sequential()
-        vars(made).update({key: value for key, value in vars(self).items() if full or key in vars(plain)})
-        for key in ("dial", "inputs", "outputs", "slices"):
-            vars(made).pop(key, None)
-        vars(made)["_modules"] = OrderedDict((name, self._modules[name]) for name in names)
-        return made.to(next(made.parameters()).device)
+        if config.width == self.elastic_config.largest.width:
+            return super().plain(config)
+        made = nn.Sequential()
+        vars(made).update({name: vars(self)[name] for name in vars(made)}, _modules={})  # its hooks and mode
+        device = next(self.parameters()).device
+        for step in self.elastic_steps:
+            if not isinstance(step, int):
+                made.add_module(step, self.get_submodule(step))
+            elif type(moved := self.elastic_chain.move(step, config.width).module(device)) is not nn.Identity:
+                made.add_module(f"border{step}", moved)
+        return made
 
 
-class ElasticStage(ElasticConv):
-    """A convolution of a chain: some of its groups, and of these some of the places."""
-
-    left: _Left
-
-    def _axes(self, name: str, parameter: Tensor) -> Axes:
-        return (self.outputs, self.inputs) if name == "weight" else (self.outputs,)
-
-    def _attributes_at(self, width: float) -> dict[str, Any]:
-        groups = self.left.count(width)
-        return {
-            "groups": groups,
-            "in_channels": groups * self.inputs.count(width),
-            "out_channels": self.outputs.count(width),
-        }
-
-    def _own(self, view: nn.Module) -> nn.Module:
-        vars(view).pop("left", None)
-        return super()._own(view)
-
-
-class ElasticBorder(Elastic):
-    """What stands between two stages; the first of several does their work."""
-
-    subplans: _Subplans
-    border: int | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) to the slots that are left of the stage behind, or to the output channels that are kept."""
-        if self.dial.whole:
-            original: Tensor = super(Elastic, self).forward(x)
-            return original
-        if self.border is None:
-            return x
-        moved: Tensor = self.subplans.mover(self.dial.width, self.border, x.device)(x)
-        return moved
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """The simplest module that moves the channels so."""
-        if config.width == self.dial.widest:
-            made = self._own(self.view(config.width))
-            del vars(made)["subplans"], vars(made)["border"]
-            return made
-        if self.border is None:
-            return nn.Identity()
-        return copy.deepcopy(self.subplans.mover(config.width, self.border, torch.device("cpu")))
-
-    def _attributes_at(self, width: float) -> dict[str, Any]:
-        return {}
-
-
-def _mover(border: Border, have: int, device: torch.device) -> nn.Module:
-    """The simplest module that puts channel border[k] of `have` at place k, zero where that is -1."""
-    count = len(border)
-    if border == tuple(range(have)):
-        return nn.Identity()
-    if border == (*range(have), *(-1,) * (count - have)):
-        return ChannelPad(count - have)
-    gather = ChannelGather(tuple(have if number < 0 else number for number in border), device=device)
-    return nn.Sequential(ChannelPad(1), gather) if -1 in border else gather
-
-
-def make_chain(module: nn.Module, layer: Layer, dial: Dial) -> None:
-    """Make the leaves of a chain elastic, in place."""
+def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) -> None:
+    """Make a chain and its leaves elastic, in place."""
     assert isinstance(module, ConvChain)
-    if dial.widest > 1:
+    if active.largest.width > 1:
         raise RewriteError(
             "a chain of grouped convolutions has no wider form that contains it: make the network elastic over widths "
             "above 1 before it is rewritten, or build it at the largest width and take widths relative to that"
         )
-    subplans = _Subplans(module, layer)
-    stage, open_border = -1, True
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, leaf in list(module._modules.items()):
-        assert leaf is not None
+    chain = NarrowedChain(module, layer)
+    stage = -1
+    steps: list[str | int] = [0]  # one border before every stage and behind the last, whatever moves channels there
+    for name, leaf in module.named_children():
         if isinstance(leaf, CONVOLUTIONS):
-            if open_border:
-                children[f"border{stage + 1}"] = _border(nn.Identity(), subplans, stage + 1, dial)
-            stage, open_border = stage + 1, True
-            made = become(leaf, ElasticStage, dial)
-            assert isinstance(made, ElasticStage)
-            made.left = _Left(subplans, stage, "groups", leaf.groups)
-            reads = _Left(subplans, stage, "reads", leaf.in_channels // leaf.groups)
-            made.adopt(Layer(reads, _Left(subplans, stage, "rows", leaf.out_channels)))
+            stage += 1
+            full = {"groups": leaf.groups, "slots": leaf.in_channels, "rows": leaf.out_channels}
+            groups, slots, rows = (StageChannels(chain, stage, what, count) for what, count in full.items())
+            reads = StageChannels(chain, stage, "reads", leaf.in_channels // leaf.groups)
+            part = layer_of(leaf, slots, rows, reads, counting(groups, leaf.groups))
+            make_class_elastic(leaf, part, active)
+            steps += [name, stage + 1]
         elif isinstance(leaf, _BatchNorm):
-            rows = _Left(subplans, stage, "rows", leaf.num_features)
-            become(leaf, ElasticBatchNorm, dial).adopt(Layer(rows, rows))
-        elif isinstance(leaf, MOVERS):
-            _border(leaf, subplans, stage + 1 if open_border else None, dial)
-            open_border = False
-        children[name] = leaf
-    if open_border:
-        children[f"border{stage + 1}"] = _border(nn.Identity(), subplans, stage + 1, dial)
-    vars(module)["_modules"] = children
-    become(module, ElasticChain, dial).adopt(layer)
-
-
-def _border(module: nn.Module, subplans: _Subplans, border: int | None, dial: Dial) -> nn.Module:
-    made = become(module, ElasticBorder, dial)
-    assert isinstance(made, ElasticBorder)
-    made.subplans, made.border, made.slices = subplans, border, {}
-    made.train(module.training)
-    return made
-
-
-class ElasticGather(Elastic):
-    """A reordering of channels in pieces, of each of which the kept part is read."""
-
-    pieces: tuple[tuple[Channels, Channels], ...]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) with its channels in another order."""
-        if self.dial.original:
-            original: Tensor = super(Elastic, self).forward(x)
-            return original
-        return pick(x, 1, self._runs(self.dial.width))
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """The same reordering of what is left."""
-        index = self._buffers["index"]
-        assert index is not None
-        order = tuple(i for start, length in self._runs(config.width) for i in range(start, start + length))
-        return ChannelGather(order, device=index.device)
-
-    def _attributes_at(self, width: float) -> dict[str, Any]:
-        return {}
-
-    def _runs(self, width: float) -> Runs:
-        return tuple((before.count(width), part.count(width)) for before, part in self.pieces)
-
-
-def make_gather(module: nn.Module, layer: Layer, dial: Dial) -> None:
-    """Make a reordering of channels elastic, in place."""
-    made = become(module, ElasticGather, dial)
-    assert isinstance(made, ElasticGather)
-    made.adopt(layer)
-    made.pieces = layer.pieces
+            rows = StageChannels(chain, stage, "rows", leaf.num_features)
+            make_class_elastic(leaf, layer_of(leaf, rows, rows), active)
+            steps.insert(-1, name)
+        elif not isinstance(leaf, MOVERS):
+            steps.insert(-1, name)
+    made = make_class_elastic(module, layer, active, ElasticChain)
+    vars(made).update(elastic_chain=chain, elastic_steps=steps)

@@ -1,212 +1,126 @@
-"""The elastic leaves: ordinary layers that run on the first channels of their own weights.
+"""The elastic leaves: ordinary modules that run on the first channels of their own tensors.
 
     convolution   W[out][:, in]     grouped: W[out], whole groups dropped     linear   W[out][:, in]
     BatchNorm     gamma[c], beta[c]; statistics of the batch in training, of the calibrated bank in evaluation
     PReLU         a[c]
 
-A leaf stays the object it was, with its parameters, hooks and names; only its class gains a parent in front. At width 1
-the original forward runs on the original tensors. Elsewhere the original forward runs on a *view* of the leaf: an
-object of the original class that shares everything but the sliced tensors and the channel counts. So subclasses keep
-what they do (same-padding convolutions, standardised weights, BatchNorms with an activation inside).
+A leaf stays the object it was, with its parameters, hooks and names; only its class gains a parent in front. At the
+largest width the original forward runs on the original tensors. Elsewhere it runs on a *view* of the leaf: an object of
+the original class that shares everything but the sliced tensors and the channel counts. So subclasses keep what they do
+(same-padding convolutions, standardised weights, BatchNorms with an activation inside).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from leanconv.dryrun import running
-from leanconv.elastic.coupling.find import Layer
-from leanconv.elastic.coupling.modules import CONVOLUTIONS, TRANSPOSED
-from leanconv.elastic.slices import Channels, Runs
-from leanconv.elastic.width import Config, Dial
-from leanconv.errors import NotCalibrated, RewriteError
-
-__all__ = [
-    "Axes",
-    "Elastic",
-    "ElasticBatchNorm",
-    "ElasticConv",
-    "ElasticConvTranspose",
-    "ElasticInstanceNorm",
-    "ElasticLinear",
-    "ElasticPReLU",
-    "become",
-    "index_tensor",
-    "make_leaf",
-    "pick",
-    "pick_all",
-]
-
-BANK = ("mean_", "var_")
-
-Axes = tuple[Channels | None, ...]
-"""The channels on each axis of a tensor; None is never sliced."""
+from leanconv.elastic.slices import Axes, Channels, Layer, OtherLayer, Runs, cached
+from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.errors import NotCalibrated
 
 
-class Elastic(nn.Module):
-    """The parent of all elastic leaves; `kind` is the class that the leaf had and that its views have.
-
-    `slices` names the parameters and buffers that follow the width, with the channels on their axes.
-    """
+class MadeClass(nn.Module):
+    """A module whose class is made at run time of a parent of ours and `kind`, the class that it had."""
 
     kind: ClassVar[type[nn.Module]]
-    counts: ClassVar[tuple[str, str]]
-    """The attributes that hold the numbers of input and output channels."""
-    dial: Dial
-    slices: dict[str, Axes]
-    inputs: Channels
-    outputs: Channels
+    prefix: ClassVar[str]
 
-    def adopt(self, layer: Layer) -> None:
-        """Take over what the trace has found."""
-        self.inputs, self.outputs = layer.inputs, layer.outputs
-        self.slices = {name: self._axes(name, p) for name, p in self._parameters.items() if p is not None}
-
-    def _axes(self, name: str, parameter: Tensor) -> Axes:
-        """The channels on each axis of a parameter: by default one number per output channel."""
-        return (self.outputs if parameter.numel() > 1 else None, *(None,) * (parameter.ndim - 1))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original forward, on the channels that the dial asks for."""
-        if self.dial.whole:
-            return super().forward(*args, **kwargs)
-        return self.kind.forward(self.view(self.dial.width), *args, **kwargs)
-
-    def view(self, width: float) -> nn.Module:
-        """The leaf at `width`, sharing what is not sliced."""
-        view: nn.Module = object.__new__(self.kind)
-        vars(view).update(vars(self))
-        vars(view).update(self._attributes_at(width))
-        slices = self.slices
-        vars(view)["_parameters"] = {
-            name: pick_all(p, slices[name], width) if name in slices else p for name, p in self._parameters.items()
-        }
-        return view
-
-    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
-        """An ordinary layer with tensors of its own that computes what this one does in `config`."""
-        return self._own(self.view(config.width))
-
-    def _attributes_at(self, width: float) -> dict[str, Any]:
-        into, out = self.counts
-        return {into: self.inputs.count(width), out: self.outputs.count(width)}
-
-    def _own(self, view: nn.Module) -> nn.Module:
-        """Cut a view loose: its tensors become copies, and nothing elastic is left."""
-        for name in ("dial", "slices", "inputs", "outputs", "columns", "per_group"):
-            vars(view).pop(name, None)
-        for name, sliced in view._parameters.items():
-            original = self._parameters[name]
-            if sliced is not None and original is not None:
-                view._parameters[name] = nn.Parameter(
-                    sliced.detach().clone(memory_format=torch.contiguous_format), original.requires_grad
-                )
-        vars(view)["_buffers"] = {name: b if b is None else b.clone() for name, b in view._buffers.items()}
-        vars(view)["_modules"] = dict(view._modules)
-        return view
-
-    # The class is made at run time, so copies are told how to make it again.
+    # How copies make the class again.
 
     def __reduce__(self) -> Any:
-        return _blank, (type(self).__mro__[1], self.kind), vars(self)
+        return _empty, (type(self).__mro__[1], self.kind), vars(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Elastic:
-        made = _blank(type(self).__mro__[1], self.kind)
-        memo[id(self)] = made
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self)] = made = _empty(type(self).__mro__[1], self.kind)
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
 
 
-class ElasticConv(Elastic):
-    """A convolution of ordinary, grouped or depthwise kind."""
-
-    counts = ("in_channels", "out_channels")
-    in_channels: int
-    groups: int
-    columns: Channels | None
-    """What a group reads, where groups stay and shrink inside; None where whole groups are dropped."""
-    per_group: int
-
-    def adopt(self, layer: Layer) -> None:
-        """Take over what the trace has found."""
-        self.per_group = self.in_channels // self.groups
-        self.columns = layer.inputs if self.groups == 1 else layer.columns
-        super().adopt(layer)
-
-    def _axes(self, name: str, parameter: Tensor) -> Axes:
-        axes = super()._axes(name, parameter)
-        return (self.outputs, self.columns, *axes[2:]) if name == "weight" else axes
-
-    def _attributes_at(self, width: float) -> dict[str, Any]:
-        attributes = super()._attributes_at(width)
-        if self.columns is None:
-            attributes["groups"] = attributes["in_channels"] // self.per_group
-        return attributes
+_CLASSES: dict[tuple[type[MadeClass], type[nn.Module]], Any] = {}
 
 
-class ElasticConvTranspose(ElasticConv):
-    """A transposed convolution, whose weight has its input channels first."""
-
-    def _axes(self, name: str, parameter: Tensor) -> Axes:
-        if name != "weight":
-            return super()._axes(name, parameter)
-        return (self.inputs, self.outputs if self.groups == 1 else None, *(None,) * (parameter.ndim - 2))
+def made_class(base: type[MadeClass], kind: type[nn.Module]) -> Any:
+    """The class with `base` in front of `kind`."""
+    if (base, kind) not in _CLASSES:
+        _CLASSES[base, kind] = type(f"{base.prefix}{kind.__name__}", (base, kind), {"kind": kind})
+    return _CLASSES[base, kind]
 
 
-class ElasticLinear(Elastic):
-    """A linear layer."""
-
-    counts = ("in_features", "out_features")
-
-    def _axes(self, name: str, parameter: Tensor) -> Axes:
-        return (self.outputs, self.inputs) if name == "weight" else super()._axes(name, parameter)
+def _empty(base: type[MadeClass], kind: type[nn.Module]) -> Any:
+    return object.__new__(made_class(base, kind))
 
 
-class ElasticPReLU(Elastic):
-    """A PReLU with a slope per channel."""
+class Elastic(MadeClass):
+    """The parent of all elastic modules; what it adds is under names that no module of somebody else's has."""
 
-    counts = ("num_parameters", "num_parameters")
+    prefix = "Elastic"
+    elastic_config: ActiveConfig
+    elastic_layer: Layer[Channels] | OtherLayer
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original forward, on the channels of the configuration in force."""
+        if self.elastic_config.whole:
+            return super().forward(*args, **kwargs)
+        return self.kind.forward(self.view(self.elastic_config.width), *args, **kwargs)
 
-class ElasticInstanceNorm(Elastic):
-    """An InstanceNorm, which has no statistics but those of its input."""
+    def view(self, width: Width) -> nn.Module:
+        """The module at `width`, sharing what is not sliced."""
+        view: nn.Module = object.__new__(self.kind)
+        vars(view).update(vars(self))
+        for name, counts in self.elastic_layer.attributes.items():  # numbers, and tuples with one
+            wanted, value = counts.at(width), vars(self)[name]
+            found = [wanted.get(place, number) for place, number in enumerate(counts.numbers)]
+            vars(view)[name] = found[0] if isinstance(value, int) else type(value)(found)
+        tensors = self.elastic_layer.tensors
+        for held in ("_parameters", "_buffers"):
+            vars(view)[held] = {
+                name: pick_all(tensor, tensors[name], width) if name in tensors and tensor is not None else tensor
+                for name, tensor in vars(self)[held].items()
+            }
+        if isinstance(self.elastic_layer, Layer) and self.elastic_layer.pieces:
+            runs = tuple((before.count(width), part.count(width)) for before, part in self.elastic_layer.pieces)
+            vars(view)["_buffers"]["index"] = index_tensor(runs, self.get_buffer("index").device)
+        return view
 
-    counts = ("num_features", "num_features")
+    def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
+        """An ordinary module that computes what this one does in `config`; it may share tensors with this one."""
+        return self.view(config.width)
 
 
 class ElasticBatchNorm(Elastic):
     """A BatchNorm whose affine part is shared by all widths and whose statistics belong to one configuration each.
 
-    In training every configuration uses its own batch; only the full network at the native resolution also keeps the
-    running statistics it always had. In evaluation that one uses them until it is calibrated; all others have only
-    what a calibration stored, as buffers `mean_w05000_r160` and `var_w05000_r160` beside `running_mean`.
+    In training every configuration uses its own batch; only the largest also keeps the running statistics it always
+    had. In evaluation that one uses them until it is calibrated; all others have only what a calibration stored, as
+    buffers `mean_w05000_r160` and `var_w05000_r160` beside `running_mean`.
     """
 
-    counts = ("num_features", "num_features")
+    elastic_layer: Layer[Channels]
     running_mean: Tensor | None
+    elastic_untrained_at_full_width: bool = False
+    """Whether the weights were widened and never trained since: running statistics are not those of images."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, with the statistics of the configuration in force."""
-        dial = self.dial
-        if dial.probing:
-            return self._probed(*args, **kwargs)
-        if dial.statistics is None and dial.full and (self.training or not self.has(dial.config)):
+        config = self.elastic_config.config
+        if config == self.elastic_config.largest and (self.training or not self.has(config)):
             if self.training:
-                dial.blank = False
-            if self.knows(dial.config):
+                self.elastic_untrained_at_full_width = False
+            if self.can_evaluate(config):
                 return super(Elastic, self).forward(*args, **kwargs)
-        return self.kind.forward(self.view(dial.width), *args, **kwargs)
-
-    def _probed(self, x: Tensor) -> Tensor:
-        if x.shape[1] != (expected := self.outputs.count(self.dial.width)):
-            raise RewriteError(f"expected {expected} channels, got {x.shape[1]}")
-        return x
+        view = self.view(config.width)
+        if self.training:
+            vars(view).update(track_running_stats=False, _buffers=dict.fromkeys(self._buffers))
+        elif self.remembers:
+            use_statistics(view, *self.statistics(config))
+        return self.kind.forward(view, *args, **kwargs)
 
     @property
     def remembers(self) -> bool:
@@ -214,7 +128,7 @@ class ElasticBatchNorm(Elastic):
         return self.running_mean is not None
 
     @property
-    def banked(self) -> tuple[Config, ...]:
+    def calibrated(self) -> tuple[Config, ...]:
         """The calibrated configurations, from large to small."""
         found = (Config.from_tag(name[5:]) for name in self._buffers if name.startswith("mean_w"))
         return tuple(sorted(found, key=lambda c: (c.frames or 0, c.resolution, c.width), reverse=True))
@@ -223,97 +137,74 @@ class ElasticBatchNorm(Elastic):
         """Whether `config` was calibrated."""
         return f"mean_{config.tag}" in self._buffers
 
+    def can_evaluate(self, config: Config) -> bool:
+        """Whether `config` was calibrated, or is the network as it was."""
+        native = config == self.elastic_config.largest and not self.elastic_untrained_at_full_width
+        return not self.remembers or native or self.has(config)
+
     def store(self, config: Config, mean: Tensor, var: Tensor) -> None:
         """Keep the statistics that a calibration measured, each of the channels kept at that width."""
         self.register_buffer(f"mean_{config.tag}", mean)
         self.register_buffer(f"var_{config.tag}", var)
 
-    def forget(self) -> None:
+    def drop_calibrations(self) -> None:
         """Drop everything that calibrations stored."""
-        for name in [name for name in self._buffers if name.startswith(BANK)]:
-            delattr(self, name)
+        for config in self.calibrated:
+            del self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
 
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
-        view = super().view(config.width)
-        buffers = {name: b for name, b in self._buffers.items() if not name.startswith(BANK)}
+        view = self.view(config.width)
         if self.remembers:
-            if calibrated or self.knows(config):
-                mean, var = self._statistics(config)
-            else:
-                mean, var = (self.filled(config, value) for value in (0.0, 1.0))
-            buffers.update(running_mean=mean, running_var=var)
-        vars(view)["_buffers"] = buffers
-        return self._own(view)
-
-    def view(self, width: float) -> nn.Module:
-        """The leaf at `width`; in training, and while statistics are collected, it remembers nothing itself."""
-        view = super().view(width)
-        dial = self.dial
-        buffers: dict[str, Tensor | None] = dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))
-        if not self.remembers:
-            pass
-        elif dial.statistics is not None:
-            buffers["running_mean"], buffers["running_var"] = dial.statistics.of(self)
-            vars(view).update(training=True, momentum=dial.statistics.momentum)
-            if isinstance(self, nn.SyncBatchNorm):
-                # It counts its batches, always; and it must not wait for the others here, who may have fewer batches:
-                # calibration brings the statistics of all processes together itself.
-                buffers["num_batches_tracked"] = torch.zeros((), dtype=torch.long)
-                if distributed.is_available():
-                    vars(view)["process_group"] = distributed.GroupMember.NON_GROUP_MEMBER
-        elif self.training:
-            vars(view).update(track_running_stats=False)
-        else:
-            buffers["running_mean"], buffers["running_var"] = self._statistics(dial.config)
-        vars(view)["_buffers"] = buffers
+            measured = calibrated or self.can_evaluate(config)
+            use_statistics(view, *(self.statistics(config) if measured else self.fresh_statistics(config)))
+            view._buffers["num_batches_tracked"] = self._buffers["num_batches_tracked"]
         return view
 
-    def knows(self, config: Config) -> bool:
-        """Whether `config` can be evaluated: it was calibrated, or it is the network as it was."""
-        return not self.remembers or self.has(config) or (config == self.dial.largest and not self.dial.blank)
-
-    def _statistics(self, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    def statistics(self, config: Config) -> Sequence[Tensor]:
+        """Mean and variance of `config`. Raises `NotCalibrated` where there are none."""
         if self.has(config):
-            return self._buffers[f"mean_{config.tag}"], self._buffers[f"var_{config.tag}"]
-        if self.knows(config):
-            return self._buffers["running_mean"], self._buffers["running_var"]
-        if running():  # without values, any statistics of that many channels will do
-            mean, var = (self._buffers[name] for name in ("running_mean", "running_var"))
-            kept = slice(self.outputs.count(config.width))
-            return None if mean is None else mean[kept], None if var is None else var[kept]
-        known = ", ".join(map(str, self.banked[:6])) + (", ..." if len(self.banked) > 6 else "")
-        raise NotCalibrated(
-            f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: {known or 'none'}), "
-            "and those of another configuration would give wrong answers: call "
-            f"calibrate(net, loader, [({', '.join(f'{part:g}' for part in config)})]) first"
-        )
+            names = f"mean_{config.tag}", f"var_{config.tag}"
+        elif self.can_evaluate(config) or running():  # in a dry run there are no values, and any will do
+            names = "running_mean", "running_var"
+        else:
+            known = ", ".join(map(str, self.calibrated[:6])) + (", ..." if len(self.calibrated) > 6 else "")
+            raise NotCalibrated(
+                f"configuration {config} (width-resolution) has no BatchNorm statistics (calibrated: "
+                f"{known or 'none'}), and those of another configuration would give wrong answers: call "
+                f"calibrate(net, loader, [{tuple(config)}]) first"
+            )
+        kept = self.elastic_layer.outputs.count(config.width)
+        return [self.get_buffer(name).narrow(0, 0, kept) for name in names]
 
-    def filled(self, config: Config, value: float) -> Tensor:
-        """A tensor with one `value` per channel that is kept in `config`."""
+    def fresh_statistics(self, config: Config) -> tuple[Tensor, Tensor]:
+        """Mean 0 and variance 1 for every channel that is kept in `config`."""
         assert self.running_mean is not None
-        return torch.full_like(self.running_mean[: self.outputs.count(config.width)], value)
+        kept = self.elastic_layer.outputs.count(config.width)
+        return self.running_mean.new_zeros(kept), self.running_mean.new_ones(kept)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The bank is a part of the state: what was calibrated before goes, what comes gets its place. Statistics of
         # the old weights would be wrong for the new ones.
-        self.forget()
-        for name in list(state_dict):
-            if name.startswith(prefix) and name[len(prefix) :].startswith(("mean_w", "var_w")):
-                tag = name[len(prefix) :].split("_", 1)[1]
-                self.register_buffer(name[len(prefix) :], self.filled(Config.from_tag(tag), 0.0))
+        self.drop_calibrations()
+        for name in state_dict:
+            if name.startswith(f"{prefix}mean_w"):
+                config = Config.from_tag(name.removeprefix(f"{prefix}mean_"))
+                self.store(config, *self.fresh_statistics(config))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def pick_all(tensor: Tensor | None, axes: Axes, width: float) -> Any:
+def use_statistics(view: nn.Module, mean: Tensor, var: Tensor) -> None:
+    """Give the view of a BatchNorm these statistics and no others."""
+    vars(view)["_buffers"] = {"running_mean": mean, "running_var": var, "num_batches_tracked": None}
+
+
+def pick_all(tensor: Tensor, axes: Axes[Channels], width: Width) -> Tensor:
+    """The kept channels along every axis."""
     for dim, channels in enumerate(axes):
         if channels is not None:
-            tensor = _pick(tensor, dim, channels, width)
+            tensor = pick(tensor, dim, channels.runs(width))
     return tensor
-
-
-def _pick(tensor: Tensor | None, dim: int, channels: Channels, width: float) -> Any:
-    return None if tensor is None else pick(tensor, dim, channels.runs(width))
 
 
 def pick(tensor: Tensor, dim: int, runs: Runs) -> Tensor:
@@ -324,55 +215,28 @@ def pick(tensor: Tensor, dim: int, runs: Runs) -> Tensor:
     return tensor if length == tensor.shape[dim] else tensor.narrow(dim, start, length)
 
 
-def index_tensor(runs: Runs, device: torch.device) -> Tensor:
-    """The numbers of the runs as a tensor; remembered, because every layer behind the same concatenation asks."""
-    found = _INDICES.get((runs, device))
-    if found is None:
-        found = torch.tensor([i for start, length in runs for i in range(start, start + length)], device=device)
-        if type(found) is Tensor:  # not while the network is traced with fake tensors
-            if len(_INDICES) >= 1024:
-                _INDICES.clear()
-            _INDICES[runs, device] = found
-    return found
-
-
 _INDICES: dict[tuple[Runs, torch.device], Tensor] = {}
 
 
-_CLASSES: dict[tuple[Any, Any], type[Elastic]] = {}
+def index_tensor(runs: Runs, device: torch.device) -> Tensor:
+    """The numbers of the runs as a tensor; remembered, because every layer behind the same concatenation asks."""
+    index = cached(_INDICES, (runs, device), lambda: torch.tensor(numbers(runs), device=device))
+    if type(index) is not Tensor:  # a fake one, of a dry run
+        del _INDICES[runs, device]
+    return index
 
 
-def _leaf_class(base: type[Elastic], kind: type[nn.Module]) -> type[Elastic]:
-    if (base, kind) not in _CLASSES:
-        _CLASSES[base, kind] = type(f"Elastic{kind.__name__}", (base, kind), {"kind": kind})
-    return _CLASSES[base, kind]
+def numbers(runs: Runs) -> tuple[int, ...]:
+    """The channels of the runs, one by one."""
+    return tuple(i for start, length in runs for i in range(start, start + length))
 
 
-def _blank(base: type[Elastic], kind: type[nn.Module]) -> Elastic:
-    blank: Elastic = object.__new__(_leaf_class(base, kind))
-    return blank
-
-
-def become(module: nn.Module, base: type[Elastic], dial: Dial) -> Elastic:
+def make_class_elastic(
+    module: nn.Module, layer: Layer[Channels] | OtherLayer, active: ActiveConfig, base: type[Elastic] | None = None
+) -> Elastic:
     """Turn an ordinary module into an elastic one, in place: its identity, parameters, hooks and names stay."""
-    kind = type(module)
-    module.__class__ = _leaf_class(base, kind)
+    base = base or (ElasticBatchNorm if isinstance(module, _BatchNorm) else Elastic)
+    module.__class__ = made_class(base, type(module))
     assert isinstance(module, Elastic)
-    module.dial = dial
+    vars(module).update(elastic_config=active, elastic_layer=layer)
     return module
-
-
-def make_leaf(module: nn.Module, layer: Layer, dial: Dial) -> None:
-    """Turn an ordinary layer into an elastic one, in place."""
-    bases: tuple[tuple[Any, type[Elastic]], ...] = (
-        (CONVOLUTIONS, ElasticConv),
-        (TRANSPOSED, ElasticConvTranspose),
-        (nn.Linear, ElasticLinear),
-        (_BatchNorm, ElasticBatchNorm),
-        (_InstanceNorm, ElasticInstanceNorm),
-        (nn.PReLU, ElasticPReLU),
-    )
-    base = next((base for kinds, base in bases if isinstance(module, kinds)), None)
-    if base is None:
-        raise RewriteError(f"{type(module).__name__} is no layer that can be made elastic")
-    become(module, base, dial).adopt(layer)

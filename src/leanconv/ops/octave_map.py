@@ -1,0 +1,347 @@
+"""One feature map kept at two resolutions, which a network's own forward takes for the map it stands for.
+
+    high  X^H  (B, c_h, [T,] h, w)
+    low   X^L  (B, c_l, [T,] ceil(h/2), ceil(w/2))         stands for c_l channels of the same h and w
+
+An `OctaveMap` is a tensor of shape (B, c_h + c_l, [T,] h, w). Functions of torch that have a rule work on its two
+parts, and what they return is again such a map; any other function is given the merged map, the low part up-sampled.
+The rules stand in a table, `RULES`, by function (`octave_rules` fills it): a rule more is a line more. Two things make
+the map good for any forward:
+
+* In place. A function with a rule changes the parts; one without changes the merged map, and the `OctaveMap` becomes
+  that full map from then on, under all its names, so that nothing is lost.
+* Gradients. They go through the parts. Where something never asks the class (a custom autograd function, TorchScript,
+  autograd's own hooks), the map is a tensor of autograd's that was made of its parts, see `_Join` and `_Parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from leanconv.ops.octave_parts import Runs, double, halve, interleave, take
+
+__all__ = [
+    "RULES",
+    "MergeHere",
+    "OctaveMap",
+    "PartsMode",
+    "Rule",
+    "become",
+    "call",
+    "full_map",
+    "merge",
+    "merged",
+    "settled",
+    "split",
+]
+
+Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Called with the function, its arguments and its keywords; returns the result, or `MergeHere` with the reason."""
+
+RULES: dict[Any, Rule] = {}
+"""What each function does with maps at two resolutions."""
+
+
+class MergeHere(NamedTuple):
+    """Returned by a rule that does not hold for this call."""
+
+    reason: str
+
+
+class OctaveMap(Tensor):
+    """`high` and `low` as one tensor; see the head of this file.
+
+    Args:
+        high: (B, c_h, [T,] h, w), at full resolution.
+        low: (B, c_l, [T,] ceil(h/2), ceil(w/2)).
+        runs: which channels of the whole are which, see `Runs`; by default the high ones come first.
+
+    >>> x = OctaveMap(torch.ones(1, 6, 9, 9), torch.ones(1, 2, 5, 5))
+    >>> x.shape, torch.relu(x).low.shape, x.flatten(2).shape
+    (torch.Size([1, 8, 9, 9]), torch.Size([1, 2, 5, 5]), torch.Size([1, 8, 81]))
+    """
+
+    high: Tensor
+    low: Tensor
+    runs: Runs
+
+    @staticmethod
+    def __new__(cls, high: Tensor, low: Tensor, runs: Runs | None = None) -> OctaveMap:
+        if _is_followed(high, low) and not torch.compiler.is_compiling():
+            return cast(OctaveMap, _Join.apply(high, low, runs))
+        size = high.shape
+        return Tensor._make_wrapper_subclass(
+            cls, (size[0], size[1] + low.shape[1], *size[2:]), dtype=high.dtype, device=high.device
+        )
+
+    def __init__(self, high: Tensor, low: Tensor, runs: Runs | None = None) -> None:
+        self.high, self.low = high, low
+        self.runs = (high.shape[1], low.shape[1]) if runs is None else runs
+        self.whole: Whole | None = None
+        self.joined = _is_followed(high, low)
+
+    def __tensor_flatten__(self) -> tuple[list[str], Runs]:
+        return ["high", "low"], self.runs
+
+    @staticmethod
+    def __tensor_unflatten__(parts: Mapping[str, Tensor], runs: Runs, size: Any, stride: Any) -> OctaveMap:
+        return OctaveMap(parts["high"], parts["low"], runs)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return call(func, args, kwargs or {})[0]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Below autograd: what reached the operators without asking the class."""
+        if func.__name__.partition(".")[0] in _SAME and tuple(args[0].high.shape[2:]) == _sizes(args)[2:]:
+            high, low = (part.detach() for part in (args[0].high, args[0].low))
+            return OctaveMap(high, low, args[0].runs)
+        return merged(func, args, kwargs or {})
+
+
+def _is_followed(high: Tensor, low: Tensor) -> bool:
+    """Whether autograd writes down what is done with the parts."""
+    return torch.is_grad_enabled() and (high.requires_grad or low.requires_grad)
+
+
+_SAME = frozenset(("alias", "detach", "view"))
+"""Operators by which autograd makes another tensor of the same memory."""
+
+
+def _sizes(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What `view` is asked for; the size that is there where nothing is."""
+    return tuple(args[1]) if len(args) > 1 else (0, 0, *args[0].high.shape[2:])
+
+
+class Whole(NamedTuple):
+    """The merged map, kept so that it is made once however many read it.
+
+    It is good while no part has changed since; and where it has been changed itself, through a view, it is what counts.
+    """
+
+    tensor: Tensor
+    versions: tuple[int, int, int]
+    viewed: bool = False
+
+
+def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
+    """`func` for maps at two resolutions: the result, and the reason where they were merged for it."""
+    given = args
+    args = cast("tuple[Any, ...]", settled(args))
+    kwargs = cast("dict[str, Any]", settled(kwargs)) if kwargs else kwargs
+    if not _holds_map(args) and not (kwargs and _holds_map(tuple(kwargs.values()))):
+        result = func(*args, **kwargs)
+        return (given[0] if args and result is args[0] else result), None
+    rule = RULES.get(func)
+    if rule is None:
+        return merged(func, args, kwargs), f"no rule for {getattr(func, '__name__', func)}"
+    result = rule(func, args, kwargs)
+    if isinstance(result, MergeHere):
+        return merged(func, args, kwargs), result.reason
+    return result, None
+
+
+# ---------------------------------------------------------------------------------------------- one map or another
+
+
+def settled(value: Any) -> Any:
+    """`value` with every map as it is now: a map that has become full is the plain tensor that it became."""
+    if isinstance(value, OctaveMap):
+        if not torch.compiler.is_compiling():
+            _catch_up(value)
+        return value.high if len(value.runs) == 1 else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[settled(item) for item in value])
+    if isinstance(value, (tuple, list)):
+        return type(value)([settled(item) for item in value])
+    if isinstance(value, dict):
+        return {key: settled(item) for key, item in value.items()}
+    return value
+
+
+def _holds_map(value: tuple[Any, ...] | list[Any]) -> bool:
+    return any(isinstance(item, OctaveMap) or (isinstance(item, (tuple, list)) and _holds_map(item)) for item in value)
+
+
+def _catch_up(x: OctaveMap) -> None:
+    """Take note of what happened to `x` where its rules were not asked."""
+    whole = x.whole
+    if whole is not None and whole.tensor._version != whole.versions[2]:
+        become(x, whole.tensor)  # written through a view of the merged map
+    elif not x.joined and torch.is_grad_enabled():
+        with torch._C.DisableTorchFunctionSubclass():
+            node = x.grad_fn
+        if node is not None:  # it comes out of a custom autograd function
+            x.high, x.low = _Parts.apply(x)
+            x.joined = True
+
+
+def become(x: OctaveMap, full: Tensor) -> None:
+    """Make `x` the full map `full` under all its names."""
+    x.high, x.low, x.runs = full, full[:, :0], (full.shape[1] if full.ndim > 1 else 0,)
+    x.whole = None
+
+
+def merged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func` given merged maps; what it changes in place, the maps become."""
+    maps: list[OctaveMap] = []
+    _find(args, maps)
+    _find(kwargs, maps)
+    fulls = [full_map(x) for x in maps]
+    result = func(*_with(args, maps, fulls), **_with(kwargs, maps, fulls))
+    name = getattr(func, "__name__", "").partition(".")[0]
+    in_place = name in _WRITERS or (name.endswith("_") and not name.endswith("__"))
+    for x, full in zip(maps, fulls, strict=True):
+        if result is full or (in_place and args and x is args[0]) or kwargs.get("out") is x:
+            become(x, full)
+            result = x if result is full else result
+        elif x.whole is not None and isinstance(result, Tensor) and result._base is full:
+            x.whole = x.whole._replace(viewed=True)
+    return result
+
+
+_OPERATORS = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+)
+_WRITERS = frozenset((*(f"__i{name}__" for name in _OPERATORS), "__setitem__"))
+"""What changes its first argument though its name does not end as those of functions in place do."""
+
+
+def _find(value: Any, maps: list[OctaveMap]) -> None:
+    """Collect the maps in nested arguments, each once."""
+    if isinstance(value, OctaveMap):
+        if not any(value is other for other in maps):
+            maps.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _find(item, maps)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _find(item, maps)
+
+
+def _with(value: Any, maps: Sequence[OctaveMap], fulls: Sequence[Tensor]) -> Any:
+    """`value` with the full maps in the place of the others."""
+    if isinstance(value, OctaveMap):
+        for x, full in zip(maps, fulls, strict=True):
+            if x is value:
+                return full
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[_with(item, maps, fulls) for item in value])
+    if isinstance(value, (tuple, list)):
+        return type(value)([_with(item, maps, fulls) for item in value])
+    if isinstance(value, dict):
+        return {key: _with(item, maps, fulls) for key, item in value.items()}
+    return value
+
+
+def full_map(x: OctaveMap) -> Tensor:
+    """`merge`, but made once: where nothing has changed since, the merged map that is there."""
+    if torch.compiler.is_compiling():
+        return merge(x)
+    known = x.whole
+    current = known is not None and known.versions[:2] == (x.high._version, x.low._version)
+    if known is not None and current and (known.tensor.requires_grad or not _is_followed(x.high, x.low)):
+        return known.tensor
+    full = merge(x)
+    if not (full.is_inference() or x.high.is_inference() or x.low.is_inference()):
+        x.whole = Whole(full, (x.high._version, x.low._version, full._version))
+    return full
+
+
+def merge(x: OctaveMap) -> Tensor:
+    """The map that `x` stands for, (B, c_h + c_l, *, h, w): the low part up-sampled, all channels in their order."""
+    if x.low.shape[1] == 0:
+        return x.high
+    low = double(x.low, x.high)
+    return interleave(x.high, low, x.runs)
+
+
+def split(x: Tensor, runs: int | Runs) -> OctaveMap:
+    """The channels of `x` that `runs` calls low (a number: the last) at half resolution; exactly undoes `merge`."""
+    if isinstance(runs, int):
+        runs = (x.shape[1] - runs, runs)
+    high, low = take(x, runs)
+    return OctaveMap(high, halve(low), runs)
+
+
+class PartsMode(TorchFunctionMode):
+    """A mode that sees what functions do with the parts of maps at two resolutions, and not the maps."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if OctaveMap not in types:
+            return self.function(func, args, kwargs or {})
+        TorchFunctionMode.__enter__(self)  # type: ignore[no-untyped-call]  # nobody asks a mode while it is asked
+        try:
+            return call(func, args, kwargs or {})[0]
+        finally:
+            TorchFunctionMode.__exit__(self, None, None, None)  # type: ignore[no-untyped-call]
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a function with plain tensors."""
+        raise NotImplementedError
+
+
+# --------------------------------------------------------------------------------------------------- for autograd
+
+
+class _Join(torch.autograd.Function):
+    """(high, low) -> the map, for autograd: a gradient that reaches the map itself goes on to its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, high: Tensor, low: Tensor, runs: Runs | None) -> OctaveMap:
+        x = OctaveMap(high, low, runs)
+        ctx.runs, ctx.sizes = x.runs, (high.shape, low.shape)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        parts = [gradient.new_zeros(size, requires_grad=True) for size in ctx.sizes]
+        with torch.enable_grad():
+            full = merge(OctaveMap(parts[0], parts[1], ctx.runs))
+        high, low = torch.autograd.grad(full, parts, _plain(gradient))
+        return high, low, None
+
+
+class _Parts(torch.autograd.Function):
+    """The map -> (high, low), for a map that autograd has made."""
+
+    @staticmethod
+    def forward(ctx: Any, x: OctaveMap) -> tuple[Tensor, Tensor]:
+        ctx.runs, ctx.size = x.runs, (x.high.shape[0], sum(x.runs), *x.high.shape[2:])
+        return x.high.detach(), x.low.detach()
+
+    @staticmethod
+    def backward(ctx: Any, high: Tensor, low: Tensor) -> Tensor:
+        full = high.new_zeros(ctx.size, requires_grad=True)
+        with torch.enable_grad():
+            x = split(full, ctx.runs)
+        return torch.autograd.grad((x.high, x.low), full, (_plain(high), _plain(low)))[0]
+
+
+def _plain(x: Tensor) -> Tensor:
+    return merge(x) if isinstance(x, OctaveMap) else x

@@ -1,0 +1,109 @@
+"""The two parts of a map as plain tensors: from one resolution to the other, and channels into their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanconv.errors import PlanError
+
+__all__ = ["Runs", "channels_of", "double", "halve", "interleave", "join_runs", "low_channels", "match", "take"]
+
+Runs = tuple[int, ...]
+"""How many channels in a row are high, then low, then high, and so on, in the order of the map that is stood for.
+
+(32, 32) is 32 high channels before 32 low ones; a concatenation may give (32, 32, 8, 8); (0, 16) has low ones only.
+"""
+
+
+def low_channels(alpha: float, channels: int) -> int:
+    """floor(alpha * channels), the size of the low part; the small term keeps 0.29 * 100 from falling to 28."""
+    if not 0 <= alpha <= 1:
+        raise PlanError(f"alpha must be between 0 (all high) and 1 (all low), got {alpha}")
+    return int(alpha * channels + 1e-9)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average pooling 2 x 2 over the last two axes, (B, C, *, h, w) -> (B, C, *, ceil(h/2), ceil(w/2))."""
+    if x.ndim == 5:
+        return functional.avg_pool3d(x, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
+    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+
+
+def double(x: Tensor, like: Tensor | None) -> Tensor:
+    """Nearest up-sampling of the last two axes by two, cut to the size of `like` where that is odd."""
+    if x.is_floating_point():
+        scale = (1.0, 2.0, 2.0) if x.ndim == 5 else (2.0, 2.0)
+        x = functional.interpolate(x, scale_factor=scale, mode="nearest")
+    else:  # masks
+        x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return x if like is None else x[..., : like.shape[-2], : like.shape[-1]]
+
+
+def match(low: Tensor, high: Tensor) -> Tensor:
+    """`low` cropped to ceil(h/2) x ceil(w/2), half the size of `high`, for operations that round up twice.
+
+    Time is never at two resolutions: a clip is cropped to the frames of `high`.
+    """
+    low = low[..., : (high.shape[-2] + 1) // 2, : (high.shape[-1] + 1) // 2]
+    return low if low.ndim < 5 or low.shape[2] == high.shape[2] else low[:, :, : high.shape[2]]
+
+
+def interleave(high: Tensor, low: Tensor, runs: Runs) -> Tensor:
+    """High and low channels of maps of one size, in their order."""
+    if len(runs) == 2:
+        return torch.cat([high, low], dim=1) if runs[0] else low
+    if groups := _groups(runs):
+        parts = [part.unflatten(1, (groups, -1)) for part in (high, low)]  # type: ignore[no-untyped-call]
+        return torch.cat(parts, dim=2).flatten(1, 2)
+    pieces = [torch.split(part, list(runs[position::2]), 1) for position, part in enumerate((high, low))]
+    return torch.cat([pieces[position % 2][position // 2] for position in range(len(runs))], dim=1)
+
+
+def take(x: Tensor, runs: Runs, axis: int = 1) -> tuple[Tensor, Tensor]:
+    """The high channels of `x`, and the low ones; views where each are in a row."""
+    if len(runs) == 2:
+        high, low = torch.split(x, list(runs), axis)
+        return high, low
+    if groups := _groups(runs):
+        grouped = x.unflatten(axis, (groups, -1))  # type: ignore[no-untyped-call]
+        high, low = torch.split(grouped, list(runs[:2]), axis + 1)
+        return high.flatten(axis, axis + 1), low.flatten(axis, axis + 1)
+    pieces = torch.split(x, list(runs), axis)
+    return torch.cat(pieces[::2], axis), torch.cat(pieces[1::2], axis)
+
+
+def _groups(runs: Runs) -> int:
+    """How many groups of channels follow each other, where all have as many high and as many low ones; or 0."""
+    alike = len(set(runs[::2])) == 1 and len(set(runs[1::2])) == 1 and len(runs) % 2 == 0
+    return len(runs) // 2 if alike else 0
+
+
+def channels_of(runs: Runs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The numbers of the high channels, and of the low ones.
+
+    >>> channels_of((2, 1, 1))
+    ((0, 1, 3), (2,))
+    """
+    parts: tuple[list[int], list[int]] = ([], [])
+    start = 0
+    for position, count in enumerate(runs):
+        parts[position % 2].extend(range(start, start + count))
+        start += count
+    return tuple(parts[0]), tuple(parts[1])
+
+
+def join_runs(pieces: Sequence[Runs]) -> Runs:
+    """The runs of a concatenation.
+
+    >>> join_runs([(4, 4), (2,), (0, 3)])
+    (4, 4, 2, 3)
+    """
+    flat = [(position % 2, count) for runs in pieces for position, count in enumerate(runs) if count]
+    joined = [(part, sum(count for _, count in run)) for part, run in groupby(flat, key=lambda pair: pair[0])]
+    counts = tuple(count for _, count in joined)
+    return (0, *counts) if joined and joined[0][0] else counts
