@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanconv.cost import Cost, measure
+from leanconv.dryrun import record_flow
 
 N, C, HEADS = 6, 8, 2  # tokens, channels, heads
 
@@ -343,3 +344,33 @@ def test_a_network_of_convolutions_and_attention_agrees_with_torch_on_real_tenso
     tokens = 16
     assert cost.macs == tokens * 16 * 48 + 2 * tokens * (4 * 16 * 16 + 2 * 16 * 32) + 160
     assert cost.attention_macs == 2 * 2 * tokens * tokens * 16
+
+
+def test_heads_that_a_kernel_is_given_padded() -> None:
+    """On a GPU flash attention takes widths of 8, 16, ...: torch adds zeros, which the network has not asked for."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1, device="meta")
+
+        def forward(self, x: Tensor) -> Tensor:
+            wide = F.pad(x, (0, 4))
+            return torch.ops.aten._scaled_dot_product_flash_attention(wide, wide, wide)[0][..., :20]  # type: ignore[no-any-return]
+
+    assert measure(Padded(), (HEADS, N, 20)).attention_macs == 2 * HEADS * N * N * 20
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_attention_with_a_rule_for_its_scores() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+    def near(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score - (query - key).abs()
+
+    net = Call(nn.Identity(), lambda _, x: flex.flex_attention(x, x, x, score_mod=near))
+    for batch in (1, 3):
+        cost = measure(net, (HEADS, N, 16), batch=batch)
+        assert (cost.macs, cost.attention_macs) == (0, 2 * HEADS * N * N * 16)
+    calls = [call for call in record_flow(net, (HEADS, N, 16)).calls if str(call.function) == "flex_attention"]
+    assert len(calls) <= 1  # or its own function was seen

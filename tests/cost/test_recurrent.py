@@ -109,3 +109,60 @@ def test_packed_sequences_are_refused_in_one_line() -> None:
     with pytest.raises(LeanconvError, match="the forward of Sequence reads tensor values") as caught:
         measure(Sequence(nn.LSTM(I, H, batch_first=True), packed), (T, I))
     assert "\n" not in str(caught.value)
+
+
+class CuDNN(nn.Module):
+    """Calls cuDNN's operator as torch does on a GPU, here on the meta device, where it needs no kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(I, H, 2, batch_first=True, bidirectional=True, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = list(self.layer._flat_weights)
+        state = x.new_zeros(4, len(x), H)
+        settings = (H, 0, 2, True, 0.0, False, True, [], None)  # ..., layers, batch first, dropout, train, both ways
+        return torch.ops.aten._cudnn_rnn(x, weights, 4, None, state, state, 2, *settings)[0]  # type: ignore[no-any-return]
+
+
+def test_fused_recurrent_layers_of_a_gpu() -> None:
+    weights = 2 * 4 * H * (I + H) + 2 * 4 * H * (2 * H + H)
+    for batch in (1, 3):
+        cost = measure(CuDNN(), (T, I), batch=batch)
+        assert (cost.macs, cost.conv_params, cost.params_not_counted) == (T * weights, weights, {})
+        assert cost.by_operator() == {"aten._cudnn_rnn": T * weights}
+
+
+@pytest.mark.parametrize("kind", ["lstm"])  # that of the GRU has no form without a GPU
+def test_fused_cells_of_a_gpu(kind: str) -> None:
+    """There the gates are fused and take the biases, the two products are not."""
+    gates = {"lstm": 4, "gru": 3}[kind]
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(I, H, device="meta")
+
+        def forward(self, x: Tensor) -> Tensor:
+            cell, state = self.cell, x.new_zeros(len(x), H)
+            products = x @ cell.weight_ih.T, state @ cell.weight_hh.T
+            fused = getattr(torch.ops.aten, f"_thnn_fused_{kind}_cell")
+            return fused(*products, state, cell.bias_ih, cell.bias_hh)[0]  # type: ignore[no-any-return]
+
+    for batch in (1, 3):
+        cost = measure(Cell(), (I,), batch=batch)
+        assert (cost.macs, cost.conv_params) == (gates * H * (I + H), gates * H * (I + H))
+        assert (cost.params_not_counted, cost.params_not_run) == ({}, 0)
+
+
+def test_weights_that_are_slices_of_one_memory() -> None:
+    """As cuDNN lays out a layer, and as flat parameters do a whole network: each still is a weight of its own."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5))
+    apart = measure(net, (3, 8, 8))
+    flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.set_(flat[: parameter.numel()].view_as(parameter))
+            flat = flat[parameter.numel() :]
+    assert measure(net, (3, 8, 8)) == apart
+    assert apart.params_not_counted == {"aten.native_batch_norm": 18}

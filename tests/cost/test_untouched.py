@@ -238,3 +238,11 @@ def test_an_elastic_network_at_any_configuration_calibrated_or_not(widths: tuple
     with net.at(0.5, 12):
         assert measure(net, (3, 12, 12)) == replace(cost, size=(3, 12, 12))
     assert (0.5, 12) in net.calibrated
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+def test_weights_that_are_packed_away_are_refused() -> None:
+    quantize = torch.ao.quantization.quantize_dynamic
+    net = quantize(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), {nn.Linear})
+    with pytest.raises(LeanconvError, match=r"^measure: 1\._packed_params .* has packed its weights .*before it is qu"):
+        measure(net, (3, 2, 2))

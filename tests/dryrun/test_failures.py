@@ -13,7 +13,8 @@ import torch
 from followed import SIZE, VERBS, Branch
 from torch import Tensor, nn
 
-from leanconv.dryrun import DryRun
+from leanconv.cost import measure
+from leanconv.dryrun import DryRun, record_flow
 from leanconv.errors import LeanconvError, PlanError, RewriteError
 
 
@@ -124,3 +125,46 @@ def test_a_forward_that_takes_no_input_is_told_so() -> None:
             return torch.zeros(1)
 
     assert str(said(lambda: DryRun(Source(), SIZE).run())).endswith("; its forward takes no input")
+
+
+LIBRARY = torch.library.Library("leanconv_tests", "DEF")
+LIBRARY.define("doubled(Tensor x) -> Tensor")
+LIBRARY.impl("doubled", lambda x: 2 * x, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("forward", "operator"),
+    [
+        (lambda x: torch.ops.leanconv_tests.doubled(x), "leanconv_tests.doubled"),
+        (lambda x: torch.nested.nested_tensor([x[0], x[0]]), "aten._nested_tensor_from_tensor_list"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_an_operator_that_runs_on_values_only_is_named(forward: Any, operator: str) -> None:
+    for verb in (
+        lambda net: DryRun(net, SIZE).run(),
+        lambda net: record_flow(net, SIZE),
+        lambda net: measure(net, SIZE),
+    ):
+        error = str(said(lambda verb=verb: verb(nn.Sequential(Asks(forward)))))
+        assert error.startswith(f"the forward of Sequential uses {operator} in module '0', of which torch cannot say ")
+        assert error.endswith("or, where the operator is yours, register that with torch.library.register_fake")
+
+
+def test_a_choice_by_values_is_refused() -> None:
+    def choose(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))  # type: ignore[no-any-return]
+
+    for verb in (lambda net: record_flow(net, SIZE), lambda net: measure(net, SIZE)):
+        assert "uses torch.cond in module '0', of which" in str(said(lambda v=verb: v(nn.Sequential(Asks(choose)))))
+
+
+@pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated:FutureWarning")
+def test_the_line_of_a_function_that_torchvision_wraps_is_the_callers() -> None:
+    ops = pytest.importorskip("torchvision.ops")
+
+    def boxes(x: Tensor) -> Any:
+        return ops.nms(x[0, 0, :, :4], x[0, 0, :, 0], 0.5)
+
+    error = str(said(lambda: DryRun(Asks(boxes), SIZE).run()))
+    assert "reads tensor values: `return ops.nms(x[0, 0, :, :4], x[0, 0, :, 0], 0.5)` at" in error

@@ -9,7 +9,17 @@ from itertools import accumulate
 from leanconv.cost.field import Dim, Field, blank, join, merged, plain, regroup
 from leanconv.cost.lattice import Lattice, Lost, adaptive, resize, transposed, window
 from leanconv.cost.records import OpRecord, TensorRef
-from leanconv.dryrun.axes import ATTENTION, PRODUCTS, Effect, Resampling, Steps, axis_of, effects, windows
+from leanconv.dryrun.axes import (
+    ATTENTION,
+    FUSED_ATTENTION,
+    PRODUCTS,
+    Effect,
+    Resampling,
+    Steps,
+    axis_of,
+    effects,
+    windows,
+)
 
 __all__ = ["Known", "fields_after"]
 
@@ -156,12 +166,11 @@ _GROUPS: dict[str, Rule] = {
     "convolution": _convolution,
     "im2col": _im2col,
     **{name: partial(_product, letters) for name, letters in PRODUCTS.items()},
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-    "_scaled_dot_product_fused_attention_overrideable": partial(_product, ATTENTION),
+    " ".join(FUSED_ATTENTION): partial(_product, ATTENTION),
     "stack": _stack,
     "cat": _cat,
     "pixel_shuffle pixel_unshuffle": _pixel_shuffle,
 }
 RULES = {f"aten.{name}": rule for names, rule in _GROUPS.items() for name in names.split()}
+RULES |= {"flex_attention": partial(_product, ATTENTION)}
 """The operators that do more to positions than moving axes."""

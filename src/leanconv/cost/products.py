@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import comb, prod
 
-from leanconv.cost.records import OpRecord, Origin, TensorRef
+from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
+from leanconv.dryrun.axes import FUSED_ATTENTION
 
 __all__ = ["Product", "bias_of", "products"]
 
@@ -67,10 +68,13 @@ def bias_of(record: OpRecord, widths: dict[int, int]) -> bool:
 
     `widths` has the output channels of every layer so far, by the memory that holds its result.
     """
-    if record.name != "aten.add":
+    if record.name not in _ADDS:
         return False
-    weights = [ref for ref in record.inputs if not ref.active and ref.parameters]
-    return len(weights) == 1 and any(widths.get(ref.storage) == weights[0].numel for ref in record.inputs)
+    found = {widths.get(ref.storage) for ref in record.inputs}
+    return all(ref.numel in found for ref in record.inputs if not ref.active and ref.parameters)
+
+
+_ADDS = aten("add _thnn_fused_lstm_cell _thnn_fused_gru_cell")
 
 
 def _found(record: OpRecord) -> tuple[Product, ...]:
@@ -212,14 +216,11 @@ def _table() -> dict[str, Callable[[OpRecord], tuple[Product, ...]]]:
         "vdot": _matrices("self", "other"),
         "_trilinear": _trilinear,
         "mkldnn_rnn_layer _cudnn_rnn miopen_rnn": _recurrent,
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps "
-        "_flash_attention_forward _efficient_attention_forward": _attention,
+        f"{' '.join(FUSED_ATTENTION)} _flash_attention_forward _efficient_attention_forward": _attention,
         "_native_multi_head_attention _transformer_encoder_layer_fwd": _attention_layer,
     }
     found = {f"aten.{name}": rule for names, rule in rules.items() for name in names.split()}
-    return found | {"torchvision.deform_conv2d": _convolution}
+    return found | {"torchvision.deform_conv2d": _convolution, "flex_attention": _attention}
 
 
 _RULES = _table()

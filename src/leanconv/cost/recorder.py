@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from leanconv.cost.records import ModuleRef, OpRecord, Origin, Recording, TensorRef, aten, refs_in
-from leanconv.dryrun import DryRun, Size
+from leanconv.dryrun import DryRun, Size, check_higher_order
 from leanconv.dryrun.operators import bind, is_pointwise, written
 from leanconv.dryrun.size import tensors_of
 
@@ -62,7 +63,7 @@ class _Storage:
     serial: int
     nbytes: int
     origin: Origin
-    parameters: frozenset[int] = frozenset()
+    written: frozenset[int] = frozenset()  # parameters that in-place operators brought in
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class _Held:
     storage: _Storage
     identity: Hashable
     weight_numel: int
+    parameters: frozenset[int] = frozenset()
     spread: bool = False
 
 
@@ -100,6 +102,8 @@ def record(model: nn.Module, size: Size, *, batch: int = 1) -> Recording:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator, follows where numbers come from, and adds up the memory that is alive."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, dry: DryRun) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.records: list[OpRecord] = []
@@ -126,6 +130,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         if func.namespace == "prim":  # asks a fake tensor for its device
             return func(*args, **kwargs)
         name, composite = _facts(func)
@@ -139,6 +145,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = {argument: self._swap(value) for argument, value in bind(func, args, kwargs).items()}
         result = func(*args, **kwargs)
         self._record(name, func, bound, result)
+        return result
+
+    def _higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Attention with a rule for its scores, as one operator."""
+        check_higher_order(func)
+        result = func(*args, **kwargs)
+        bound = {name: self._swap(value) for name, value in zip(("query", "key", "value"), args, strict=False)}
+        self._record(str(func), None, bound, result)
         return result
 
     def _to_fake(self, value: Any) -> Any:
@@ -157,6 +171,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def _record(self, name: str, func: Any, bound: dict[str, Any], result: Any) -> None:
+        """Write down a call of the operator `func`, None for one that only reads."""
         results = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
         if not results:
             return
@@ -167,8 +182,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         keeps = name in _SAME_WEIGHT or name in _REPEATS
         if spread and not keeps:
             origin = Origin.STATE  # of what is new or overwritten; a view is not computed
+        sources: frozenset[int] = frozenset()
+        if origin is not Origin.IMAGE:
+            sources = sources.union(*(ref.parameters for ref in read))
         identity, weight_numel = self._identity(name, origin, inputs, bound)
-        writes = tuple(refs_in(bound[argument] for argument in written(func)))
+        writes = () if func is None else tuple(refs_in(bound[argument] for argument in written(func)))
         overwritten = {ref.storage for ref in writes}
         fresh = []
         for position, tensor in enumerate(results):
@@ -176,19 +194,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage, new = self._storage(tensor, origin, counted=True)
             if storage.serial in overwritten:
                 storage.origin = max(storage.origin, origin)
-            if (new or storage.serial in overwritten) and origin is not Origin.IMAGE:
-                storage.parameters = storage.parameters.union(*(ref.parameters for ref in read))
+                storage.written |= sources
             if not known:
                 self._serial += 1
                 mine = (identity, position) if len(results) > 1 and identity is not None else identity
-                numel = self._different(tensor, storage) if weight_numel is None else min(weight_numel, tensor.numel())
+                numel = self._different(tensor, sources) if weight_numel is None else min(weight_numel, tensor.numel())
                 carries = spread and (keeps or not new)
                 starts = origin < Origin.STATE and self._starts(name, tensor, inputs)
-                self._held[tensor] = _Held(self._serial, storage, mine, numel, carries or starts)
+                self._held[tensor] = _Held(self._serial, storage, mine, numel, sources, carries or starts)
             fresh.append(new)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         outputs = tuple(self.ref(tensor) for tensor in results)
-        running, pointwise = tuple(self._running), is_pointwise(func)
+        running, pointwise = tuple(self._running), func is not None and is_pointwise(func)
         self.records.append(OpRecord(name, running, bound, outputs, tuple(fresh), writes, pointwise))
 
     def _identity(
@@ -214,12 +231,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return shape[0] == self._batch and (len(source) < len(shape) or source[0] == 1)
         return False
 
-    def _different(self, tensor: Tensor, storage: _Storage) -> int:
+    def _different(self, tensor: Tensor, sources: frozenset[int]) -> int:
         """How many different numbers a tensor can hold: as many as it was computed of, repeats not counted."""
         numel = _without_repeats(tensor)
-        if storage.origin is Origin.WEIGHT and storage.parameters:
-            return min(numel, sum(self._numels[one] for one in storage.parameters))
-        return numel
+        return min(numel, sum(self._numels[one] for one in sources)) if sources else numel
 
     def ref(self, tensor: Tensor) -> TensorRef:
         """The reference for `tensor` as it is now."""
@@ -236,17 +251,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage.origin,
             held.identity,
             held.weight_numel,
-            storage.parameters,
+            held.parameters | storage.written if storage.written else held.parameters,
             held.spread,
         )
 
     def _hold(self, tensor: Tensor, origin: Origin, *, counted: bool = False) -> _Held:
         storage, _ = self._storage(tensor, origin, counted=counted)
         self._serial += 1
+        sources: frozenset[int] = frozenset()
         if origin is Origin.WEIGHT:
             self._numels[self._serial] = tensor.numel()
-            storage.parameters |= {self._serial}
-        held = _Held(self._serial, storage, ("tensor", self._serial), tensor.numel())
+            sources = frozenset((self._serial,))
+        held = _Held(self._serial, storage, ("tensor", self._serial), tensor.numel(), sources)
         self._held[tensor] = held
         return held
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from leanconv.cost.metrics import activation_bytes, not_counted, outside, weights
@@ -192,6 +193,7 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
             "input without the batch axis, such as size=(3, 224, 224)"
         )
     size = check_sizes(size)
+    _refuse_packed(network)
     recorded = record(network, size, batch=batch)
     found = products(recorded.records)
     sums: dict[str, _Sum] = {"": _Sum()}
@@ -242,6 +244,16 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )
+
+
+def _refuse_packed(network: nn.Module) -> None:
+    """Layers that torch has quantized hold their weights in an object that is no tensor: no count would see them."""
+    for name, module in network.named_modules():
+        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
+            raise LeanconvError(
+                f"measure: {name or type(network).__name__} ({type(module).__name__}) has packed its weights into an "
+                "object that is no tensor, where they cannot be counted: measure the network before it is quantized"
+            )
 
 
 def _macs(product: Product, batch: int) -> int:

@@ -12,7 +12,7 @@ Cost, rewrites and elastic networks all look at a model in this way, and what ca
 from __future__ import annotations
 
 from leanconv.dryrun.copies import duplicate, fake_copy
-from leanconv.dryrun.failures import failure, one_line, place_of, quiet
+from leanconv.dryrun.failures import check_higher_order, failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
 from leanconv.dryrun.run import DryRun, Ran, running
 from leanconv.dryrun.size import Size, Sizes, check_size, check_sizes, default_size, each_shape, fake_input, shapes_of
@@ -30,6 +30,7 @@ __all__ = [
     "Sizes",
     "Value",
     "as_module",
+    "check_higher_order",
     "check_size",
     "check_sizes",
     "default_size",

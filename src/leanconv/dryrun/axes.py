@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "ATTENTION",
+    "FUSED_ATTENTION",
     "PRODUCTS",
     "Effect",
     "Resampling",
@@ -75,6 +76,16 @@ PRODUCTS: Mapping[str, Mapping[str, str]] = {
 
 ATTENTION: Mapping[str, str] = {"query": "ij", "key": "lj", "value": "lk"}
 """The same of scaled dot-product attention."""
+
+FUSED_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+)
+"""Its operators, by kernel, for queries, keys and values of (N, heads, length, width)."""
 
 
 def effects(name: str, args: Mapping[str, Any], shape: Shape, outputs: Sequence[Shape]) -> list[Effect]:

@@ -16,15 +16,19 @@ from types import FrameType
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 
 from leanconv.dryrun.size import Size, arguments, positional, shapes_of
 from leanconv.errors import LeanconvError
 
-__all__ = ["failure", "one_line", "place_of", "quiet"]
+__all__ = ["check_higher_order", "failure", "one_line", "place_of", "quiet"]
 
-_LEANCONV, _TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
+_LEANCONV, _TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)  # torchvision too
 _PYTHON = sysconfig.get_paths()["stdlib"]
 
 
@@ -54,10 +58,22 @@ def failure(
         )
     where = [operator, f"module {module!r}" if module else ""]
     within = " of ".join(part for part in where if part)
+    if (unknown := _without_shapes(error)) is not None:
+        return kind(
+            f"the forward of {name} uses {unknown or operator}{f' in module {module!r}' if module else ''}, of which "
+            "torch cannot say what it returns without computing it, and it is followed by shapes alone: pass a part of "
+            "the network without it, or, where the operator is yours, register that with torch.library.register_fake"
+        )
     return kind(
         f"the forward of {name} fails on {_given(size)}{f' in {within}' if within else ''}: "
         f"{one_line(error)}; {_advice(model, size)}"
     )
+
+
+def check_higher_order(operator: HigherOrderOperator) -> None:
+    """Raise `NotImplementedError` unless `operator`, which takes functions, runs the same whatever the values are."""
+    if str(operator) != "flex_attention":
+        raise NotImplementedError(f"HigherOrderOperator {operator}")
 
 
 @contextmanager
@@ -92,6 +108,7 @@ def place_of(error: BaseException) -> str:
 
 def _is_machinery(file: str) -> bool:
     library = file.startswith(_PYTHON) and "-packages" not in file[len(_PYTHON) :]
+    library = library or Path(file).stem == "typing_extensions"  # whose wrappers torchvision's functions have
     return library or file.startswith((_LEANCONV, _TORCH, "<frozen"))
 
 
@@ -99,6 +116,19 @@ def _reads_values(error: Exception) -> bool:
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
         return True
     return isinstance(error, RuntimeError) and ".numpy() is not supported" in str(error)
+
+
+def _without_shapes(error: Exception) -> str | None:
+    """The operator that runs on values only, "" where the error does not name it; None for any other error."""
+    if isinstance(error, UnsupportedOperatorException):
+        return ""
+    if isinstance(error, NotImplementedError):
+        text = str(error)
+        if "HigherOrderOperator" in text:
+            return f"torch.{text.partition('HigherOrderOperator ')[2].split()[0]}"
+        if "no fake impl" in text:
+            return ""
+    return None
 
 
 def _operator(error: BaseException) -> str:

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leanconv.dryrun.failures import check_higher_order
 from leanconv.dryrun.operators import bind, written
 from leanconv.dryrun.run import DryRun
 from leanconv.dryrun.size import Size, tensors_of
@@ -236,6 +239,8 @@ class _Record:
 
 
 def _storage(tensor: Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # within torch.vmap
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -258,6 +263,8 @@ class _Functions(TorchFunctionMode):
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees ATen operators: what they change in place, and those that no function has called."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, record: _Record) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = record
@@ -266,6 +273,12 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+
+        if isinstance(func, HigherOrderOperator):
+            check_higher_order(func)
+            if self.record.busy:
+                return func(*args, **kwargs)
+            return self.record.call(func, lambda: func(*args, **kwargs), args, kwargs)
 
         def run() -> Any:
             given = bind(func, args, kwargs)
