@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("create_model", "list_models", "load", "save"),
     "cost": ("Cost", "measure"),
-    "deploy": ("export",),
+    "deploy.export": ("export",),
     "elastic": ("ElasticNet", "MutualObjective", "calibrate", "make_elastic"),
     "errors": ("LeanconvError",),
     "ops.octave": ("OctConv2d", "OctConv3d"),
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the same for type checkers, and the operators; a test compa
     from leanconv.build import save as save
     from leanconv.cost import Cost as Cost
     from leanconv.cost import measure as measure
-    from leanconv.deploy import export as export
+    from leanconv.deploy.export import export as export
     from leanconv.elastic import ElasticNet as ElasticNet
     from leanconv.elastic import MutualObjective as MutualObjective
     from leanconv.elastic import calibrate as calibrate
