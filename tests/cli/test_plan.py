@@ -89,7 +89,7 @@ def test_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
         (["igc:primary_partitions=5", "--conv", "64,64,3"], "must divide"),
         (
             ["octave", "--conv", "64,64,3"],
-            "octave is no chain of convolutions, so it has no plan: expected one of osep",
+            "octave is not planned layer by layer: expected one of osep",
         ),
         (["osepp", "--conv", "64,64,3"], "did you mean"),
         (["osep", "--model", "resnet20", "--sweep"], "--sweep is about one layer"),

@@ -77,7 +77,8 @@ def _kill_in_save(epoch: int) -> None:
     def half(checkpoint, file) -> None:
         save(checkpoint, file)
         if checkpoint["epoch"] + 1 == epoch and "last.ckpt" in file.name:
-            os.truncate(file, os.path.getsize(file) // 2)
+            file.flush()
+            os.truncate(file.name, os.path.getsize(file.name) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = half
