@@ -309,7 +309,7 @@ IN_COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "parts": lambda net, x: net.b(torch.cat(net.a(x).chunk(2, 1)[::-1], 1)),
     "a branch on a type": lambda net, x: net.b(y * 2 if isinstance(y := net.a(x), Tensor) and y.shape[1] == 16 else y),
     "a region": lambda net, x: _in_region(net, x),
-    "attention": lambda net, x: net.b(net.a(x) * net.a(x).flatten(2).softmax(-1).view(2, 16, 32, 32)),
+    "attention": lambda net, x: net.b((y := net.a(x)) * y.flatten(2).softmax(-1).view(2, 16, 32, 32)),
 }
 
 
@@ -412,12 +412,12 @@ def test_a_norm_that_has_a_hook_is_not_folded() -> None:
 
 
 def test_is_made_elastic_calibrated_and_extracted(tmp_path: Path) -> None:
-    net = rewrite(create_model("resnet20", num_classes=4), Octave(), size=SIZE).model
+    net = create_model("oct_resnet26", num_classes=4)
     elastic = make_elastic(net, (0.25, 1.0), (32, 24))
     elastic.train()
     with elastic.at(0.5, 24):
         elastic(images(4)).sum().backward()
-    calibrate(elastic, [(images(8), None)], [(0.5, 24)])
+    calibrate(elastic, [(images(16), None)], [(0.5, 24)])
     elastic.eval()
     small = elastic.extract(0.5, 24)
     with elastic.at(0.5, 24):
@@ -432,7 +432,7 @@ def test_is_made_elastic_calibrated_and_extracted(tmp_path: Path) -> None:
 
 def test_features_only_and_rewriting_what_timm_makes() -> None:
     timm = pytest.importorskip("timm")
-    net = timm.create_model("resnet18", features_only=True)
+    net = timm.create_model("resnet18", features_only=True).eval()
     done = rewrite(net, Octave(last=True), size=(3, 64, 64))
     maps, wanted = done.model(images(1, 64)), net(images(1, 64))
     assert [type(y) for y in maps] == [Tensor] * 5

@@ -1,4 +1,4 @@
-"""The zoo's octave networks against plain ones of equal weights, written from the paper and its authors' networks.
+"""The zoo's octave networks against plain ones, written from the paper and the authors' networks, on equal weights.
 
 The reference keeps high and low maps in two variables and calls nothing but torch's own functions; it takes a network's
 tensors by name, and the shapes they must have follow from alpha by its own rule.
@@ -54,7 +54,7 @@ class Reference:
     def vanilla(
         self, name: str, x: Tensor, outputs: int, kernel: int, stride: int, groups: int = 1, *, pools: bool
     ) -> Tensor:
-        """A convolution at full resolution; in the authors' octave networks its stride is a pool, except the stem's."""
+        """A convolution at full resolution; in the authors' octave networks its stride is a pool, save the stem's."""
         leaf = f"{name}.conv_hh.weight" if f"{name}.conv_hh.weight" in self.tensors else f"{name}.weight"
         weight = self.get(leaf, outputs, x.shape[1] // groups, kernel, kernel)
         if pools and stride == 2:
