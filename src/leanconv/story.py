@@ -27,12 +27,14 @@ class Story:
 
     `model` is a name that `create_model` takes, or None as long as nobody has said how the network is built; `save`
     asks for it then. A step is `(stem, settings)` with JSON values only, for example `("osep", {"overlap": 1.0})` or
-    `("elastic", {"widths": [0.25, 1.0]})`.
+    `("elastic", {"widths": [0.25, 1.0]})`. `contract` is what the model is fed, see `leanconv.data.contract`; None
+    where nobody has said it.
     """
 
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    contract: Mapping[str, Any] | None = None
 
     def then(self, stem: str, settings: Mapping[str, Any]) -> Story:
         """The story with one more step at its end."""
@@ -44,6 +46,7 @@ class Story:
             "model": self.model,
             "options": dict(self.options),
             "steps": [[stem, dict(settings)] for stem, settings in self.steps],
+            **({} if self.contract is None else {"contract": dict(self.contract)}),
         }
 
     @classmethod
@@ -56,7 +59,7 @@ class Story:
         options = dict(data.get("options", data.get("knobs", {})))
         if "knobs" in data and data["model"].startswith("oct_"):
             options.setdefault("full_stride", "strided")
-        return cls(model=data["model"], options=options, steps=steps)
+        return cls(model=data["model"], options=options, steps=steps, contract=data.get("contract"))
 
 
 _RENAMED = {"example_size": "size"}

@@ -178,16 +178,16 @@ def test_every_mode_becomes_rgb(mode: str, colour, expected: tuple[int, int, int
 
 
 def test_the_centre_square_is_resized() -> None:
-    from leanconv.data.images.decode import Centre
+    from leanconv.data.images.prepare import Prepare
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     wide = picture(1, width=40, height=20)
     bilinear = Image.Resampling.BILINEAR
-    assert torch.equal(Centre(8)(wide), pixels(wide.resize((16, 8), bilinear).crop((4, 0, 12, 8))))
-    assert torch.equal(Centre(8, crop=0.5)(wide), pixels(wide.resize((32, 16), bilinear).crop((12, 4, 20, 12))))
-    assert torch.equal(Centre(8)(picture(3)), pixels(picture(3)))
+    assert torch.equal(Prepare(8)(wide), pixels(wide.resize((16, 8), bilinear).crop((4, 0, 12, 8))))
+    assert torch.equal(Prepare(8, crop=0.5)(wide), pixels(wide.resize((32, 16), bilinear).crop((12, 4, 20, 12))))
+    assert torch.equal(Prepare(8)(picture(3)), pixels(picture(3)))
 
 
 def test_crop_and_mirror_by_hand() -> None:

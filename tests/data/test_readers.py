@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from tiny_images import encoded, folder_set, picture
 
-from leanconv.data import open_images
+from leanconv.data import ImageData, open_images
+from leanconv.data.loaders import Loader
 from leanconv.errors import DataError, UnknownName
 
 
@@ -87,7 +90,7 @@ def test_only_one_class(tmp_path: Path) -> None:
 def test_train_without_test(tmp_path: Path) -> None:
     folder_set(tmp_path)
     (tmp_path / "val").rename(tmp_path / "other")
-    with pytest.raises(DataError, match="found train/ but none of val, validation, test beside it"):
+    with pytest.raises(DataError, match="found train/ but none of val, valid, validation, test beside it"):
         open_images(f"folder:{tmp_path}")
 
 
@@ -230,3 +233,91 @@ def test_timm_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"timm:torch/cifar10 \(train\): timm cannot open it: ") as caught:
         open_images(f"timm:torch/cifar10?root={tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ classes by name
+
+
+def coloured(path: Path, kinds: str, names: list[str] | None) -> Path:
+    """Images of one colour per class, whose labels number the `names` (default: r, g, b) of the file."""
+    order = names or ["r", "g", "b"]
+    colours = {"r": (250, 0, 0), "g": (0, 250, 0), "b": (0, 0, 250)}
+    rows = []
+    for kind in kinds:
+        held = io.BytesIO()
+        Image.new("RGB", (8, 8), colours[kind]).save(held, "png")
+        rows.append({"bytes": held.getvalue(), "path": None})
+    table = pa.table({"image": rows, "label": [order.index(kind) for kind in kinds]})
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    return path
+
+
+def shown(data: ImageData, loader: Loader) -> bool:
+    """Whether every image has the name of its colour."""
+    seen = [
+        ("rgb"[int(image.mean((1, 2)).argmax())], data.class_names[int(label)])
+        for images, labels in loader
+        for image, label in zip(images, labels, strict=True)
+    ]
+    return bool(seen) and all(colour == name for colour, name in seen)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr", "gbr"])
+def test_parquet_classes_are_matched_by_name(tmp_path: Path, order: str) -> None:
+    train = coloured(tmp_path / "train.parquet", "rgb" * 2, ["r", "g", "b"])
+    test = coloured(tmp_path / "test.parquet", "rgb", list(order))
+    data = open_images(f"parquet:{train},{test}", size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert shown(data, data.eval_loader())
+    assert shown(data, data.train_loader())
+    assert data.remarks == ()
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr", "gbr"])
+def test_parquet_shards_are_matched_by_name(tmp_path: Path, order: str) -> None:
+    coloured(tmp_path / "part-0.parquet", "rgb" * 3, ["r", "g", "b"])
+    coloured(tmp_path / "part-1.parquet", "bgr" * 3, list(order))
+    data = open_images(f"parquet:{tmp_path}/part-*.parquet", size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert shown(data, data.train_loader())
+    assert shown(data, data.eval_loader())
+
+
+def test_parquet_classes_that_one_file_lacks_or_adds(tmp_path: Path) -> None:
+    train = coloured(tmp_path / "train.parquet", "rg" * 2, ["r", "g"])
+    whole = coloured(tmp_path / "whole.parquet", "rgb", ["b", "g", "r"])
+    part = coloured(tmp_path / "part.parquet", "gg", ["b", "g", "r"])
+    with pytest.raises(
+        DataError, match=r"whole.parquet: the class 'b' \(1 of 3\) is none of the 2 that .*train.parquet"
+    ):
+        open_images(f"parquet:{train},{whole}", size=8)
+    fixed = {"size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    data = open_images(f"parquet:{train},{part}", **fixed)
+    assert shown(data, data.eval_loader())
+    assert data.remarks == (f"{part} has none of the class 'r', which {train} knows",)
+    nameless = coloured(tmp_path / "nameless.parquet", "rg", None)
+    [told] = open_images(f"parquet:{train},{nameless}", **fixed).remarks
+    assert "nameless.parquet names no classes: its labels are taken for the numbers of" in told
+    coloured(tmp_path / "part-0.parquet", "rgb", ["r", "g", "b"])
+    coloured(tmp_path / "part-1.parquet", "rgb", None)
+    with pytest.raises(DataError, match=r"part-1.parquet names no classes and others do"):
+        open_images(f"parquet:{tmp_path}/part-[01].parquet", size=8)
+
+
+def test_a_single_parquet_file_to_test_on_is_used_whole(tmp_path: Path) -> None:
+    path = coloured(tmp_path / "a.parquet", "rrgg", ["r", "g"])
+    assert open_images(f"parquet:{path}", size=8).test_size == 2
+    data = open_images(f"parquet:{path}", size=8, testing=True, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert data.test_size == 4
+    assert shown(data, data.eval_loader())
+
+
+def test_timm_numbers_classes_of_each_part_and_they_are_matched_by_name(tmp_path: Path) -> None:
+    folder_set(tmp_path, per_class=3, classes=("ant", "bee", "cat"))
+    for file in (tmp_path / "val" / "ant").iterdir():
+        file.unlink()
+    (tmp_path / "val" / "ant").rmdir()
+    data = open_images(f"timm:?root={tmp_path}", size=8)
+    assert torch.cat([labels for _, labels in data.eval_loader()]).tolist() == [1] * 3 + [2] * 3
+    assert "has none of the class 'ant'" in data.remarks[0]

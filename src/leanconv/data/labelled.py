@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from leanconv.data.contract import InputContract
 from leanconv.data.loaders import Loader, Source, epoch_order, every_nth, share_out
 from leanconv.data.sets.splits import Problem
 from leanconv.errors import DataError, unknown
@@ -29,8 +30,8 @@ S = TypeVar("S", bound=Source)
 
 
 def reader_of(
-    name: str, readers: Mapping[str, Callable[[str], T]], *, what: str, takes: str, embedded: str
-) -> Callable[[], T]:
+    name: str, readers: Mapping[str, Callable[..., T]], *, what: str, takes: str, embedded: str
+) -> Callable[..., T]:
     """What opens the set called `name`, such as `folder:PATH`: the reader of the word before the colon, with the rest.
 
     Raises `UnknownName` for a word that is not among `readers`, `DataError` where nothing follows it and it is not
@@ -65,7 +66,14 @@ class LabelledData(ABC, Generic[S]):
     """What one input of the network is called: image, clip."""
 
     def __init__(
-        self, class_names: tuple[str, ...], *, input_size: tuple[int, ...], batch_size: int, seed: int, repeats: int = 1
+        self,
+        class_names: tuple[str, ...],
+        *,
+        input_size: tuple[int, ...],
+        batch_size: int,
+        seed: int,
+        repeats: int = 1,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         self.class_names = class_names
         self.num_classes = len(class_names)
@@ -75,6 +83,7 @@ class LabelledData(ABC, Generic[S]):
         self.seed = seed
         self.epoch = 0
         self._repeats = repeats
+        self._remarks = remarks
 
     @abstractmethod
     def _source(self, *, training: bool) -> S:
@@ -82,6 +91,16 @@ class LabelledData(ABC, Generic[S]):
 
     @abstractmethod
     def _mean_and_std(self) -> Statistics: ...
+
+    @property
+    @abstractmethod
+    def contract(self) -> InputContract:
+        """What a network that is trained on these inputs is to be fed from now on."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about what was found in the files and may surprise, as far as it is known by now."""
+        return self._remarks
 
     @property
     def train_size(self) -> int:

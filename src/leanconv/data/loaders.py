@@ -49,11 +49,15 @@ class Loader:
 
 @dataclass(frozen=True)
 class Memory:
-    """All pixels (n, 3, size, size), decoded once; `problems` are the files that could not be, and are left out."""
+    """All pixels (n, 3, size, size), decoded once; `problems` are the files that could not be, and are left out.
+
+    `turned` of them are shown as their EXIF record says.
+    """
 
     pixels: Tensor
     labels: Tensor
     problems: dict[str, Problem] = field(default_factory=dict)
+    turned: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)

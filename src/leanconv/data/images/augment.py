@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.data.images.decode import Centre, Transform
+from leanconv.data.images.decode import Transform
+from leanconv.data.images.prepare import Prepare
 from leanconv.errors import unknown
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ class Augment:
     def training(self, size: int) -> Transform:
         """The transform of one training image; it draws from the global generators when `per_image`."""
         if self.squash is not None:
-            return _Squashed(size, self.squash, mirror=self.mirror, draw=True)
-        return Centre(size) if self.area is None else _ResizedCrop(self, size)
+            return _Squashed(size, self.squash, mirror=self.mirror)
+        return Prepare(size) if self.area is None else _ResizedCrop(self, size)
 
-    def evaluation(self, size: int) -> Transform:
+    def evaluation(self, size: int) -> Prepare:
         """The transform of one test image; it draws nothing."""
         if self.squash is not None:
-            return _Squashed(size, self.squash, mirror=False, draw=False)
-        return Centre(size, self.crop)
+            return Prepare(size, "whole", crop=1 / self.squash)
+        return Prepare(size, crop=self.crop)
 
 
 AUGMENTS: dict[str, Augment] = {
@@ -158,12 +159,11 @@ _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836,
 
 @dataclass(frozen=True)
 class _Squashed:
-    """The whole image at `factor` times the size, whatever its shape, then a random or the central square of it."""
+    """The whole image at `factor` times the size, whatever its shape, then a random square of it."""
 
     size: int
     factor: float
     mirror: bool
-    draw: bool
 
     def __call__(self, image: Image.Image) -> Tensor:
         from PIL import Image as images
@@ -171,9 +171,9 @@ class _Squashed:
         side = round(self.size * self.factor)
         pixels = torch.from_numpy(np.array(image.resize((side, side), images.Resampling.BILINEAR)))
         room = side - self.size
-        top, left = torch.randint(0, room + 1, (2,)).tolist() if self.draw else (room // 2, room // 2)
+        top, left = torch.randint(0, room + 1, (2,)).tolist()
         pixels = pixels[top : top + self.size, left : left + self.size]
-        if self.draw and self.mirror and torch.rand(()) < 0.5:
+        if self.mirror and torch.rand(()) < 0.5:
             pixels = pixels.flip(1)
         return pixels.permute(2, 0, 1).contiguous()
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from leanconv.data.images.decode import Transform, decode
-from leanconv.data.sets.splits import Split
+from leanconv.data.sets.splits import Problem, Split
 from leanconv.errors import DataError
 from leanconv.seeds import isolated
 
@@ -26,6 +26,7 @@ class ImageFiles:
     training: Transform
     evaluation: Transform
     seed: int
+    exif: bool = True
     unit: str = "image"
 
     @property
@@ -41,12 +42,14 @@ class ImageFiles:
         return ((file + step) % count for step in range(1, min(_TRIES, count)))
 
     def read(self, file: int, number: int, epoch: int | None, notes: MutableMapping[int, Any]) -> Tensor:
-        """The pixels (3, size, size); `DataError` with what is wrong with the file."""
+        """The pixels (3, size, size); a note where EXIF turned the image. `DataError` with what is wrong with it."""
         if epoch is None:
-            pixels = decode(self.split, file, self.evaluation)
+            found = decode(self.split, file, self.evaluation, exif=self.exif)
         else:
             with isolated(self.seed, "image", epoch, number):
-                pixels = decode(self.split, file, self.training)
-        if isinstance(pixels, Tensor):
-            return pixels
-        raise DataError(pixels.reason)
+                found = decode(self.split, file, self.training, exif=self.exif)
+        if isinstance(found, Problem):
+            raise DataError(found.reason)
+        if found.turned:
+            notes[file] = True
+        return found.pixels

@@ -7,13 +7,18 @@ photograph itself, is decoded on the way. Either way every batch is a pure funct
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.data.contract import InputContract, match_classes
 from leanconv.data.images.augment import AUGMENTS, Augment, crop_and_mirror, cut_out, find_augment
 from leanconv.data.images.decode import decode_all
 from leanconv.data.images.files import ImageFiles
+from leanconv.data.images.prepare import Prepare
 from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
 from leanconv.data.loaders import Memory
 from leanconv.data.sets.cifar import cifar10, cifar100
@@ -21,7 +26,7 @@ from leanconv.data.sets.digits import digits
 from leanconv.data.sets.folder import image_folder
 from leanconv.data.sets.imagenet import imagenet
 from leanconv.data.sets.parquet import parquet
-from leanconv.data.sets.splits import ImageSet
+from leanconv.data.sets.splits import ImageSet, Relabelled
 from leanconv.data.sets.svhn import svhn
 from leanconv.data.sets.timm_sets import timm_set
 from leanconv.data.stream import Stream
@@ -39,7 +44,7 @@ def _digits(rest: str) -> ImageSet:
     return digits()
 
 
-_READERS: dict[str, Callable[[str], ImageSet]] = {
+_READERS: dict[str, Callable[..., ImageSet]] = {
     "digits": _digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -49,6 +54,9 @@ _READERS: dict[str, Callable[[str], ImageSet]] = {
     "parquet": parquet,
     "timm": timm_set,
 }
+
+_SPLIT_HERE = ("folder", "parquet")
+"""The kinds that may come as one part, of which training holds a fifth out."""
 
 
 def open_images(
@@ -61,7 +69,10 @@ def open_images(
     augment: str = "none",
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    exif: bool = True,
     memory_limit: int = 2**30,
+    contract: InputContract | None = None,
+    testing: bool = False,
 ) -> ImageData:
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
     `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
@@ -69,6 +80,11 @@ def open_images(
     `size` is the side of the square that the network sees; `batch_size` counts over all processes; `workers` decode
     what does not fit in `memory_limit` bytes of pixels; `augment` is a name of `leanconv.data.AUGMENTS`; `mean` and
     `std` (of pixels in 0..1) default to those of the training pixels, or to ImageNet's for images decoded on the way.
+    With `exif` photographs are turned as their EXIF record says, which timm and torchvision do not do.
+
+    With a `contract`, that of a trained network, the test images are what it says, whatever `size`, `mean`, `std`,
+    `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a set
+    that is not split yet is all test.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set.
 
     >>> data = open_images("digits", size=8, batch_size=64)
@@ -80,8 +96,18 @@ def open_images(
     check_counts(spec, 1, size=size, batch_size=batch_size)
     check_counts(spec, 0, workers=workers)
     recipe = find_augment(augment)
+    if testing and spec.partition(":")[0] in _SPLIT_HERE:
+        read = partial(read, testing=True)
+    images = read()
+    if testing:
+        images = replace(images, train=None)
+    if contract is not None:
+        size, mean, std, exif = _square(spec, contract), *_three(spec, contract), contract.exif
+        images = _as_known(spec, images, contract)
     return ImageData(
-        read(),
+        images,
+        evaluation=None if contract is None else Prepare.by(contract),
+        exif=exif,
         size=size,
         batch_size=batch_size,
         workers=workers,
@@ -90,6 +116,40 @@ def open_images(
         mean=mean,
         std=std,
         memory_limit=memory_limit,
+    )
+
+
+def _square(spec: str, contract: InputContract) -> int:
+    if len(contract.size) != 3 or contract.size[-1] != contract.size[-2]:
+        raise DataError(
+            f"{spec}: the network is fed inputs of {list(contract.size)}, and images are made square, 3,SIDE,SIDE"
+        )
+    return contract.size[-1]
+
+
+def _three(spec: str, contract: InputContract) -> tuple[Any, Any]:
+    """Mean and std of the three channels that images have."""
+    if contract.size[0] != 3:
+        raise DataError(
+            f"{spec}: the network is fed {contract.size[0]} channels, and images are read as 3 (RGB): give it a first"
+            " layer for 3 channels"
+        )
+    return contract.mean, contract.std
+
+
+def _as_known(spec: str, images: ImageSet, contract: InputContract) -> ImageSet:
+    """The set with the classes of the contract, by name."""
+    if contract.class_names is None:
+        return images
+    places, told = match_classes(spec, images.class_names, contract.class_names)
+    table = torch.tensor(places, dtype=torch.int64)
+    train = images.train and Relabelled(images.train, table[images.train.labels])
+    return replace(
+        images,
+        train=train,
+        test=Relabelled(images.test, table[images.test.labels]),
+        class_names=contract.class_names,
+        remarks=(*images.remarks, *([told] if told else [])),
     )
 
 
@@ -113,24 +173,31 @@ class ImageData(LabelledData[Memory | Stream]):
         augment: Augment = AUGMENTS["none"],
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        exif: bool = True,
         memory_limit: int = 2**30,
+        evaluation: Prepare | None = None,
     ) -> None:
         shape = (self.channels, size, size)
-        super().__init__(images.class_names, input_size=shape, batch_size=batch_size, seed=seed)
+        super().__init__(images.class_names, input_size=shape, batch_size=batch_size, seed=seed, remarks=images.remarks)
         self._images = images
         self._workers = workers
         self._augment = augment
+        self._evaluation = evaluation or augment.evaluation(size)
+        self._exif = exif
         self._given = mean or images.mean, std or images.std
-        pixels = self.channels * size * size * (len(images.train.labels) + len(images.test.labels))
+        count = len(images.test.labels) + (0 if images.train is None else len(images.train.labels))
+        pixels = self.channels * size * size * count
         self.in_memory = not augment.per_image and pixels <= memory_limit
 
     def _source(self, *, training: bool) -> Memory | Stream:
         split = self._images.train if training else self._images.test
-        evaluation = self._augment.evaluation(self.size)
+        if split is None:
+            raise DataError("this data was opened to be tested on, it has no training part")
         if not self.in_memory:
-            files = ImageFiles(split, self._augment.training(self.size), evaluation, self.seed)
+            files = ImageFiles(split, self._augment.training(self.size), self._evaluation, self.seed, self._exif)
             return Stream(files=files, workers=self._workers)
-        pixels, labels, problems = decode_all(split, evaluation)
+        # What is augmented batch by batch is prepared for training as for the test.
+        pixels, labels, problems, turned = decode_all(split, self._evaluation, exif=self._exif)
         if training:
             missing = sorted(set(range(self.num_classes)) - set(labels.tolist()))
             if missing:
@@ -138,7 +205,32 @@ class ImageData(LabelledData[Memory | Stream]):
                     f"class {self.class_names[missing[0]]!r}: none of its training images could be read, for example"
                     f" {problems[0].name}: {problems[0].reason}"
                 )
-        return Memory(pixels, labels, {problem.name: problem for problem in problems})
+        return Memory(pixels, labels, {problem.name: problem for problem in problems}, turned)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """As of every set, and how many images were turned."""
+        halves = [self.__dict__[half] for half in ("_train", "_test") if half in self.__dict__]
+        turned = sum(half.turned if isinstance(half, Memory) else len(half.notes) for half in halves)
+        if not turned:
+            return super().remarks
+        count = "1 image is" if turned == 1 else f"{turned} images are"
+        return (*super().remarks, f"{count} turned or mirrored, as EXIF says")
+
+    @property
+    def contract(self) -> InputContract:
+        """What the test images are, with the mean and the std of the training images."""
+        made = self._evaluation
+        return InputContract(
+            size=self.input_size,
+            mean=self.mean,
+            std=self.std,
+            resize=made.resize,
+            interpolation=made.interpolation,
+            crop=made.crop,
+            exif=self._exif,
+            class_names=self.class_names,
+        )
 
     def _finish_training(self, epoch: int, start: int, total: int, number: int, pixels: Tensor) -> Tensor:
         augment, share = self._augment, (start, total)
@@ -156,6 +248,8 @@ class ImageData(LabelledData[Memory | Stream]):
         mean, std = self._given
         if mean is not None and std is not None:
             return mean, std
+        if self._images.train is None:
+            raise DataError("nothing says with which mean and std these images are normalised")
         measured = statistics(self._train.pixels) if isinstance(self._train, Memory) else _IMAGENET
         return mean or measured[0], std or measured[1]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,30 @@ import torch
 from torch import Tensor
 
 from leanconv.data.sets.splits import ImageSet, check_labels, held_out
+from leanconv.data.sets.tree import Identity, Tree, shared_files
 from leanconv.data.sets.video_files import SUFFIXES, VideoList, VideoSet
 from leanconv.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FolderFiles", "class_folders", "files_of", "image_folder", "video_folder"]
+__all__ = ["FolderFiles", "class_folders", "files_of", "image_folder", "image_suffixes", "video_folder"]
+
+_NO_PIXELS = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+"""Formats of which Pillow knows the name alone, or for which it would start another program."""
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Every suffix, in lower case, of the formats whose pixels Pillow reads here.
+
+    >>> {".jpg", ".jfif", ".tiff", ".webp", ".jp2", ".tga"} <= image_suffixes(), ".txt" in image_suffixes()
+    (True, False)
+    """
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NO_PIXELS)
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,8 @@ class _Kind:
     suffixes: frozenset[str]
 
 
-_IMAGES = _Kind(
-    "image",
-    "folder",
-    frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")),
-)
-_TEST_NAMES = ("val", "validation", "test")
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -58,95 +72,135 @@ class FolderFiles:
         return FolderFiles(self.root, tuple(self.paths[index] for index in indices), self.labels[list(indices)])
 
 
-def image_folder(path: str) -> ImageSet:
-    """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `validation`, `test`), or split `PATH/<class>/*`.
+@dataclass(frozen=True)
+class _Halves:
+    """Training files (None where there are none), test files, class names and remarks."""
 
-    Classes are the folder names in alphabetical order; files below a class folder are found at any depth. Without a
-    `train` folder a fixed fifth of every class is held out, chosen by a hash of the file names.
+    train: FolderFiles | None
+    test: FolderFiles
+    names: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def image_folder(path: str, *, testing: bool = False) -> ImageSet:
+    """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `valid`, `validation`, `test`), or split
+    `PATH/<class>/*`.
+
+    Classes are the folder names in alphabetical order; files below a class folder are found at any depth, each once
+    whatever links lead to it. Without a `train` folder a fixed fifth of every class is held out, chosen by a hash of
+    the file names; with `testing` nothing is trained on, and all of it is test.
     Raises `DataError` for a missing folder, an empty class, and a test class that training does not have.
     """
-    train, test, names = _halves(path, _IMAGES)
-    return ImageSet(train=train, test=test, class_names=names)
+    found = _halves(path, _Kind("image", "folder", image_suffixes()), testing)
+    return ImageSet(train=found.train, test=found.test, class_names=found.names, remarks=found.remarks)
 
 
-def video_folder(path: str, prefix: str = "video-folder") -> VideoSet:
+def video_folder(path: str, prefix: str = "video-folder", *, testing: bool = False) -> VideoSet:
     """Videos in `PATH/train/<class>/` and `PATH/val/<class>/`, or in `PATH/<class>/`, as `image_folder` finds images.
 
     `prefix` begins the messages. Raises `DataError` as `image_folder` does.
     """
-    train, test, names = _halves(path, _Kind("video", prefix, SUFFIXES))
-    return VideoSet(train=_as_videos(train), test=_as_videos(test), class_names=names)
+    found = _halves(path, _Kind("video", prefix, SUFFIXES), testing)
+    train = None if found.train is None else _as_videos(found.train)
+    return VideoSet(train=train, test=_as_videos(found.test), class_names=found.names, remarks=found.remarks)
 
 
-def _halves(path: str, kind: _Kind) -> tuple[FolderFiles, FolderFiles, tuple[str, ...]]:
-    """Training files, test files and class names."""
+def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
     root = Path(path).expanduser()
     if not root.is_dir():
         came = "a file" if root.exists() else "nothing"
         raise DataError(
             f"{kind.prefix}:{path}: expected a folder with one folder of {kind.what}s per class, found {came} there"
         )
-    if (root / "train").is_dir():
-        names = class_folders(root / "train")
-        train = files_of(root / "train", names, kind=kind)
-        test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
-        if test_root is None:
+    folders = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir()}
+    tests = [folders[name] for name in _TEST_NAMES if name in folders]
+    train_root = next((folders[name] for name in _TRAIN_NAMES[: 2 if tests else 1] if name in folders), None)
+    unused = [f"{folder} is not used, {tests[0].name}/ is" for folder in tests[1:]]
+    if train_root is not None:
+        if not tests:
             raise DataError(
-                f"{kind.prefix}:{path}: found train/ but none of {', '.join(_TEST_NAMES)} beside it, and accuracy must"
-                f" be measured on other {kind.what}s; add one, or name the train folder itself to have it split"
+                f"{kind.prefix}:{path}: found {train_root.name}/ but none of {', '.join(_TEST_NAMES)} beside it, and"
+                f" accuracy must be measured on other {kind.what}s; add one, or name the train folder itself to have it"
+                " split (a class cannot be called train)"
             )
-        foreign = sorted(set(class_folders(test_root)) - set(names))
-        if foreign:
+        names = class_folders(train_root)
+        present = class_folders(tests[0], least=1)
+        if foreign := sorted(set(present) - set(names)):
             raise DataError(
-                f"{test_root}: class {foreign[0]!r} is not a class of {root / 'train'} (expected among {len(names)}:"
+                f"{tests[0]}: class {foreign[0]!r} is not a class of {train_root} (expected among {len(names)}:"
                 f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
             )
-        test = files_of(test_root, [name for name in names if (test_root / name).is_dir()], names, kind=kind)
-        return train, test, tuple(names)
-    names = class_folders(root)
-    whole = files_of(root, names, kind=kind)
+        remarks = [*unused, *_absent(tests[0], names, present)]
+        test, test_ids, told = _files(tests[0], present, names, kind)
+        if testing:
+            return _Halves(None, test, tuple(names), (*remarks, *told))
+        train, train_ids, more = _files(train_root, names, names, kind)
+        remarks += [*more, *told, *shared_files(train_ids, test_ids, kind.what)]
+        return _Halves(train, test, tuple(names), tuple(remarks))
+    visible = [name for name in folders if not name.startswith(".")]
+    if tests and len(tests) == len(visible):  # nothing else: they are no classes
+        if not testing:
+            raise DataError(
+                f"{kind.prefix}:{path}: found {tests[0].name}/ but no train/ beside it: there is nothing to train on"
+            )
+        root = tests[0]
+    names = class_folders(root, least=1 if testing else 2)
+    whole, _, told = _files(root, names, names, kind)
+    told = [*(unused if root in tests else []), *told]
+    if testing:
+        return _Halves(None, whole, tuple(names), tuple(told))
     keys = [Path(item).as_posix() for item in whole.paths]
-    halves = held_out(whole.labels, keys, whole.name, what=kind.what)
-    return whole.some(halves[0]), whole.some(halves[1]), tuple(names)
+    halves = held_out(whole.labels, keys, whole.name, what=kind.what, class_names=names)
+    return _Halves(whole.some(halves[0]), whole.some(halves[1]), tuple(names), tuple(told))
+
+
+def _absent(root: Path, names: Sequence[str], present: Sequence[str]) -> list[str]:
+    """A sentence where not all classes are tested."""
+    absent = [name for name in names if name not in present]
+    if not absent:
+        return []
+    return [f"{root}: {len(absent)} of {len(names)} classes are not tested: {', '.join(absent[:5])}"]
 
 
 def _as_videos(files: FolderFiles) -> VideoList:
     return VideoList(tuple(files.name(index) for index in range(len(files.paths))), files.labels)
 
 
-def class_folders(root: Path) -> list[str]:
-    """The names of the class folders in `root`, sorted; `DataError` for fewer than two."""
+def class_folders(root: Path, *, least: int = 2) -> list[str]:
+    """The names of the class folders in `root`, sorted; `DataError` for fewer than `least`."""
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(names) < 2:
+    if len(names) < least:
+        wanted = "at least two of them" if least == 2 else "at least one of them"
         raise DataError(
-            f"{root}: expected one folder per class and at least two of them, found {len(names)}"
-            f"{': ' + names[0] if names else ''}"
+            f"{root}: expected one folder per class and {wanted}, found {len(names)}{': ' + names[0] if names else ''}"
         )
     return names
 
 
-def files_of(root: Path, present: list[str], names: list[str] | None = None, *, kind: _Kind = _IMAGES) -> FolderFiles:
-    """The files of the classes `present`, labelled by their place in `names`; none of them may be empty."""
-    names = present if names is None else names
-    paths: list[str] = []
-    labels: list[int] = []
+def files_of(root: Path, names: Sequence[str]) -> tuple[FolderFiles, tuple[str, ...]]:
+    """The images of the classes `names`, labelled by their place, and remarks; none of them may be empty."""
+    files, _, remarks = _files(root, names, names, _Kind("image", "folder", image_suffixes()))
+    return files, tuple(remarks)
+
+
+def _files(
+    root: Path, present: Sequence[str], names: Sequence[str], kind: _Kind
+) -> tuple[FolderFiles, dict[Identity, str], list[str]]:
+    """The files of the classes `present`, labelled by their place in `names`; their identities; remarks."""
+    tree = Tree(root, kind.suffixes)
     for name in present:
-        found = sorted(
-            os.path.relpath(os.path.join(folder, file), root)
-            for folder, _, files in os.walk(root / name, followlinks=True)
-            for file in files
-            if os.path.splitext(file)[1].lower() in kind.suffixes and not file.startswith(".")
-        )
-        if not found:
+        if not tree.add(name):
             raise DataError(
                 f"{root / name}: empty class, no file with {_an(kind.what)}'s suffix"
                 f" ({', '.join(sorted(kind.suffixes))}); add {kind.what}s or remove the folder"
             )
-        paths += found
-        labels += [names.index(name)] * len(found)
-    files = FolderFiles(root, tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    tree.beside(present)
+    place = {name: number for number, name in enumerate(names)}
+    labels = torch.tensor([place[name] for _, name, _ in tree.files], dtype=torch.int64)
+    files = FolderFiles(root, tuple(path for path, _, _ in tree.files), labels)
     check_labels(str(root), files.labels, names, every_class=False, what=kind.what)
-    return files
+    identities = {identity: str(root / path) for path, _, identity in tree.files}
+    return files, identities, tree.remarks(kind.what)
 
 
 def _an(what: str) -> str:

@@ -29,13 +29,13 @@ def imagenet(path: str) -> ImageSet:
     if any(entry.is_dir() for entry in (root / "val").iterdir()):
         return image_folder(path)
     names = class_folders(root / "train")
-    train = files_of(root / "train", names)
+    train, remarks = files_of(root / "train", names)
     files = sorted(entry.name for entry in (root / "val").iterdir() if entry.suffix.lower() in (".jpeg", ".jpg"))
     labels = _labels(root, names)
     if len(files) != len(labels):
         raise DataError(f"{root / 'val'}: {len(files)} images, but {_TRUTH} has {len(labels)} numbers: incomplete?")
     test = FolderFiles(root / "val", tuple(files), torch.tensor(labels, dtype=torch.int64))
-    return ImageSet(train=train, test=test, class_names=tuple(names))
+    return ImageSet(train=train, test=test, class_names=tuple(names), remarks=remarks)
 
 
 def _labels(root: Path, names: list[str]) -> list[int]:

@@ -73,6 +73,7 @@ def _cache() -> Path:
 
 def _write(folder: Path) -> None:
     images = digits()
+    assert images.train is not None
 
     def complain(reason: str) -> DataError:
         return DataError(f"{folder}: cannot be written: {reason}: name another folder as moving-digits:FOLDER")

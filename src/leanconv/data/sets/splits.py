@@ -16,7 +16,7 @@ from leanconv.seeds import mix
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSet", "Problem", "Split", "Subset", "check_labels", "held_out", "split_by_class"]
+__all__ = ["ImageSet", "Problem", "Relabelled", "Split", "Subset", "check_labels", "held_out", "split_by_class"]
 
 
 class Problem(NamedTuple):
@@ -55,18 +55,34 @@ class Subset:
         return self.whole.read(self.indices[index])
 
 
+@dataclass(frozen=True)
+class Relabelled:
+    """The images of `whole` with other labels."""
+
+    whole: Split
+    labels: Tensor
+
+    def name(self, index: int) -> str:
+        return self.whole.name(index)
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """A training and a test split over the same classes; labels index `class_names`.
 
-    `mean` and `std` (of pixels in 0..1) are given where they have been published for this set.
+    A set opened to be tested on alone has no training split. `mean` and `std` (of pixels in 0..1) are given where they
+    have been published for this set. `remarks` are sentences about what was found and may surprise.
     """
 
-    train: Split
+    train: Split | None
     test: Split
     class_names: tuple[str, ...]
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) -> tuple[Subset, Subset]:
@@ -76,7 +92,13 @@ def split_by_class(split: Split, keys: Sequence[str], *, fraction: float = 0.2) 
 
 
 def held_out(
-    labels: Tensor, keys: Sequence[str], name: Callable[[int], str], *, fraction: float = 0.2, what: str = "image"
+    labels: Tensor,
+    keys: Sequence[str],
+    name: Callable[[int], str],
+    *,
+    fraction: float = 0.2,
+    what: str = "image",
+    class_names: Sequence[str] = (),
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Train and test numbers in which every class keeps its share, chosen by a hash of each file's key.
 
@@ -91,8 +113,9 @@ def held_out(
     test: list[int] = []
     for label, members in sorted(by_class.items()):
         if len(members) < 2:
+            called = repr(class_names[label]) if class_names else label
             raise DataError(
-                f"class {label} has one {what} only ({name(members[0])}): a set that is not yet split needs two or"
+                f"class {called} has one {what} only ({name(members[0])}): a set that is not yet split needs two or"
                 " more per class, one of them for the test half; add some or make train/ and val/ folders"
             )
         ranked = sorted(members, key=lambda index: (mix(keys[index]), keys[index]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor
 
+from leanconv.data.contract import match_classes
 from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError, LeanconvError, need, unknown
 
@@ -68,8 +69,14 @@ def timm_set(text: str) -> ImageSet:
             raise DataError(f"timm:{text}: num_classes must be a whole number, got {count!r}")
         names = tuple(str(label) for label in range(int(count) if count else int(train.labels.max()) + 1))
     check_labels(train.where, train.labels, names, every_class=True)
-    check_labels(test.where, test.labels, names, every_class=False)
-    return ImageSet(train=train, test=test, class_names=names)
+    own = _class_names(test.dataset)
+    remarks: tuple[str, ...] = ()
+    check_labels(test.where, test.labels, own or names, every_class=False)
+    if own is not None and own != names:  # timm numbers the classes of each part by themselves
+        places, told = match_classes(test.where, own, names, what=train.where)
+        test = replace(test, labels=torch.tensor(places, dtype=torch.int64)[test.labels])
+        remarks = (told,) if told else ()
+    return ImageSet(train=train, test=test, class_names=names, remarks=remarks)
 
 
 def _open(name: str, split: str, options: dict[str, str]) -> _Reader:

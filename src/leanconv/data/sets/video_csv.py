@@ -15,7 +15,7 @@ from leanconv.errors import DataError
 __all__ = ["video_csv"]
 
 
-def video_csv(text: str) -> VideoSet:
+def video_csv(text: str, *, testing: bool = False) -> VideoSet:
     """The lists `TRAIN,TEST`, or one list of which a fixed fifth of every class is held out.
 
     A list has a path and a label per line, with a comma, a tab or a space between; paths are relative to the list's own

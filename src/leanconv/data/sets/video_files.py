@@ -37,13 +37,15 @@ class VideoList:
 class VideoSet:
     """Training and test videos over the same classes; labels index `class_names`.
 
-    `problems` are listed files that are not there; `mirror` says whether a mirrored video keeps its label.
+    A set opened to be tested on alone has no training videos. `problems` are listed files that are not there,
+    `remarks` sentences about what was found and may surprise; `mirror` says whether a mirrored video keeps its label.
     """
 
-    train: VideoList
+    train: VideoList | None
     test: VideoList
     class_names: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
     mirror: bool = True
 
 

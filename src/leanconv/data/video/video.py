@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from leanconv.data.contract import ClipContract, InputContract, match_classes
 from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
 from leanconv.data.loaders import every_nth
 from leanconv.data.sets.folder import video_folder
@@ -33,13 +36,16 @@ __all__ = ["VIDEO_KINDS", "VideoData", "VideoSample", "open_videos"]
 _MEAN = (0.43216, 0.394666, 0.37645)
 _STD = (0.22803, 0.22145, 0.216989)
 
-_READERS: dict[str, Callable[[str], VideoSet]] = {
+_READERS: dict[str, Callable[..., VideoSet]] = {
     "moving-digits": moving_digits,
     "video-folder": video_folder,
     "video-csv": video_csv,
     "kinetics": kinetics,
     "sports1m": sports1m,
 }
+
+_SPLIT_HERE = ("video-folder", "video-csv")
+"""The kinds that may come as one part, of which training holds a fifth out."""
 
 VIDEO_KINDS = tuple(_READERS)
 """What `open_videos` reads: the words before the colon of a spec."""
@@ -60,6 +66,8 @@ def open_videos(
     clips_per_video: int = 1,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    contract: InputContract | None = None,
+    testing: bool = False,
 ) -> VideoData:
     """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
     `kinetics:PATH` or `sports1m:PATH`.
@@ -69,6 +77,10 @@ def open_videos(
     to 10/7 of `size`), in evaluation to the smaller of the two. `augment` is `video` or `none`; `clips_per_video` is
     how often an epoch visits every training video; `batch_size` counts over all processes; `workers` processes decode.
     `mean` and `std` (of pixels in 0..1) default to those of the paper's networks.
+
+    With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `size`, `fps`,
+    `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no training part:
+    a set that is not split yet is all test.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set,
     `MissingExtra` without PyAV.
 
@@ -77,6 +89,10 @@ def open_videos(
     """
     read = reader_of(spec, _READERS, what="kind of video set", takes="a path", embedded="moving-digits")
     require_pyav()
+    if contract is not None:
+        clip = _clip_of(spec, contract)
+        frames, size, mean, std = contract.size[1], contract.size[-1], *_three(contract)
+        rate, fps, short_side = clip.rate, clip.fps, (clip.short_side, max(clip.short_side, round(size * 10 / 7)))
     check_counts(spec, 1, frames=frames, rate=rate, size=size, batch_size=batch_size, clips_per_video=clips_per_video)
     check_counts(spec, 0, workers=workers)
     if fps is not None and not 0 < fps <= 1000:
@@ -88,8 +104,13 @@ def open_videos(
         raise DataError(
             f"{spec}: short_side {low} to {high} must be a range of lengths that a crop of {size} pixels fits into"
         )
+    if testing and spec.partition(":")[0] in _SPLIT_HERE:
+        read = partial(read, testing=True)
+    videos = read()
+    if testing:
+        videos = replace(videos, train=None)
     return VideoData(
-        read(),
+        videos if contract is None else _as_known(spec, videos, contract),
         shape=ClipShape(frames=frames, rate=rate, size=size, fps=None if fps is None else _rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,
@@ -99,6 +120,32 @@ def open_videos(
         clips_per_video=clips_per_video,
         mean=mean or _MEAN,
         std=std or _STD,
+    )
+
+
+def _clip_of(spec: str, contract: InputContract) -> ClipContract:
+    if contract.clip is None or contract.size[-1] != contract.size[-2]:
+        raise DataError(f"{spec}: the network is fed inputs of {list(contract.size)}, and clips are 3,FRAMES,SIDE,SIDE")
+    return contract.clip
+
+
+def _three(contract: InputContract) -> tuple[Any, Any]:
+    """Mean and std of the three channels that videos have."""
+    return contract.mean, contract.std
+
+
+def _as_known(spec: str, videos: VideoSet, contract: InputContract) -> VideoSet:
+    """The set with the classes of the contract, by name."""
+    if contract.class_names is None:
+        return videos
+    places, told = match_classes(spec, videos.class_names, contract.class_names)
+    table = torch.tensor(places, dtype=torch.int64)
+    return replace(
+        videos,
+        train=videos.train and replace(videos.train, labels=table[videos.train.labels]),
+        test=replace(videos.test, labels=table[videos.test.labels]),
+        class_names=contract.class_names,
+        remarks=(*videos.remarks, *([told] if told else [])),
     )
 
 
@@ -140,6 +187,7 @@ class VideoData(LabelledData[Stream]):
             batch_size=batch_size,
             seed=seed,
             repeats=clips_per_video,
+            remarks=videos.remarks,
         )
         self._videos = videos
         self._shape = shape
@@ -169,6 +217,8 @@ class VideoData(LabelledData[Stream]):
 
     def _source(self, *, training: bool) -> Stream:
         videos = self._videos.train if training else self._videos.test
+        if videos is None:
+            raise DataError("this data was opened to be tested on, it has no training part")
         files = self._files(videos, CentreClip(self._shape, self._short_side[0]))
         return Stream(files=files, workers=self._workers, repeats=self._repeats if training else 1)
 
@@ -179,6 +229,21 @@ class VideoData(LabelledData[Stream]):
 
     def _mean_and_std(self) -> Statistics:
         return self._given
+
+    @property
+    def contract(self) -> InputContract:
+        """What the test clips are."""
+        shape, fps = self._shape, self._shape.fps
+        return InputContract(
+            size=self.input_size,
+            mean=self.mean,
+            std=self.std,
+            resize="shorter_side",
+            crop=shape.size / self._short_side[0],
+            exif=True,
+            class_names=self.class_names,
+            clip=ClipContract(rate=shape.rate, fps=None if fps is None else float(fps), short_side=self._short_side[0]),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""The input contract: what a network was trained to be fed, in plain data that everybody who feeds it obeys.
+
+It is fixed when training starts (or by whoever published the weights, or by the options of a verb), kept in the model's
+story, and never estimated again: mean and std of other pictures are another network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.story import Story, remember, story_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "INTERPOLATIONS",
+    "RESIZES",
+    "ClipContract",
+    "InputContract",
+    "attach",
+    "contract_of",
+    "from_timm",
+    "from_torchvision",
+    "match_classes",
+]
+
+RESIZES = ("square", "shorter_side", "whole")
+"""The central square, `crop` of the shorter side, is brought to the size in one step (leanconv's own); the shorter side
+is brought to size / crop, then the centre is cut (timm, torchvision); the whole image is brought to a square of
+size / crop, whatever its shape, then the centre is cut."""
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""Pillow's, all of them over the whole area of a pixel that becomes smaller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipContract:
+    """How clips are taken of a video: every `rate`-th frame at `fps` a second (None: as the file has them).
+
+    `short_side` is the length in pixels to which the shorter side is brought; a video is tested on `clips` clips, of
+    each `crops` squares.
+    """
+
+    rate: int
+    fps: float | None
+    short_side: int
+    clips: int = 10
+    crops: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """What the inputs of a network are.
+
+    Args:
+        size: shape of one input, (3, H, W) or (3, frames, H, W).
+        mean, std: of each channel, of values in `value_range`; what is fed is (value - mean) / std.
+        resize: one of `RESIZES`.
+        interpolation: one of `INTERPOLATIONS`.
+        crop: the share of the resized image that is kept, above 0 and up to 1.
+        channel_order: of the colours; leanconv reads RGB.
+        value_range: what the pixels 0 and 255 become before mean and std; leanconv uses (0, 1).
+        exif: whether photographs are turned as their EXIF record says.
+        class_names: of the outputs, in order; None where nobody has said them.
+        clip: for networks for clips.
+
+    Raises `LeanconvError` for values that nobody could obey.
+
+    >>> InputContract(size=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3).at((3, 24, 24)).size
+    (3, 24, 24)
+    """
+
+    size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str = "square"
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    channel_order: str = "RGB"
+    value_range: tuple[float, float] = (0.0, 1.0)
+    exif: bool = True
+    class_names: tuple[str, ...] | None = None
+    clip: ClipContract | None = None
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise unknown("resize rule", self.resize, RESIZES)
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.channel_order != "RGB" or self.value_range != (0.0, 1.0):
+            raise LeanconvError(
+                f"an input contract with channel_order {self.channel_order} and value_range {list(self.value_range)}:"
+                " leanconv feeds RGB from 0 to 1; put what is missing into mean and std"
+            )
+        if not 0 < self.crop <= 1:
+            raise LeanconvError(f"crop is the share of the image that is kept, above 0 and up to 1, got {self.crop}")
+        if len(self.size) not in (3, 4) or self.size[0] != len(self.mean) or len(self.mean) != len(self.std):
+            raise LeanconvError(
+                f"an input contract of size {list(self.size)} needs {self.size[0] if self.size else 3} values of mean"
+                f" and of std, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise LeanconvError(f"std must be above 0 in every channel, got {list(self.std)}")
+        if (len(self.size) == 4) != (self.clip is not None):
+            raise LeanconvError(f"an input contract of size {list(self.size)}: clip belongs to (3, frames, H, W) alone")
+
+    def at(self, size: Sequence[int]) -> InputContract:
+        """The same at another resolution or number of frames; the short side of clips keeps its ratio to the size."""
+        clip = self.clip
+        if clip is not None and size[-1] != self.size[-1]:
+            clip = replace(clip, short_side=round(clip.short_side * size[-1] / self.size[-1]))
+        return replace(self, size=tuple(size), clip=clip)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        data = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> InputContract:
+        """The inverse of `to_json`; `LeanconvError` for what is no contract."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        try:
+            if values.get("clip") is not None:
+                values["clip"] = ClipContract(**values["clip"])
+            return cls(**values)
+        except TypeError as error:
+            raise LeanconvError(f"not an input contract: {error}") from error
+
+
+def contract_of(model: nn.Module) -> InputContract | None:
+    """The contract of `model`, None where nobody has said it. Raises `LeanconvError` for one that cannot be obeyed."""
+    story = story_of(model)
+    return None if story is None or story.contract is None else InputContract.from_json(story.contract)
+
+
+def attach(model: nn.Module, contract: InputContract) -> None:
+    """Let `model` be fed as `contract` says: `save` stores it, and rewrites and elastic steps hand it on."""
+    remember(model, replace(story_of(model) or Story(), contract=contract.to_json()))
+
+
+def from_timm(cfg: Mapping[str, Any]) -> InputContract | None:
+    """The contract of weights that timm publishes, by its `pretrained_cfg`; None where it has a rule of its own."""
+    resize = {"center": "shorter_side", "squash": "whole"}.get(cfg.get("crop_mode") or "center")
+    interpolation = cfg.get("interpolation") or "bicubic"
+    if resize is None or interpolation not in INTERPOLATIONS or len(cfg["mean"]) != cfg["input_size"][0]:
+        return None
+    return InputContract(
+        size=tuple(cfg["input_size"]),
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        resize=resize,
+        interpolation=interpolation,
+        crop=cfg.get("crop_pct") or 0.875,
+        exif=False,  # timm reads photographs as they lie in the file
+    )
+
+
+def from_torchvision(weights: Any) -> InputContract | None:
+    """The contract of torchvision's `weights`, by their `transforms()`; None where these do not classify images."""
+    rule = weights.transforms()
+    if not all(hasattr(rule, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        return None
+    [side], [resized] = rule.crop_size[:1], rule.resize_size[:1]
+    if (len(rule.crop_size) > 1 and rule.crop_size[1] != side) or len(rule.resize_size) > 1:
+        return None
+    names = weights.meta.get("categories")
+    return InputContract(
+        size=(3, side, side),
+        mean=tuple(rule.mean),
+        std=tuple(rule.std),
+        resize="shorter_side",
+        interpolation=rule.interpolation.value,
+        crop=side / resized,
+        exif=False,  # torchvision too
+        class_names=None if names is None else tuple(names),
+    )
+
+
+def match_classes(
+    where: str, names: Sequence[str], wanted: Sequence[str], *, what: str = "the network"
+) -> tuple[tuple[int, ...], str | None]:
+    """For each of the classes `names` its place among those `wanted`, and a sentence where not all are there.
+
+    Classes are matched by name. Where one side has numbers for names, which name nothing, and as many classes as the
+    other, they are matched by number. Raises `DataError` for a class that `what` does not know.
+
+    >>> match_classes("folder:PART", ["c", "b"], ["a", "b", "c"])
+    ((2, 1), "folder:PART has none of the class 'a', which the network knows")
+    """
+    place = {name: number for number, name in enumerate(wanted)}
+    if len(names) == len(wanted) and set(names) != set(wanted) and (_numbered(names) or _numbered(wanted)):
+        unnamed = where if _numbered(names) else what
+        return tuple(range(len(names))), f"{unnamed} names no classes, so {where} is matched by number"
+    foreign = [name for name in names if name not in place]
+    if foreign:
+        raise DataError(
+            f"{where}: the class {foreign[0]!r} ({len(foreign)} of {len(names)}) is none of the {len(wanted)} that"
+            f" {what} knows ({', '.join(map(str, wanted[:5]))}{', ...' if len(wanted) > 5 else ''}), and classes are"
+            " matched by name: rename it, or leave it out"
+        )
+    absent = [name for name in wanted if name not in set(names)]
+    told = None
+    if absent:
+        rest = f"the class {absent[0]!r}" if len(absent) == 1 else f"{len(absent)} classes ({', '.join(absent[:5])})"
+        told = f"{where} has none of {rest}, which {what} knows"
+    return tuple(place[name] for name in names), told
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Whether the names are the numbers of the classes."""
+    return list(names) == [str(number) for number in range(len(names))]

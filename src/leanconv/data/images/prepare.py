@@ -1,0 +1,57 @@
+"""An image as a network is tested on it, by the resize rule, the interpolation and the crop of an input contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leanconv.data.contract import InputContract
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Prepare"]
+
+_ROUNDING = 1e-6
+"""What a quotient such as 224 / (224 / 232) may lie below the whole number that was meant."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """From an RGB image to uint8 pixels (3, size, size); the rules are those of `leanconv.data.contract.RESIZES`."""
+
+    size: int
+    resize: str = "square"
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+
+    @classmethod
+    def by(cls, contract: InputContract) -> Prepare:
+        """As `contract` says."""
+        return cls(contract.size[-1], contract.resize, contract.interpolation, contract.crop)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        from PIL import Image as images
+
+        how = images.Resampling[self.interpolation.upper()]
+        width, height = image.size
+        if self.resize == "square":
+            if self.crop != 1 or (width, height) != (self.size, self.size):
+                side = min(width, height) * self.crop
+                left, top = (width - side) / 2, (height - side) / 2
+                image = image.resize((self.size, self.size), how, box=(left, top, left + side, top + side))
+        else:
+            short = int(self.size / self.crop + _ROUNDING)
+            if self.resize == "whole":
+                width = height = short
+            elif width <= height:
+                width, height = short, int(short * height / width)
+            else:
+                width, height = int(short * width / height), short
+            left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+            image = image.resize((width, height), how).crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
