@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import leanconv.build
+import leanconv.build.folder
 from leanconv.build import create_model, default_size, load, resolve, save
 from leanconv.elastic import ElasticNet, calibrate, make_elastic
 from leanconv.errors import CheckpointError, LeanconvError, UnknownName
@@ -312,7 +312,7 @@ def full_disk(*args: Any, **kwargs: Any) -> None:
 def test_full_disk(existing: bool, tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved if existing else tmp_path / "new"
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(leanconv.build, "save_file", full_disk)
+    monkeypatch.setattr(leanconv.build.folder, "save_file", full_disk)
     with pytest.raises(CheckpointError, match=r"saved: No space left on device; 1\.1 MB are needed, [\d.]+ MB free"):
         save(create_model("resnet20"), folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

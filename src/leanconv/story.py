@@ -16,9 +16,9 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Story", "begun", "is_own_code", "remember", "story_of"]
+__all__ = ["STORY_KEY", "Story", "begun", "is_own_code", "remember", "story_of"]
 
-_KEY = "_leanconv_story"
+STORY_KEY = "_leanconv_story"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ _RENAMED = {"example_size": "size"}
 
 def remember(model: nn.Module, story: Story) -> None:
     """Attach `story` to `model`, replacing an earlier one."""
-    vars(model)[_KEY] = story
+    vars(model)[STORY_KEY] = story
 
 
 def story_of(model: nn.Module) -> Story | None:
     """The story of `model`, or None for a network that no part of leanconv has made or changed."""
-    story = vars(model).get(_KEY)
+    story = vars(model).get(STORY_KEY)
     return story if isinstance(story, Story) else None
 
 

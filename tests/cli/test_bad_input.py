@@ -194,7 +194,7 @@ def test_full_disk_while_saving(refuse: Refuse, tmp_path: Path, monkeypatch: pyt
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("leanconv.build.save_file", full)
+    monkeypatch.setattr("leanconv.build.folder.save_file", full)
     told = refuse("rewrite", "resnet20", "--rewrite", "igc:init=fresh", "--out", tmp_path / "model")
     assert "No space left" in told
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,17 @@ from leanconv.dryrun.copies import duplicate, fake_copy
 from leanconv.dryrun.failures import check_higher_order, failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
 from leanconv.dryrun.run import DryRun, Ran, running
-from leanconv.dryrun.size import Size, Sizes, check_size, check_sizes, default_size, each_shape, fake_input, shapes_of
+from leanconv.dryrun.size import (
+    Size,
+    Sizes,
+    arguments,
+    check_size,
+    check_sizes,
+    default_size,
+    each_shape,
+    fake_input,
+    shapes_of,
+)
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.dryrun.wrappers import ModelHolder, as_module, refuse_unfollowable, refuse_wrapped, unwrapped
 
@@ -29,6 +39,7 @@ __all__ = [
     "Size",
     "Sizes",
     "Value",
+    "arguments",
     "as_module",
     "check_higher_order",
     "check_size",

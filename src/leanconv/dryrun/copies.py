@@ -23,9 +23,14 @@ _READABLE_ELEMENTS = 64
 
 
 def duplicate(
-    model: nn.Module, *, share_tensors: bool = False, error: type[LeanconvError] = LeanconvError
+    model: nn.Module,
+    *,
+    share_tensors: bool = False,
+    share_parameters: bool = False,
+    error: type[LeanconvError] = LeanconvError,
 ) -> nn.Module:
-    """A deep copy of `model`; with `share_tensors` its parameters and buffers are the very same objects (no memory).
+    """A deep copy of `model`; with `share_tensors` its parameters and buffers are the very same objects (no memory),
+    with `share_parameters` only its parameters, so that its forward may be run: it may write to buffers.
 
     Hook-based weight norm, spectral norm and pruning keep the computed weight as a plain attribute with a graph behind
     it, which torch refuses to copy: such attributes are copied by value, their hooks compute them anew anyway.
@@ -36,8 +41,9 @@ def duplicate(
     (False, True)
     """
     memo: dict[int, Any] = {}
-    if share_tensors:
-        memo.update((id(tensor), tensor) for tensor in (*model.parameters(), *model.buffers()))
+    if share_tensors or share_parameters:
+        shared = (*model.parameters(), *(model.buffers() if share_tensors else ()))
+        memo.update((id(tensor), tensor) for tensor in shared)
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:

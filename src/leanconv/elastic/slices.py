@@ -101,6 +101,12 @@ class Channels:
         self.full = sum(one.full for one in self.slices)
         self._known: dict[Width, Runs] = {}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Channels) and self.slices == other.slices
+
+    def __hash__(self) -> int:
+        return hash(self.slices)
+
     def runs(self, width: Width) -> Runs:
         """The kept channels, neighbours joined."""
         return cached(self._known, width, lambda: self._find(width))

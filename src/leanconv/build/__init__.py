@@ -6,35 +6,40 @@ weights.safetensors   its tensors
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leanconv import __version__
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.build import beside
+from leanconv.build.folder import (
+    FORMAT_VERSION,
+    STORY_FILE,
+    WEIGHTS_FILE,
+    digest,
+    read_record,
+    read_tensors,
+    reason_of,
+    tensors_to_write,
+    write,
+)
+from leanconv.build.proof import ADVICE, prove_same
+from leanconv.dryrun import ModelHolder, as_module, check_sizes
+from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.files import whole_folder
 from leanconv.rewrites import replay
+from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, without_downloads
 
 __all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save"]
-
-STORY_FILE = "story.json"
-WEIGHTS_FILE = "weights.safetensors"
-FORMAT_VERSION = 1
 
 
 def create_model(name: str, /, **options: Any) -> nn.Module:
@@ -62,7 +67,7 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     (3, 32, 32)
     """
     if is_folder(name_or_folder):
-        saved = _read_record(Path(name_or_folder)).get("size")
+        saved = read_record(Path(name_or_folder)).get("size")
         size = None if saved is None else tuple(saved)
     else:
         size = size_of_name(name_or_folder)
@@ -97,10 +102,13 @@ def save(
     in `source_options`; `rewrite` and `make_elastic` take the same. What leanconv has done to it since is recorded
     already (in the model's story; another one can be given as `story`). `size` is kept as the default input size.
 
-    The model is built again first, so that what is saved can be loaded, and the files are written under temporary
-    names: an existing model is replaced only when the new one is complete.
-    Raises `LeanconvError` where it is not known how the model is built, `CheckpointError` when that does not lead to
-    this model or the files cannot be written.
+    The files are written under temporary names; before they get their own, the model is built again from them and
+    compared with this one: classes, settings, buffers, modes, `requires_grad`, and the outputs on a small probe. What
+    the story does not build but plain data can say is kept beside it (modes, frozen and tied parameters, drawn buffers,
+    changed numbers such as a stride); what remains is refused by name. An existing model is replaced only by a new
+    one that is complete and proven.
+    Raises `LeanconvError` where it is not known how the model is built, `CheckpointError` when that and the files do not
+    lead to this model or the files cannot be written.
     """
     folder = Path(folder)
     model = as_module(model)
@@ -110,14 +118,11 @@ def save(
             f"{folder}: nothing says how this {type(model).__name__} is built, so it could not be loaded again: "
             f"{_how(model, folder)}"
         )
-    tensors, aliases = _tensors(model)
+    tensors, aliases = tensors_to_write(model)
+    complaint = f"{folder}: not saved: this model is not what {story.model} and the steps since build"
+    built = _replay(story)
     shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
-    _fill(
-        f"{folder}: not saved: this model is not what {story.model} and the steps since build",
-        _replay(story),
-        shapes,
-        "the model",
-    )
+    _fill(complaint, built, shapes, "the model", f"; {ADVICE}")
     if size is None:
         size = _size(model, story)
     record = {
@@ -128,6 +133,7 @@ def save(
         "size": None if size is None else list(size),
         "training": model.training,
         "aliases": aliases,
+        **beside.gather(model, built, tensors),
     }
     try:
         json.dumps(record, allow_nan=False)
@@ -136,12 +142,20 @@ def save(
             f"{folder}: the story of this model cannot be written down ({error}): "
             "options must be numbers, strings and lists"
         ) from None
-    _write(folder, tensors, record)
+
+    def prove(draft: Path) -> None:
+        """Load what was written, as far as the network that is there already can stand for the one of its story."""
+        written = read_record(draft)
+        _restore(draft, built, written, read_tensors(draft, written))
+        probe = size or told_size(model)
+        prove_same(model, built, None if probe is None else check_sizes(probe), complaint)
+
+    write(folder, tensors, record, prove)
     return folder
 
 
 def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Module:
-    """The model that `save` wrote to `folder`, with its story, on the CPU, in the train or eval mode it was saved in.
+    """The model that `save` wrote to `folder`, with its story, on the CPU, each part in the mode it was saved in.
 
     A story that builds the network with somebody's own function ("package.module:function") imports and runs that
     code, which only `trust_code=True` allows. Nothing is downloaded, and the global random state is left alone.
@@ -149,8 +163,8 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     weights that do not fit the story.
     """
     folder = Path(folder)
-    record = _read_record(folder)
-    tensors = _read_tensors(folder, record)
+    record = read_record(folder)
+    tensors = read_tensors(folder, record)
     try:
         story = Story.from_json(record["story"])
     except (TypeError, ValueError) as error:
@@ -163,14 +177,14 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     try:
         model = _replay(story)
     except (LeanconvError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {_reason(error)}") from error
-    _fill(f"{folder}: the weights do not fit the story", model, tensors, WEIGHTS_FILE)
-    if _digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
+        raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {reason_of(error)}") from error
+    _restore(folder, model, record, tensors)
+    if digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} is not the file that {STORY_FILE} was written for (an interrupted save, or the "
             "file was changed): save the model again"
         )
-    return model.train(record["training"])
+    return model
 
 
 # --------------------------------------------------------------------------------------------------------- the replay
@@ -178,7 +192,7 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
 
 def _replay(story: Story) -> nn.Module:
     """The model of `story`, its weights drawn anew."""
-    with torch.random.fork_rng(devices=[]):
+    with isolated("replay"):  # what a constructor draws is the same when it is saved and when it is loaded
         name = str(story.model)  # `save` and `load` have seen to it
         model = create_model(name, **without_downloads(name, story.options))
         for stem, settings in story.steps:
@@ -188,6 +202,21 @@ def _replay(story: Story) -> nn.Module:
                 model = replay(model, [(stem, settings)])
     remember(model, story)
     return model
+
+
+def _restore(folder: Path, model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Fill a rebuilt `model` with everything that the files of `folder` hold."""
+    loose = frozenset(record.get("loose", ()))
+    _fill(
+        f"{folder}: the weights do not fit the story",
+        model,
+        {name: tensor for name, tensor in tensors.items() if name not in loose},
+        WEIGHTS_FILE,
+    )
+    try:
+        beside.restore(model, record, tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / STORY_FILE} is damaged: {reason_of(error)}") from error
 
 
 def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
@@ -207,7 +236,7 @@ def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
     return size
 
 
-def _fill(complaint: str, model: nn.Module, tensors: Mapping[str, Tensor], holder: str) -> None:
+def _fill(complaint: str, model: nn.Module, tensors: Mapping[str, Tensor], holder: str, advice: str = "") -> None:
     """Load `tensors` into the replayed `model`; where names or shapes differ, raise with the first of each kind."""
     _adopt_dtypes(model, tensors)
     wanted = model.state_dict()
@@ -217,7 +246,7 @@ def _fill(complaint: str, model: nn.Module, tensors: Mapping[str, Tensor], holde
         # Not a comparison of names alone: an elastic BatchNorm makes room for the statistics that it is given.
         loaded = model.load_state_dict({name: tensors[name] for name in tensors if name not in odd}, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{complaint}: {_reason(error)}") from error
+        raise CheckpointError(f"{complaint}: {reason_of(error)}") from error
     shapes = [f"{n} ({holder} {tuple(tensors[n].shape)}, story {tuple(wanted[n].shape)})" for n in odd]
     kinds = (
         (f"missing in {holder}", missing),
@@ -228,7 +257,7 @@ def _fill(complaint: str, model: nn.Module, tensors: Mapping[str, Tensor], holde
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in kinds if names
     ]
     if parts:
-        raise CheckpointError(f"{complaint}: {'; '.join(parts)}")
+        raise CheckpointError(f"{complaint}: {'; '.join(parts)}{advice}")
 
 
 def _adopt_dtypes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -238,113 +267,6 @@ def _adopt_dtypes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             saved = tensors.get(f"{prefix}.{key}" if prefix else key)
             if own is not None and saved is not None and own.dtype != saved.dtype:
                 own.data = own.data.to(saved.dtype)
-
-
-# ---------------------------------------------------------------------------------------------------------- the files
-
-
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state of `model` with every tensor in memory of its own, and alias -> name for those that are the same."""
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
-    storages: set[tuple[torch.device, int]] = set()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or tensor.is_meta:
-            what = "on the meta device, without values" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CheckpointError(f"{name} cannot be saved: it is {what}; only tensors with values can")
-        where = (tensor.device, tensor.data_ptr())
-        key = (*where, tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and key in first:
-            aliases[name] = first[key]
-            continue
-        first[key] = name
-        storage = (tensor.device, tensor.untyped_storage().data_ptr())
-        own = tensor.detach().cpu().contiguous()
-        # Views of one storage that are not the same tensor must not be written as one.
-        tensors[name] = own.clone() if storage in storages else own
-        storages.add(storage)
-    return tensors, aliases
-
-
-def _write(folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Both files: a new folder as a whole, in an existing one the two files, the story last."""
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: a model is saved to a folder, name another one")
-
-    def complain(reason: str) -> CheckpointError:
-        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
-        return CheckpointError(
-            f"{folder}: the model could not be saved: {reason}; {needed} are needed, {_free(folder.absolute())} free "
-            "there; nothing was changed, free some space or name another folder"
-        )
-
-    with whole_folder(folder, complain, last=STORY_FILE, also=(SafetensorError,)) as draft:
-        save_file(dict(tensors), draft / WEIGHTS_FILE)
-        weights = {
-            "file": WEIGHTS_FILE,
-            "bytes": (draft / WEIGHTS_FILE).stat().st_size,
-            "sha256": _digest(draft / WEIGHTS_FILE),
-        }
-        text = json.dumps({**record, "weights": weights}, indent=2)
-        (draft / STORY_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    """story.json, checked as far as the reader relies on it."""
-    path = folder / STORY_FILE
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a saved model: it has no {STORY_FILE}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != "leanconv model":
-        raise CheckpointError(f"{path} was not written by leanconv: its format is not 'leanconv model'")
-    if record.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {record.get('format_version')}, this leanconv ({__version__}) reads "
-            f"{FORMAT_VERSION}: it was written by leanconv {record.get('leanconv')}, use that one"
-        )
-    problem = _problem(record)
-    if problem:
-        raise CheckpointError(f"{path} is damaged: {problem}")
-    return record
-
-
-def _problem(record: Mapping[str, Any]) -> str | None:
-    """What is missing or of the wrong type in a record, or None."""
-    kinds = {"story": dict, "training": bool, "aliases": dict, "weights": dict}
-    for key, kind in kinds.items():
-        if not isinstance(record.get(key), kind):
-            return f"{key} must be a JSON {kind.__name__}, got {record.get(key)!r}"
-    for outer, key, kind in (("story", "model", str), ("weights", "bytes", int), ("weights", "sha256", str)):
-        if not isinstance(record[outer].get(key), kind):
-            return f"{outer}.{key} must be a JSON {kind.__name__}, got {record[outer].get(key)!r}"
-    return None
-
-
-def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """weights.safetensors with its aliases."""
-    path = folder / WEIGHTS_FILE
-    try:
-        size = path.stat().st_size
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a saved model: it has no {WEIGHTS_FILE}") from None
-    except (OSError, SafetensorError) as error:
-        whole = record["weights"]["bytes"]
-        cut = f"it has {size} bytes of {whole}, it was truncated" if size < whole else _reason(error)
-        raise CheckpointError(f"{path} cannot be read: {cut}; copy or save it again") from error
-    for alias, name in record["aliases"].items():
-        if name not in tensors:
-            raise CheckpointError(
-                f"{folder}: the weights do not fit the story: {name}, also called {alias}, is missing in {WEIGHTS_FILE}"
-            )
-        tensors[alias] = tensors[name]
-    return tensors
 
 
 def is_folder(name: str) -> bool:
@@ -386,24 +308,3 @@ def _guess(model: nn.Module) -> tuple[str | None, list[str]]:
     return f"{kind.__module__}:{kind.__qualname__}", needed
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """The words of an error, on one line and without the file name, which the message has already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    words = " ".join(text.split())
-    return words if isinstance(error, LeanconvError | OSError) else f"{type(error).__name__}: {words}"
-
-
-def _free(folder: Path) -> str:
-    """Space left on the disk of `folder`, or of the nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return _megabytes(shutil.disk_usage(folder).free)
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
