@@ -479,18 +479,6 @@ class Grabby(nn.Module):
         return F.conv2d(x.to(self.conv.weight.dtype), self.conv.weight)
 
 
-class Hoarder(nn.Module):
-    """Keeps a second reference to its convolution where no walk over modules finds it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-        self.convs = [self.conv]
-
-    def forward(self, x):
-        return self.convs[0](x)
-
-
 def test_a_parent_that_uses_the_weights_itself_is_found():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), Grabby()), nn.Conv2d(8, 8, 3))
     with pytest.raises(
@@ -499,12 +487,6 @@ def test_a_parent_that_uses_the_weights_itself_is_found():
         rewrite(net, SEPARABLE, size=(3, 16, 16))
     fixed = rewrite(net, DepthSeparable(where="kernel>1 !stem !1.1.conv"), size=(3, 16, 16))
     assert names_of(fixed) == ["2"]
-
-
-def test_a_second_reference_to_the_old_layer_is_found():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), Hoarder())
-    with pytest.raises(RewriteError, match=r"1\.conv was replaced but the network does not call the new layer"):
-        rewrite(net, SEPARABLE, size=(3, 16, 16))
 
 
 # -- stories --
@@ -604,10 +586,11 @@ class Transposed(nn.Module):
 
 @pytest.mark.parametrize(
     ("step", "advice"),
-    [(SEPARABLE, "!b'"), (Inflate(frames=4), "in its forward$")],
+    [(SEPARABLE, "!b'"), (Inflate(frames=4), r"in `.*b\.weight.*:\d+")],
     ids=["chain", "inflate"],
 )
 def test_a_network_that_no_longer_runs_is_no_matter_of_size(step, advice):
     with pytest.raises(RewriteError, match=f"^Transposed no longer runs after .*b.* was replaced: .*{advice}") as error:
         rewrite(Transposed(), step, size=(3, 16, 16))
-    assert "size" not in str(error.value).split(";")[-1]
+    assert "pass size" not in str(error.value)
+    assert "size must be" not in str(error.value)

@@ -8,6 +8,7 @@ already ours are left alone. `where` selects the layers, see `leanconv.rewrites.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -95,16 +96,18 @@ def rewrite(
     for step in whole:
         applied = step.apply(new, Context(size=size, order=order))
         new = applied.model
-        changes += applied.changes
         skipped += applied.skipped
         flows += applied.flows
         if not applied.changes:
             continue
         story = story.then(step.options.stem, _settings(step, size, applied))
-        if size is not None and order is not None:
-            size = applied.size or size
-            changed = [change.name for change in applied.changes]
-            order = check_still_runs(new, size, order, changed, selects=step.selects)
+        if size is None or order is None:
+            changes += applied.changes
+            continue
+        size = applied.size or size
+        changed = [change.name for change in applied.changes]
+        order = check_still_runs(new, size, order, changed, selects=step.selects)
+        changes += [replace(change, ran=order.ran(change.name)) for change in applied.changes]
     remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
 

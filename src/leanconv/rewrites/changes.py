@@ -28,7 +28,8 @@ class Change:
     `before` and `after` describe the layer in words, `weights` says what was kept: "exact", the new layer computes the
     same function; "projected", the nearest one it can express, with the relative `error` ||W - W'|| / ||W|| of the
     kernel; "cut", the same weights, part of them at half the resolution; "inflated",
-    repeated in time; "fresh", newly drawn (`error` is None). `params_*` count all parameters, bias included.
+    repeated in time; "fresh", newly drawn (`error` is None). `params_*` count all parameters, bias included. `ran` says
+    whether a run in evaluation called the new layer; None where there was no run, because no size was given.
     """
 
     name: str
@@ -38,12 +39,13 @@ class Change:
     error: float | None
     params_before: int
     params_after: int
+    ran: bool | None = None
 
     def __str__(self) -> str:
         fate = f"projected, error {self.error:.3f}" if self.weights == "projected" else self.weights
         return (
             f"{self.name}: {self.before} -> {self.after} ({self.params_before:,} -> {self.params_after:,} "
-            f"parameters, weights {fate})"
+            f"parameters, weights {fate}{', which does not run in evaluation' * (self.ran is False)})"
         )
 
 
@@ -169,6 +171,10 @@ class Rewritten:
             if errors:
                 text += f" (relative error {min(errors):.3f} to {max(errors):.3f}, median {median(errors):.3f})"
             lines.append(f"weights: {text}")
+            idle = [change.name for change in self.changes if change.ran is False]
+            if idle:
+                shown = ", ".join(idle[:3]) + (", ..." if len(idle) > 3 else "")
+                lines.append(f"{len(idle)} of them do not run in evaluation, before and after: {shown}")
         if self.flows:
             kinds = Counter(flow.kind for flow in self.flows)
             merges = Counter(flow.reason for flow in self.flows if flow.kind == "merge").most_common(3)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from leanconv.dryrun import refuse_unfollowable, refuse_wrapped
 from leanconv.errors import RewriteError
 from leanconv.ops.operator import ConvOperator
+from leanconv.rewrites.references import refuse_captured
 
 __all__ = [
     "PLAIN",
@@ -50,9 +51,11 @@ _MEANING = frozenset(
 
 
 def refuse_model(model: nn.Module) -> None:
-    """Raise `RewriteError` where `model` or a part of it is wrapped, compiled, lazy or hooked at a gradient."""
+    """Raise `RewriteError` where `model` or a part of it is wrapped, compiled, lazy, captured by a function or
+    hooked at a gradient."""
     refuse_wrapped(model, error=RewriteError)
     refuse_unfollowable(model, error=RewriteError)
+    refuse_captured(model)
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise RewriteError(

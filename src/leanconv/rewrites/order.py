@@ -12,20 +12,31 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from leanconv.dryrun import DryRun, Sizes, one_line
+from leanconv.dryrun import DryRun, Sizes, one_line, place_of
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.rewrites.guards import convolutions
 
-__all__ = ["Order", "check_still_runs", "order_of"]
+__all__ = ["Order", "check_still_runs", "order_of", "told"]
 
 
 class Order(NamedTuple):
     """`names` are the convolutions by first qualified name as they run, `stages` the halvings of the input before each
-    one's output, `shapes` those of the network's outputs for a batch of two."""
+    one's output, `shapes` those of the network's outputs for a batch of two, `called` all modules that ran."""
 
     names: tuple[str, ...]
     stages: dict[str, int]
     shapes: tuple[tuple[int, ...], ...]
+    called: frozenset[str]
+
+    def ran(self, name: str) -> bool:
+        """Whether the layer called `name` ran; an operator made of several convolutions does where one of them does."""
+        return any(found == name or found.startswith(f"{name}." if name else "") for found in self.called)
+
+
+def told(cause: BaseException) -> str:
+    """What went wrong on one line, and where: the line of the network's own code, with file and number."""
+    place = place_of(cause)
+    return one_line(cause) + (f", in {place}" if place else "")
 
 
 def order_of(model: nn.Module, size: Sizes) -> Order:
@@ -41,8 +52,8 @@ def check_still_runs(
 ) -> Order:
     """The order in the rewritten `model`; raises `RewriteError`, naming the layer, unless its new layers run.
 
-    Catches a parent that uses the weights of its convolution directly, one that keeps a second reference to the old
-    convolution, and an output whose shape is no longer the same. `selects` says whether the rewrite has a `where`.
+    Catches a parent that uses the weights of its convolution directly, one that calls the old convolution all the same,
+    and an output whose shape is no longer the same. `selects` says whether the rewrite has a `where`.
     """
     dry = DryRun(model, size, error=RewriteError)
     try:
@@ -50,19 +61,18 @@ def check_still_runs(
     except LeanconvError as error:
         cause = error.__cause__ or error
         inner = dry.stack.path_of(cause)
-        blame = [name for name in changed if name == inner or name.startswith(f"{inner}." if inner else "")]
-        blame = blame or list(changed)
+        near = [name for name in changed if name == inner or name.startswith(f"{inner}." if inner else "")]
+        blame = near or list(changed)
         shown = ", ".join(blame[:3]) + (", ..." if len(blame) > 3 else "")
         raise RewriteError(
-            f"{inner or type(model).__name__} no longer runs after {shown} was replaced: {one_line(cause)}; it "
-            f"probably uses the convolution's own weights in its forward{_leave_alone(blame[0], selects)}"
+            f"{inner or type(model).__name__} no longer runs after {shown} was replaced: {told(cause)}"
+            f"{_leave_alone(blame[0], selects)}"
         ) from cause
-    ran = {name for found in after.names for name in (found, *_parents(found))}
     for name in changed:
-        if name in before.names and name not in ran:
+        if name in before.names and not after.ran(name):
             raise RewriteError(
-                f"{name} was replaced but the network does not call the new layer: somebody holds a second reference "
-                f"to the old one{_leave_alone(name, selects)}"
+                f"{name} was replaced but the network does not call the new layer, although it called the old one"
+                f"{_leave_alone(name, selects)}"
             )
     if after.shapes != before.shapes:
         raise RewriteError(f"the rewritten network gives outputs {after.shapes}, the original {before.shapes}")
@@ -71,12 +81,6 @@ def check_still_runs(
 
 def _leave_alone(name: str, selects: bool) -> str:
     return f": leave it alone with where='... !{name}'" if selects else ""
-
-
-def _parents(name: str) -> list[str]:
-    """The qualified names around `name`: an operator made of several convolutions runs where one of them does."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _run(dry: DryRun) -> Order:
@@ -91,4 +95,4 @@ def _run(dry: DryRun) -> Order:
 
     dry.stack.on_leave.append(look)
     ran = dry.run()
-    return Order(tuple(stages), stages, ran.shapes)
+    return Order(tuple(stages), stages, ran.shapes, frozenset(ran.calls))

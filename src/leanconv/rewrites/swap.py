@@ -2,7 +2,8 @@
 
 Three answers of a rule: None, look inside; the same module, leave it and stop; another module, put it there. A module
 that sits at several places is asked about once and its replacement sits at all of them; neither a replaced module nor
-its replacement is looked into, so a rule never meets its own work.
+its replacement is looked into, so a rule never meets its own work. Lists, dictionaries and attributes that hold an old
+module hold the new one afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 
 from leanconv.dryrun import duplicate
 from leanconv.errors import RewriteError
+from leanconv.rewrites.references import replace_references
 
 __all__ = ["Rule", "Swapped", "swap", "swap_"]
 
@@ -43,7 +45,10 @@ def swap(model: nn.Module, rule: Rule) -> Swapped:
 
 
 def swap_(model: nn.Module, rule: Rule) -> Swapped:
-    """`swap` in place, for callers that own the copy: the children change, and a replaced root is the new model."""
+    """`swap` in place, for callers that own the copy: the children change, and a replaced root is the new model.
+
+    Raises `RewriteError` where something beside the tree holds a replaced module and cannot be made to hold the new.
+    """
     answers: dict[int, nn.Module] = {}  # by identity of the old module; every key is kept alive in `seen`
     seen: list[nn.Module] = []
 
@@ -58,7 +63,12 @@ def swap_(model: nn.Module, rule: Rule) -> Swapped:
                         module._modules[key] = visit(f"{name}.{key}" if name else key, child)
         return answers[id(module)]
 
+    before = dict(model.named_modules())
     root = visit("", model)
     new = {id(answers[id(old)]) for old in seen if answers[id(old)] is not old}
+    if new:
+        left = {id(module) for module in root.modules()}
+        gone = {id(module): name for name, module in before.items() if id(module) not in left}
+        replace_references(root, {id(old): answers[id(old)] for old in seen if answers[id(old)] is not old}, gone)
     places = tuple(name for name, module in root.named_modules(remove_duplicate=False) if id(module) in new)
     return Swapped(root, places)

@@ -1,0 +1,166 @@
+"""The two files of a saved model, as files: written whole, and read with everything that can be wrong with them.
+
+What they mean is said elsewhere; here a record is a JSON object with known keys, and tensors have names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from leanconv import __version__
+from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.files import whole_folder
+
+__all__ = ["FORMAT_VERSION", "STORY_FILE", "WEIGHTS_FILE", "digest", "read_record", "read_tensors", "reason_of", "tensors_to_write", "write"]
+
+STORY_FILE = "story.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT_VERSION = 1
+
+def tensors_to_write(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state of `model` with every tensor in memory of its own, and alias -> name for those that are the same."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    storages: set[tuple[torch.device, int]] = set()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            what = "on the meta device, without values" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CheckpointError(f"{name} cannot be saved: it is {what}; only tensors with values can")
+        where = (tensor.device, tensor.data_ptr())
+        key = (*where, tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        own = tensor.detach().cpu().contiguous()
+        # Views of one storage that are not the same tensor must not be written as one.
+        tensors[name] = own.clone() if storage in storages else own
+        storages.add(storage)
+    return tensors, aliases
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], prove: Callable[[Path], None]
+) -> None:
+    """Both files: a new folder as a whole, in an existing one the two files, the story last.
+
+    `prove` is given the folder in which they are before they get their names; where it raises, nothing was written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: a model is saved to a folder, name another one")
+
+    def complain(reason: str) -> CheckpointError:
+        needed = _megabytes(sum(tensor.nbytes for tensor in tensors.values()))
+        return CheckpointError(
+            f"{folder}: the model could not be saved: {reason}; {needed} are needed, {_free(folder.absolute())} free "
+            "there; nothing was changed, free some space or name another folder"
+        )
+
+    with whole_folder(folder, complain, last=STORY_FILE, also=(SafetensorError,)) as draft:
+        save_file(dict(tensors), draft / WEIGHTS_FILE)
+        weights = {
+            "file": WEIGHTS_FILE,
+            "bytes": (draft / WEIGHTS_FILE).stat().st_size,
+            "sha256": digest(draft / WEIGHTS_FILE),
+        }
+        text = json.dumps({**record, "weights": weights}, indent=2)
+        (draft / STORY_FILE).write_text(text + "\n", encoding="utf-8")
+        prove(draft)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """story.json, checked as far as the reader relies on it."""
+    path = folder / STORY_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a saved model: it has no {STORY_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != "leanconv model":
+        raise CheckpointError(f"{path} was not written by leanconv: its format is not 'leanconv model'")
+    if record.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {record.get('format_version')}, this leanconv ({__version__}) reads "
+            f"{FORMAT_VERSION}: it was written by leanconv {record.get('leanconv')}, use that one"
+        )
+    problem = _problem(record)
+    if problem:
+        raise CheckpointError(f"{path} is damaged: {problem}")
+    return record
+
+
+def _problem(record: Mapping[str, Any]) -> str | None:
+    """What is missing or of the wrong type in a record, or None."""
+    kinds = {"story": dict, "training": bool, "aliases": dict, "weights": dict}
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            return f"{key} must be a JSON {kind.__name__}, got {record.get(key)!r}"
+    for outer, key, kind in (("story", "model", str), ("weights", "bytes", int), ("weights", "sha256", str)):
+        if not isinstance(record[outer].get(key), kind):
+            return f"{outer}.{key} must be a JSON {kind.__name__}, got {record[outer].get(key)!r}"
+    for key, kind in {"modes": list, "frozen": list, "tied": dict, "loose": list, "settings": dict}.items():
+        if not isinstance(record.get(key, kind()), kind):  # later than the others
+            return f"{key} must be a JSON {kind.__name__}, got {record[key]!r}"
+        if kind is list and not all(isinstance(name, str) for name in record.get(key, ())):
+            return f"{key} must hold names, got {record[key]!r}"
+    return None
+
+
+def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """weights.safetensors with its aliases."""
+    path = folder / WEIGHTS_FILE
+    try:
+        size = path.stat().st_size
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a saved model: it has no {WEIGHTS_FILE}") from None
+    except (OSError, SafetensorError) as error:
+        whole = record["weights"]["bytes"]
+        cut = f"it has {size} bytes of {whole}, it was truncated" if size < whole else reason_of(error)
+        raise CheckpointError(f"{path} cannot be read: {cut}; copy or save it again") from error
+    for alias, name in record["aliases"].items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{folder}: the weights do not fit the story: {name}, also called {alias}, is missing in {WEIGHTS_FILE}"
+            )
+        tensors[alias] = tensors[name]
+    return tensors
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason_of(error: Exception) -> str:
+    """The words of an error, on one line and without the file name, which the message has already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    words = " ".join(text.split())
+    return words if isinstance(error, LeanconvError | OSError) else f"{type(error).__name__}: {words}"
+
+
+def _free(folder: Path) -> str:
+    """Space left on the disk of `folder`, or of the nearest parent that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return _megabytes(shutil.disk_usage(folder).free)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
