@@ -83,7 +83,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
 def trained(net: nn.Module, forward: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of a step in training mode, and the gradients."""
     net.train()
-    y = (forward or net)(images())
+    y = (net if forward is None else forward)(images())
     y.square().mean().backward()
     return y.detach(), gradients(net)
 
@@ -165,7 +165,7 @@ def test_gradient_checkpointing(use_reentrant: bool) -> None:
     other = copy.deepcopy(net)
     agree(trained(net, checkpointed), trained(other), net)
     blocks = nn.Sequential(net.stem, net.a, net.b)
-    y = checkpoint_sequential(blocks, 3, images(), use_reentrant=use_reentrant)
+    y = checkpoint_sequential(blocks, 3, images().requires_grad_(), use_reentrant=use_reentrant)
     assert isinstance(y, OctaveMap)
 
 
