@@ -634,7 +634,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["own function", "own function of the whole", "checkpoint, the old way", "TorchScript"])
+@pytest.mark.parametrize(
+    "name", ["own function", "own function of the whole", "checkpoint, the old way", "TorchScript"]
+)
 def test_what_does_not_ask_the_class_sees_what_was_changed_before(name: str, change: str) -> None:
     found = []
     for function in OUTSIDE[name]:

@@ -23,6 +23,7 @@ __all__ = [
     "retains_grad",
     "set_data",
     "set_each",
+    "storage",
     "stride",
     "watch",
 ]
@@ -37,6 +38,11 @@ def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def ask_high(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Where its memory is, what is new and like it: those of the high part."""
     return func(args[0].high, *args[1:], **kwargs)
+
+
+def storage(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """That of the high part; to a compiler, which knows of the parts, the map has one of its own."""
+    return answer(func, args, kwargs) if torch.compiler.is_compiling() else ask_high(func, args, kwargs)
 
 
 def both(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -101,7 +107,7 @@ def gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kept = getattr(x, "kept", None)
     if kept is not None:
         return func(kept)
-    return _gradient_of(x, x.high.grad, x.low.grad)
+    return _gradient_of(x, *(part.grad if part.is_leaf else None for part in (x.high, x.low)))
 
 
 def retains_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -29,6 +29,7 @@ from leanconv.ops.octave_answers import (
     retains_grad,
     set_data,
     set_each,
+    storage,
     stride,
     watch,
 )
@@ -190,11 +191,13 @@ MOVES = """
     ones_like requires_grad_ short to type type_as view_as zero_ zeros_like
 """
 QUESTIONS = """
-    _is_view _is_zerotensor dim element_size get_device is_complex is_floating_point is_signed ndimension nelement numel size storage_offset
+    _is_view _is_zerotensor dim element_size get_device is_complex is_floating_point is_signed ndimension nelement numel
+    size storage_offset
     is_same_size is_tensor is_conj is_neg
 """
-ATTRIBUTES = "_base _cdata _has_symbolic_sizes_strides _python_dispatch _version device dtype itemsize layout name names nbytes ndim output_nr shape volatile " + " ".join(
-    name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name))
+ATTRIBUTES = (
+    "_base _cdata _has_symbolic_sizes_strides _python_dispatch _version device dtype itemsize layout name names nbytes ndim output_nr shape volatile "
+    + " ".join(name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name)))
 )
 
 RULES.update(
@@ -224,6 +227,7 @@ RULES.update(
         **dict.fromkeys(_attributes("grad_fn"), grad_fn),
         Tensor.is_contiguous: both,
         Tensor.stride: stride,
+        Tensor.untyped_storage: storage,
         **dict.fromkeys(_all("data_ptr new_empty new_full new_ones new_tensor new_zeros", "{}"), ask_high),
         Tensor.requires_grad.__set__: set_each,  # type: ignore[attr-defined]
         Tensor.data.__set__: set_data,  # type: ignore[attr-defined]
