@@ -11,8 +11,8 @@ the map good for any forward:
 * In place. A function with a rule changes the parts; one without changes the merged map, and the `OctaveMap` becomes
   that full map from then on, under all its names, so that nothing is lost.
 * Gradients. They go through the parts. Where something never asks the class (a custom autograd function, TorchScript,
-  autograd's own hooks), the map is a tensor of autograd's that was made of its parts, see `_Join` and `_Parts`; when the
-  parts change in place it is told so, see `rejoin`.
+  autograd's own hooks), the map is a tensor of autograd's that was made of its parts, see `_Join` and `_Parts`. It is
+  told when they change in place, see `rejoin`.
 """
 
 from __future__ import annotations

@@ -191,14 +191,14 @@ MOVES = """
     ones_like requires_grad_ short to type type_as view_as zero_ zeros_like
 """
 QUESTIONS = """
-    _is_view _is_zerotensor dim element_size get_device is_complex is_floating_point is_signed ndimension nelement numel
-    size storage_offset
-    is_same_size is_tensor is_conj is_neg
+    _is_view _is_zerotensor dim element_size get_device is_complex is_conj is_floating_point is_neg is_same_size
+    is_signed is_tensor ndimension nelement numel size storage_offset
 """
-ATTRIBUTES = (
-    "_base _cdata _has_symbolic_sizes_strides _python_dispatch _version device dtype itemsize layout name names nbytes ndim output_nr shape volatile "
-    + " ".join(name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name)))
-)
+ATTRIBUTES = """
+    _base _cdata _has_symbolic_sizes_strides _python_dispatch _version device dtype itemsize layout name names nbytes
+    ndim output_nr shape volatile
+"""
+KINDS = " ".join(name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name)))
 
 RULES.update(
     {
@@ -220,7 +220,7 @@ RULES.update(
         **dict.fromkeys(_all("narrow", "{}"), narrow),
         Tensor.expand_as: expand_as,
         **dict.fromkeys(_all(QUESTIONS, "{}"), answer),
-        **dict.fromkeys(_attributes(ATTRIBUTES), answer),
+        **dict.fromkeys(_attributes(f"{ATTRIBUTES} {KINDS}"), answer),
         Tensor.__len__: answer,
         **dict.fromkeys(_attributes("requires_grad"), requires_grad),
         **dict.fromkeys(_attributes("is_leaf"), is_leaf),
