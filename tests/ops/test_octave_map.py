@@ -624,12 +624,60 @@ def test_gradients_pass_through_what_does_not_ask_the_class(name: str, runs: tup
         torch.testing.assert_close(got, wanted)
 
 
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "in place": lambda x: x.sub_(0.5).relu_(),
+    "in place with a full map": lambda x: x.mul_(torch.arange(35.0, dtype=x.dtype).reshape(5, 7).expand(2, 8, 5, 7)),
+    "in place without a rule": lambda x: x.cumsum_(1),
+    "through a view": lambda x: (x.flatten(2).mul_(3), x.shape),
+    "through a part": lambda x: (x[:, :2].mul_(3), x.shape),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "name", ["own function", "own function of the whole", "checkpoint, the old way", "TorchScript"]
+)
+def test_what_does_not_ask_the_class_sees_what_was_changed_before(name: str, change: str) -> None:
+    found = []
+    for function in OUTSIDE[name]:
+        high, low, runs = leaves()
+        x = OctaveMap(high * 1, low * 1, runs)
+        CHANGES[change](x)
+        function(x).pow(2).sum().backward()
+        found.append((high.grad, low.grad))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_map_that_was_kept_for_its_gradient_must_not_change() -> None:
+    """As torch has it: no wrong gradient without a word."""
+    high, low, runs = leaves()
+    x = OctaveMap(high * 1, low * 1, runs)
+    y = Square.apply(x)
+    with torch.no_grad():
+        x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_leaf_goes_through_a_function_that_does_not_ask_the_class() -> None:
+    x = positive().detach().requires_grad_()
+    plain = merge(positive()).requires_grad_()
+    for one in (x, plain):
+        assert one.is_leaf
+        assert one.grad_fn is None
+        Square.apply(one).softmax(1).pow(2).sum().backward()
+    torch.testing.assert_close(x.grad[:, :5], plain.grad[:, :5])
+
+
 def test_hooks_and_kept_gradients_are_those_of_the_whole_map() -> None:
     high, low, runs = leaves()
     x = OctaveMap(high * 1, low * 1, runs)
     seen: list[Tensor] = []
     x.register_hook(seen.append)
+    assert not x.retains_grad
     x.retain_grad()
+    assert x.retains_grad
     y = OctaveMap(high * 1, low * 1, runs)
     y.register_hook(lambda gradient: gradient * 0)
     weight = torch.rand(2, 8, 5, 7, dtype=torch.float64)

@@ -17,8 +17,6 @@ from torch.nn import functional
 
 from leanconv.build import create_model
 
-pytestmark = pytest.mark.slow  # not all of them pass yet
-
 
 class Pair(NamedTuple):
     """X^H and X^L; None where there is no such part."""

@@ -19,21 +19,20 @@ SIZES = (224, 225, 320)
 REFUSED = {"nfnet": "ScaledStdConv2d is not a plain nn.Conv1d/2d/3d"}
 """Family -> why it is refused."""
 
-FAST = ("vgg", "regnet", "starnet")
+FAST = ("starnet", "vovnet")
 
 
-def check(family: str) -> Walked:
+def check(family: str, wanted: tuple[int, ...] = SIZES) -> Walked:
     """Rewrite the family's smallest model and hold the result against the dense one."""
     torch.manual_seed(0)
     dense = timm.create_model(FAMILIES[family], num_classes=7).eval()
     native = dense.pretrained_cfg["input_size"][-1]
-    return walk(dense, [size for size in SIZES if runs(dense, size)] or [native])
+    return walk(dense, [size for size in wanted if runs(dense, size)] or [native])
 
 
-@pytest.mark.slow  # starnet does not pass yet
 @pytest.mark.parametrize("family", FAST)
 def test_some_families(family: str) -> None:
-    check(family)
+    check(family, (64, 65))
 
 
 @pytest.mark.slow
@@ -48,13 +47,11 @@ def test_every_convolutional_family(capsys: pytest.CaptureFixture[str]) -> None:
             passed[family] = check(family)
         except LeanconvError as error:
             refused[family] = str(error)
+        with capsys.disabled():
+            print(f"  {family}: {FAMILIES[family]}, {passed.get(family, refused.get(family))}", flush=True)
+    total = len(passed) + len(refused)
     with capsys.disabled():
-        total = len(passed) + len(refused)
-        print(f"\n{len(passed)} of {total} convolutional families of timm {timm.__version__} rewritten and run")
-        for family, walked in passed.items():
-            print(f"  {family}: {FAMILIES[family]}, {walked}")
-        for family, reason in refused.items():
-            print(f"  refused, {family}: {FAMILIES[family]}: {reason}")
+        print(f"{len(passed)} of {total} convolutional families of timm {timm.__version__} rewritten and run")
     assert set(refused) <= set(REFUSED)
     assert all(REFUSED[family] in reason for family, reason in refused.items())
     assert len(passed) >= 0.95 * total

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from leanconv.ops.octave_map import MergeHere, OctaveMap, become, full_map, merge, split
+from leanconv.ops.octave_map import MergeHere, OctaveMap, become, full_map, merge, rejoin, split
 
 __all__ = [
     "answer",
     "ask_high",
     "backward",
     "both",
-    "either",
     "grad",
+    "grad_fn",
     "gradient",
+    "is_leaf",
+    "requires_grad",
+    "retains_grad",
     "set_data",
     "set_each",
+    "storage",
     "stride",
     "watch",
 ]
@@ -36,9 +40,29 @@ def ask_high(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(args[0].high, *args[1:], **kwargs)
 
 
+def storage(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """That of the high part; to a compiler, which knows of the parts, the map has one of its own."""
+    return answer(func, args, kwargs) if torch.compiler.is_compiling() else ask_high(func, args, kwargs)
+
+
 def both(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """True of the map where it is true of both parts."""
     return func(args[0].high, *args[1:], **kwargs) and func(args[0].low, *args[1:], **kwargs)
+
+
+def is_leaf(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where both parts are, and the map does not come out of a custom autograd function."""
+    return both(func, args, kwargs) and (args[0].joined or answer(func, args, kwargs))
+
+
+def grad_fn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What autograd's tensor says, but a leaf has none, though it is made of its parts."""
+    return None if args[0].is_leaf else answer(func, args, kwargs)
+
+
+def requires_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Where a part does, or where the map comes out of a custom autograd function and is read without gradients."""
+    return func(args[0].high) or func(args[0].low) or answer(func, args, kwargs)
 
 
 def stride(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,15 +74,11 @@ def stride(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(like, *args[1:], **kwargs)
 
 
-def either(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """True of the map where it is true of a part."""
-    return func(args[0].high, *args[1:], **kwargs) or func(args[0].low, *args[1:], **kwargs)
-
-
 def set_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An attribute of both parts."""
     func(args[0].high, *args[1:], **kwargs)
     func(args[0].low, *args[1:], **kwargs)
+    rejoin(args[0])
 
 
 def set_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -77,6 +97,7 @@ def watch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x.kept = full
     again = split(full, x.runs)
     x.high, x.low = again.high, again.low
+    rejoin(x)
     return func(full, *args[1:], **kwargs)
 
 
@@ -86,7 +107,13 @@ def gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kept = getattr(x, "kept", None)
     if kept is not None:
         return func(kept)
-    return _gradient_of(x, x.high.grad, x.low.grad)
+    return _gradient_of(x, *(part.grad if part.is_leaf else None for part in (x.high, x.low)))
+
+
+def retains_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Whether the gradient of a map that is no leaf is kept."""
+    kept = getattr(args[0], "kept", None)
+    return kept is not None and func(kept)
 
 
 def _gradient_of(x: OctaveMap, high: Tensor | None, low: Tensor | None) -> Tensor | None:

@@ -11,7 +11,8 @@ the map good for any forward:
 * In place. A function with a rule changes the parts; one without changes the merged map, and the `OctaveMap` becomes
   that full map from then on, under all its names, so that nothing is lost.
 * Gradients. They go through the parts. Where something never asks the class (a custom autograd function, TorchScript,
-  autograd's own hooks), the map is a tensor of autograd's that was made of its parts, see `_Join` and `_Parts`.
+  autograd's own hooks), the map is a tensor of autograd's that was made of its parts, see `_Join` and `_Parts`. It is
+  told when they change in place, see `rejoin`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "full_map",
     "merge",
     "merged",
+    "rejoin",
     "settled",
     "split",
 ]
@@ -84,6 +86,7 @@ class OctaveMap(Tensor):
         self.runs = (high.shape[1], low.shape[1]) if runs is None else runs
         self.whole: Whole | None = None
         self.joined = _is_followed(high, low)
+        self.seen = _versions(self) if self.joined else None
 
     def __tensor_flatten__(self) -> tuple[list[str], Runs]:
         return ["high", "low"], self.runs
@@ -112,6 +115,12 @@ class OctaveMap(Tensor):
 def _is_followed(high: Tensor, low: Tensor) -> bool:
     """Whether autograd writes down what is done with the parts."""
     return torch.is_grad_enabled() and (high.requires_grad or low.requires_grad)
+
+
+def _versions(x: OctaveMap) -> tuple[int, int]:
+    """How often the parts have been changed in place; a tensor of inference mode does not say."""
+    high, low = (-1 if part.is_inference() else part._version for part in (x.high, x.low))
+    return high, low
 
 
 _SAME = frozenset(("alias", "detach", "view"))
@@ -178,18 +187,37 @@ def _catch_up(x: OctaveMap) -> None:
     whole = x.whole
     if whole is not None and whole.tensor._version != whole.versions[2]:
         become(x, whole.tensor)  # written through a view of the merged map
-    elif not x.joined and torch.is_grad_enabled():
+    elif not torch.is_grad_enabled():
+        return
+    elif x.joined:
+        if x.seen != _versions(x):
+            rejoin(x)  # written through a view of a part
+    else:
         with torch._C.DisableTorchFunction():
             node = x.grad_fn
         if node is not None:  # it comes out of a custom autograd function
             x.high, x.low = _Parts.apply(x)
-            x.joined = True
+            x.joined, x.seen = True, _versions(x)
 
 
 def become(x: OctaveMap, full: Tensor) -> None:
     """Make `x` the full map `full` under all its names."""
     x.high, x.low, x.runs = full, full[:, :0], (full.shape[1] if full.ndim > 1 else 0,)
     x.whole = None
+    rejoin(x)
+
+
+def rejoin(x: OctaveMap) -> None:
+    """Tell autograd that the parts of `x` have changed in place, or are others, and so has the map."""
+    if torch.compiler.is_compiling():
+        return
+    if _is_followed(x.high, x.low):
+        high, low = x.high, x.low
+        with torch._C.DisableTorchFunctionSubclass():
+            _Rejoin.apply(x, high, low)
+        x.joined, x.seen = True, _versions(x)
+    elif x.joined:
+        torch.autograd.graph.increment_version(x)
 
 
 def merged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -320,11 +348,32 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        parts = [gradient.new_zeros(size, requires_grad=True) for size in ctx.sizes]
-        with torch.enable_grad():
-            full = merge(OctaveMap(parts[0], parts[1], ctx.runs))
-        high, low = torch.autograd.grad(full, parts, _plain(gradient))
-        return high, low, None
+        return *_of_parts(gradient, ctx.runs, ctx.sizes), None
+
+
+class _Rejoin(torch.autograd.Function):
+    """The same for a map that is there already, which forgets what it was made of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: OctaveMap, high: Tensor, low: Tensor) -> OctaveMap:
+        ctx.mark_dirty(x)
+        ctx.runs, ctx.sizes = x.runs, (high.shape, low.shape)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, *_of_parts(gradient, ctx.runs, ctx.sizes)
+
+
+def _of_parts(gradient: Tensor, runs: Runs, sizes: tuple[torch.Size, torch.Size]) -> tuple[Tensor, Tensor]:
+    """The gradients of the parts, given that of the map; a full map has no low part."""
+    if len(runs) == 1:
+        return gradient, gradient.new_zeros(sizes[1])
+    parts = [gradient.new_zeros(size, requires_grad=True) for size in sizes]
+    with torch.enable_grad():
+        full = merge(OctaveMap(parts[0], parts[1], runs))
+    high, low = torch.autograd.grad(full, parts, _plain(gradient))
+    return high, low
 
 
 class _Parts(torch.autograd.Function):

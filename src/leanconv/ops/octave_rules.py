@@ -21,16 +21,20 @@ from leanconv.ops.octave_answers import (
     ask_high,
     backward,
     both,
-    either,
     grad,
+    grad_fn,
     gradient,
+    is_leaf,
+    requires_grad,
+    retains_grad,
     set_data,
     set_each,
+    storage,
     stride,
     watch,
 )
 from leanconv.ops.octave_channels import cat, index, narrow, parts
-from leanconv.ops.octave_map import RULES, MergeHere, OctaveMap, merge
+from leanconv.ops.octave_map import RULES, MergeHere, OctaveMap, merge, rejoin
 from leanconv.ops.octave_parts import Runs, take
 from leanconv.ops.octave_sizes import adaptive_pool, interpolate, pool, reduce
 
@@ -67,7 +71,8 @@ def each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _changed(x: OctaveMap) -> OctaveMap:
-    """`x`, whose parts may have been changed in place: whoever holds a view of the merged map sees it."""
+    """`x`, whose parts may have been changed in place: autograd and whoever holds a view of the merged map see it."""
+    rejoin(x)
     if not torch.compiler.is_compiling() and x.whole is not None and x.whole.viewed:
         full = x.whole.tensor
         if x.whole.versions[:2] != (x.high._version, x.low._version):
@@ -186,12 +191,14 @@ MOVES = """
     ones_like requires_grad_ short to type type_as view_as zero_ zeros_like
 """
 QUESTIONS = """
-    dim element_size get_device is_complex is_floating_point is_signed ndimension nelement numel size storage_offset
-    is_same_size is_tensor is_conj is_neg
+    _is_view _is_zerotensor dim element_size get_device is_complex is_conj is_floating_point is_neg is_same_size
+    is_signed is_tensor ndimension nelement numel size storage_offset
 """
-ATTRIBUTES = "device dtype grad_fn itemsize layout name names nbytes ndim output_nr shape volatile " + " ".join(
-    name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name))
-)
+ATTRIBUTES = """
+    _base _cdata _has_symbolic_sizes_strides _python_dispatch _version device dtype itemsize layout name names nbytes
+    ndim output_nr shape volatile
+"""
+KINDS = " ".join(name for name in dir(Tensor) if name.startswith("is_") and not callable(getattr(Tensor, name)))
 
 RULES.update(
     {
@@ -213,17 +220,20 @@ RULES.update(
         **dict.fromkeys(_all("narrow", "{}"), narrow),
         Tensor.expand_as: expand_as,
         **dict.fromkeys(_all(QUESTIONS, "{}"), answer),
-        **dict.fromkeys(_attributes(ATTRIBUTES), answer),
+        **dict.fromkeys(_attributes(f"{ATTRIBUTES} {KINDS}"), answer),
         Tensor.__len__: answer,
-        **dict.fromkeys(_attributes("requires_grad"), either),
-        **dict.fromkeys(_attributes("is_leaf"), both),
+        **dict.fromkeys(_attributes("requires_grad"), requires_grad),
+        **dict.fromkeys(_attributes("is_leaf"), is_leaf),
+        **dict.fromkeys(_attributes("grad_fn"), grad_fn),
         Tensor.is_contiguous: both,
         Tensor.stride: stride,
+        Tensor.untyped_storage: storage,
         **dict.fromkeys(_all("data_ptr new_empty new_full new_ones new_tensor new_zeros", "{}"), ask_high),
         Tensor.requires_grad.__set__: set_each,  # type: ignore[attr-defined]
         Tensor.data.__set__: set_data,  # type: ignore[attr-defined]
         **dict.fromkeys((Tensor.register_hook, Tensor.retain_grad), watch),
         **dict.fromkeys(_attributes("grad"), gradient),
+        **dict.fromkeys(_attributes("retains_grad"), retains_grad),
         **dict.fromkeys((Tensor.backward, torch.autograd.backward), backward),
         torch.autograd.grad: grad,
     }
