@@ -233,7 +233,7 @@ def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None)
 
 
 def _probe(net: ElasticNet, size: Sizes) -> None:
-    """Run the smallest and a middling width, the largest, and the smallest input; keep the patches that these need.
+    """Run the smallest and a middling width, and the smallest input, as large as they are; keep the patches they need.
 
     Raises `RewriteError` naming the module where the network does not run.
     """
@@ -244,7 +244,8 @@ def _probe(net: ElasticNet, size: Sizes) -> None:
         module.elastic_needed = set()
     (low, high), shortest = net.widths, net.frames[-1] if net.frames else None
     middle = 0.4 * low + 0.6 * high
-    for width, resolution, frames in ((low, None, None), (middle, None, None), (high, net.resolutions[-1], shortest)):
+    middling = [(middle, None, None)] if others else []  # only patches need it, the proof runs one for all
+    for width, resolution, frames in ((low, None, None), *middling, (high, net.resolutions[-1], shortest)):
         try:
             with scratch.at(width, resolution, frames):
                 dry.run()

@@ -126,7 +126,7 @@ class Config(tuple[Any, ...]):
         return cls(share, *map(int, others))
 
     def __str__(self) -> str:
-        return "-".join(f"{part:g}" for part in self)
+        return "-".join(repr(part).removesuffix(".0") for part in self)
 
     def __repr__(self) -> str:
         frames = "" if self.frames is None else f", frames={self.frames}"
