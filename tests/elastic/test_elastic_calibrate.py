@@ -10,7 +10,7 @@ from torch import nn
 
 from elastic_nets import NETS, SIDES, elastic
 from leanconv.elastic import Config, calibrate, from_settings, make_elastic
-from leanconv.elastic.net import resized
+from leanconv.elastic.inputs import resized
 from leanconv.errors import DataError, LeanconvError, NotCalibrated
 from leanconv.story import Story, remember, story_of
 

@@ -12,7 +12,7 @@ from elastic_nets import clip_net, randomized
 from leanconv.build import create_model, load, save
 from leanconv.cost import measure
 from leanconv.elastic import Config, MutualObjective, calibrate, from_settings, make_elastic
-from leanconv.elastic.net import resized, sampled
+from leanconv.elastic.inputs import resized, sampled
 from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.query import QueryTable, Row
 from leanconv.rewrites import Inflate, rewrite

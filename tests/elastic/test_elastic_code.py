@@ -50,7 +50,7 @@ class Do(nn.Module):
         (Do(lambda x: x * x[:, 3, None]), "middle: an index picks channel 3"),
         (Do(lambda x: x[:, ::2].repeat(1, 2, 1, 1)), "middle: a slice with steps picks fixed channels"),
         (Do(lambda x: x[:, torch.arange(31, -1, -1)]), "middle: an index of numbers picks fixed channels"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 1)), "middle: .* parametrized"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 1)), "middle: .* computed by a parametrization"),
         (nn.Sequential(nn.GroupNorm(2, 32), Do(lambda x: x[:, :8].repeat(1, 4, 1, 1))), "in units of 16 cannot be cut"),
     ],
 )

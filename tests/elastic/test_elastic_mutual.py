@@ -14,7 +14,7 @@ from torch import nn
 from elastic_nets import NETS, elastic
 from elastic_nets import SIDES as SMALL
 from leanconv.elastic import MutualObjective, make_elastic, plan_step
-from leanconv.elastic.net import resized
+from leanconv.elastic.inputs import resized
 from leanconv.errors import LeanconvError
 
 WIDTHS, SIDES = (0.25, 1.0), (224, 192, 160, 128)

@@ -24,8 +24,8 @@ from elastic_nets import (
     unit,
 )
 from leanconv.elastic import Width, from_settings, make_elastic
+from leanconv.elastic.inputs import resized
 from leanconv.elastic.layers.leaves import Elastic
-from leanconv.elastic.net import resized
 from leanconv.errors import LeanconvError, NotCalibrated, RewriteError, UnknownName
 from leanconv.ops.channels import ChannelGather
 from leanconv.story import Story, remember, story_of

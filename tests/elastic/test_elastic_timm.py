@@ -10,8 +10,8 @@ from torch import nn
 
 from elastic_nets import masked
 from leanconv.elastic import make_elastic
+from leanconv.elastic.inputs import resized
 from leanconv.elastic.layers.leaves import Elastic
-from leanconv.elastic.net import resized
 from leanconv.nets import CifarResNet
 
 timm = pytest.importorskip("timm")

@@ -11,7 +11,7 @@ from torch import nn
 from elastic_nets import NETS, SIDES, elastic_leaves, randomized, tensors
 from leanconv.build import create_model, load, save
 from leanconv.elastic import make_elastic
-from leanconv.elastic.net import resized
+from leanconv.elastic.inputs import resized
 from leanconv.elastic.width import Width, channels_at
 from leanconv.errors import NotCalibrated, RewriteError
 from leanconv.nets import CifarResNet

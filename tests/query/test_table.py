@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elastic_nets import NETS, elastic
 from leanconv.elastic import Config, calibrate, make_elastic
-from leanconv.elastic.net import resized
+from leanconv.elastic.inputs import resized
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName
 from leanconv.query import QueryTable, Row, TimingSetup
 from leanconv.query.measure import machine

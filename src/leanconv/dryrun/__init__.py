@@ -14,7 +14,7 @@ from __future__ import annotations
 from leanconv.dryrun.copies import duplicate, fake_copy
 from leanconv.dryrun.failures import check_higher_order, failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
-from leanconv.dryrun.run import DryRun, Ran, running
+from leanconv.dryrun.run import DryRun, Ran, as_written, running
 from leanconv.dryrun.size import (
     Size,
     Sizes,
@@ -41,6 +41,7 @@ __all__ = [
     "Value",
     "arguments",
     "as_module",
+    "as_written",
     "check_higher_order",
     "check_size",
     "check_sizes",

@@ -19,7 +19,7 @@ from leanconv.dryrun.size import Size, arguments, check_count, check_sizes, fake
 from leanconv.dryrun.stack import ModuleStack
 from leanconv.errors import LeanconvError
 
-__all__ = ["DryRun", "Ran", "running"]
+__all__ = ["DryRun", "Ran", "as_written", "running"]
 
 
 class Ran(NamedTuple):
@@ -81,7 +81,7 @@ class DryRun:
         """
         with ExitStack() as scope:
             contexts: list[AbstractContextManager[Any]]
-            contexts = [torch.no_grad(), _announced(), quiet(), _eager(), _as_written()]
+            contexts = [torch.no_grad(), _announced(), quiet(), _eager(), as_written()]
             contexts += [self.fake_mode, self.stack, *modes]
             for context in contexts:
                 scope.enter_context(context)
@@ -125,7 +125,7 @@ def _eager() -> Iterator[None]:
 
 
 @contextmanager
-def _as_written() -> Iterator[None]:
+def as_written() -> Iterator[None]:
     """Run transformer layers as their forward is written: the one operator that torch has for some of them in
     evaluation hides the layers inside, and is not there in training, on all devices, or for all options."""
     before = torch.backends.mha.get_fastpath_enabled()

@@ -25,7 +25,7 @@ from leanconv.errors import DataError, LeanconvError
 from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world, summed
 
-__all__ = ["as_configs", "calibrate", "inputs_of"]
+__all__ = ["Statistics", "as_configs", "calibrate", "inputs_of"]
 
 
 def calibrate(
@@ -53,7 +53,7 @@ def calibrate(
     wanted = as_configs(net, configs)
     for name, value in (("max_images", max_images), ("min_images", min_images)):
         check_count(value, name)
-    measured = {config: _Statistics(config) for config in wanted}
+    measured = {config: Statistics(config) for config in wanted}
     rank, world = rank_and_world()
     seen = 0
     with eval_mode(net) as device:
@@ -61,7 +61,7 @@ def calibrate(
             seen += len(inputs)
             for config, statistics in measured.items():
                 try:
-                    with net.at(*config), statistics.collected(net, momentum=len(inputs) / seen):
+                    with net.at(*config), statistics.collected(net, len(inputs)):
                         net(inputs)
                 except ValueError as error:
                     if "more than 1 value per channel" not in str(error):
@@ -82,7 +82,7 @@ def calibrate(
             "say more about them than about the data; use more images, or min_images= where this is meant"
         )
     for config, statistics in measured.items():
-        for norm, mean, var in statistics.of_all_ranks(net, seen):
+        for norm, mean, var in statistics.of_all_ranks(net):
             norm.store(config, mean, var)
     net.update_story()
     return wanted
@@ -121,31 +121,36 @@ def _batches(loader: Iterable[Any], device: torch.device, max_images: int) -> It
             return
 
 
-class _Statistics:
-    """Mean and variance of every BatchNorm that has run in one configuration."""
+class Statistics:
+    """Mean and variance of every BatchNorm that has run in one configuration, over all its uses.
+
+    A norm that a forward uses twice has seen every image twice, and its mean is that of all it has seen.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.of: dict[ElasticBatchNorm, tuple[Tensor, Tensor]] = {}
+        self.seen: dict[ElasticBatchNorm, int] = {}
 
     @contextmanager
-    def collected(self, net: ElasticNet, momentum: float) -> Iterator[None]:
-        """A scope in which BatchNorms use the statistics of the batch and move their means by `momentum` to them."""
+    def collected(self, net: ElasticNet, images: int) -> Iterator[None]:
+        """A scope for a batch of `images`, in which BatchNorms use its statistics and move their means to them."""
         norms = net.norms
         for norm in norms:
-            vars(norm)["forward"] = partial(self._run, norm, momentum)
+            vars(norm)["forward"] = partial(self._run, norm, images)
         try:
             yield
         finally:
             for norm in norms:
                 del vars(norm)["forward"]
 
-    def _run(self, norm: ElasticBatchNorm, momentum: float, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, norm: ElasticBatchNorm, images: int, *args: Any, **kwargs: Any) -> Any:
         if norm not in self.of:  # the first update, of momentum 1, replaces what is in them
             self.of[norm] = norm.fresh_statistics(self.config)
+        self.seen[norm] = self.seen.get(norm, 0) + images
         view = norm.view(self.config.width)
         use_statistics(view, *self.of[norm])
-        vars(view).update(training=True, momentum=momentum)
+        vars(view).update(training=True, momentum=images / self.seen[norm])
         if isinstance(norm, nn.SyncBatchNorm):
             # It counts its batches, always; and it must not wait for the others here, who may have fewer batches:
             # `of_all_ranks` brings the statistics of all processes together.
@@ -154,14 +159,14 @@ class _Statistics:
                 vars(view)["process_group"] = distributed.GroupMember.NON_GROUP_MEMBER
         return norm.kind.forward(view, *args, **kwargs)
 
-    def of_all_ranks(self, net: ElasticNet, seen: int) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
-        """What all processes measured together: each counts by the images it has `seen`."""
+    def of_all_ranks(self, net: ElasticNet) -> Iterator[tuple[ElasticBatchNorm, Tensor, Tensor]]:
+        """What all processes measured together: each counts by the images that its norm has seen."""
         if rank_and_world()[1] == 1:
             yield from ((norm, mean, var) for norm, (mean, var) in self.of.items())
             return
         mine = [self.of.get(norm, norm.fresh_statistics(self.config)) for norm in net.norms]
         rows = [
-            torch.cat([mean.new_full((1,), float(norm in self.of)), mean, var]).double() * seen
+            torch.cat([mean.new_ones(1), mean, var]).double() * self.seen.get(norm, 0)
             for norm, (mean, var) in zip(net.norms, mine, strict=True)
         ]
         sums = torch.split(summed(torch.cat(rows)), [len(row) for row in rows])

@@ -10,18 +10,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from leanconv.dryrun import DryRun, ModelHolder, as_module, duplicate, one_line
+from leanconv.dryrun import DryRun, ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, one_line, shapes_of
+from leanconv.dryrun.size import positional
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.layers.chains import make_chain
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
 from leanconv.elastic.net import ElasticNet
+from leanconv.elastic.prove import prove
 from leanconv.elastic.slices import Axes, Channels
 from leanconv.elastic.width import ActiveConfig, Config, Width
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model
+from leanconv.seeds import isolated
 from leanconv.story import begun, remember
 
 __all__ = ["from_settings", "make_elastic"]
@@ -36,7 +39,7 @@ def make_elastic(
     *,
     frames: Sequence[int] = (),
     divisor: int | None = 8,
-    size: Sequence[int] | None = None,
+    size: Size | None = None,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
     source: str | None = None,
@@ -52,14 +55,18 @@ def make_elastic(
     Args:
         model: a network of convolutions, norms, linear layers, chains, and parameters of other modules; left as it is.
         widths: smallest and largest width, as shares of every layer's channels, 1 between or at an end of them.
-        resolutions: sides of the square input in pixels.
+        resolutions: sides of the input in pixels, the largest of them that of `size`; where the sides of the input
+            differ, one of them, and the other changes in step.
         frames: for clips, how many frames a configuration may take evenly from those of the input.
         divisor: channel counts are multiples of it, of the layer's ratio times it, or full; None rounds to whole ones.
-        size: input without the batch axis; default (input channels of the first convolution, native, native),
-            for clips with the most frames behind the channels.
+        size: input without the batch axis, or a list of several; default (input channels of the first convolution,
+            native, native), for clips with the most frames behind the channels.
         keep: name patterns of layers whose outputs are never sliced, such as "conv_head" or "features.18.*".
         ratios: name pattern -> ratio in the rounding law, where the one found (`assign_ratios`) is not wanted.
         source, source_options: how `model` is built, see `leanconv.rewrite`.
+
+    What was made is run once on random inputs before it is returned (`elastic.prove`): at width 1 it is the network
+    that was given, and narrower ones run forward and backward.
 
     Raises `RewriteError` where channels cannot follow the width, naming the module and operation, and `LeanconvError`
     for widths, resolutions and frames that make no sense.
@@ -70,6 +77,37 @@ def make_elastic(
     torch.Size([1, 8, 22, 22])
     """
     model = as_module(model, error=RewriteError)
+    with isolated("make_elastic"):  # a forward may draw, also when nothing is computed
+        net = _made(
+            model,
+            widths,
+            resolutions,
+            frames=frames,
+            divisor=divisor,
+            size=size,
+            keep=keep,
+            ratios=ratios,
+            source=source,
+            source_options=source_options,
+        )
+    prove(model, net)
+    return net
+
+
+def _made(
+    model: nn.Module,
+    widths: Sequence[float] = (0.25, 1.0),
+    resolutions: Sequence[int] = PAPER_RESOLUTIONS,
+    *,
+    frames: Sequence[int] = (),
+    divisor: int | None = 8,
+    size: Size | None = None,
+    keep: Sequence[str] = (),
+    ratios: Mapping[str, float] | None = None,
+    source: str | None = None,
+    source_options: Mapping[str, Any] | None = None,
+) -> ElasticNet:
+    """`make_elastic` without the proof."""
     story = begun(model, source, source_options)
     refuse_model(model)
     if isinstance(model, ElasticNet) or any(isinstance(module, Elastic) for module in model.modules()):
@@ -80,7 +118,7 @@ def make_elastic(
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise LeanconvError(f"divisor must be a whole number from 1, or None, got {divisor!r}")
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    size = _default_size(model, sides[0], lengths) if size is None else tuple(int(side) for side in size)
+    size = _checked_size(model, size, sides[0], lengths)
     if lengths and (len(size) != 4 or size[1] != lengths[0]):
         raise LeanconvError(
             f"frames are for clips of {lengths[0]} frames, the most of them: size must be (channels, "
@@ -92,10 +130,18 @@ def make_elastic(
     modules = dict(copied.named_modules())
     for name, layer in found.layers.items():
         make = make_chain if isinstance(modules[name], ConvChain) else make_class_elastic
-        make(modules[name], layer, active)
+        made = make(modules[name], layer, active)
+        if isinstance(made, ElasticBatchNorm):
+            made.elastic_training_only = name in found.training_only
     for name, other in found.others.items():
         make_other(name, modules[name], other, active)
-    settings = {"widths": [low, high], "resolutions": [*sides], "divisor": divisor, "size": [*size], "keep": [*keep]}
+    settings = {
+        "widths": [low, high],
+        "resolutions": [*sides],
+        "divisor": divisor,
+        "size": _listed(size),
+        "keep": [*keep],
+    }
     settings |= {"ratios": {**(ratios or {})}} | ({"frames": [*lengths]} if lengths else {})
     net = ElasticNet(copied, active, settings, found.kept)
     net.training = copied.training
@@ -115,7 +161,7 @@ def from_settings(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     """
     if "calibrated" not in settings and "extract" not in settings:
         try:
-            net = make_elastic(model, **copy.deepcopy(dict(settings)))
+            net = _made(model, **copy.deepcopy(dict(settings)))
         except TypeError as error:
             raise LeanconvError(f"the settings of an elastic network do not fit this version ({error})") from error
         net.drop_calibrations()
@@ -141,13 +187,16 @@ def _widen(model: nn.Module, active: ActiveConfig) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     width, *native = active.largest
+    shared: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the old one, which must live as long as its id
     for module in model.modules():
         if not isinstance(module, Elastic):
             continue
         for name, axes in module.elastic_layer.tensors.items():
             old = module._parameters.get(name)
             if old is not None:
-                module._parameters[name] = nn.Parameter(_wider(old, axes, generator), old.requires_grad)
+                if id(old) not in shared:
+                    shared[id(old)] = old, nn.Parameter(_wider(old, axes, generator), old.requires_grad)
+                module._parameters[name] = shared[id(old)][1]
             elif (buffer := module._buffers.get(name)) is not None:
                 module._buffers[name] = _wider(buffer, axes, None)
         vars(module).update(vars(module.view(width)))  # what counts channels
@@ -183,8 +232,8 @@ def _wider(old: Tensor, axes: Axes[Channels], generator: torch.Generator | None)
     return old
 
 
-def _probe(net: ElasticNet, size: Sequence[int]) -> None:
-    """Run the smallest and a middling width, the largest, and the smallest input; keep the patches that these need.
+def _probe(net: ElasticNet, size: Sizes) -> None:
+    """Run the smallest and a middling width, and the smallest input, as large as they are; keep the patches they need.
 
     Raises `RewriteError` naming the module where the network does not run.
     """
@@ -195,7 +244,8 @@ def _probe(net: ElasticNet, size: Sequence[int]) -> None:
         module.elastic_needed = set()
     (low, high), shortest = net.widths, net.frames[-1] if net.frames else None
     middle = 0.4 * low + 0.6 * high
-    for width, resolution, frames in ((low, None, None), (middle, None, None), (high, net.resolutions[-1], shortest)):
+    middling = [(middle, None, None)] if others else []  # only patches need it, the proof runs one for all
+    for width, resolution, frames in ((low, None, None), *middling, (high, net.resolutions[-1], shortest)):
         try:
             with scratch.at(width, resolution, frames):
                 dry.run()
@@ -235,6 +285,29 @@ def _checked_counts(name: str, given: Sequence[int], what: str) -> tuple[int, ..
     if not values or not all(isinstance(v, int) and v > 0 for v in values):
         raise LeanconvError(f"{name} must be one or more whole numbers above 0, {what}, got {given!r}")
     return tuple(sorted(set(values), reverse=True))
+
+
+def _listed(size: Sizes) -> list[Any]:
+    """The size as a story holds it."""
+    return [_listed(one) if isinstance(one, tuple) else one for one in size]
+
+
+def _checked_size(model: nn.Module, size: Size | None, side: int, frames: Sequence[int]) -> Sizes:
+    """The size of the input, or of several, of which the native resolution must be a side."""
+    given = _default_size(model, side, frames) if size is None else check_sizes(size)
+    if isinstance(given[0], tuple) and not isinstance(given[0][0], tuple) and positional(model)[1] == 1:
+        given = (given,)  # a list of inputs is one argument
+    shapes = shapes_of(given)
+    if frames and len(shapes) > 1:
+        raise LeanconvError(
+            "frames= is for networks of one clip, and size has several inputs: leave the frames as they are"
+        )
+    if not any(side in shape[max(1, len(shape) - 2) :] for shape in shapes):
+        raise LeanconvError(
+            f"the first of resolutions, {side}, must be a side of the native input, got size={size}: the network is to "
+            "be the one that it was there, and the others are counted from it"
+        )
+    return given
 
 
 def _default_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[int, ...]:

@@ -172,7 +172,12 @@ class MutualObjective(nn.Module):
 
     def _logits(self, config: Config, inputs: Tensor) -> Tensor:
         with self.net.at(*config):
-            logits: Tensor = self.net(inputs)
+            logits = self.net(inputs)
+        if not isinstance(logits, Tensor):
+            raise LeanconvError(
+                f"the network returns {type(logits).__name__} in training, and mutual learning distils one tensor of "
+                "logits: build it without its heads for training only (aux_logits=False), or write the loss yourself"
+            )
         return logits
 
     def _log_probs(self, logits: Tensor) -> Tensor:

@@ -1,29 +1,29 @@
 """`ElasticNet`: one set of weights that runs at any width and input resolution; made by `make_elastic`.
 
-The width is a value that all layers read (`width.ActiveConfig`), set in a scope; the resolution is a bilinear resize of
-the input (align_corners=True, as in the reference implementation); frames, for clips, are taken evenly, as in the
-journal version of the paper. Nothing is copied to change the configuration.
+The width is a value that all layers read (`width.ActiveConfig`), set in a scope; what resolution and frames make of an
+input is in `inputs`. Nothing is copied to change the configuration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanconv.dryrun import duplicate
+from leanconv.dryrun import Sizes, as_written, check_sizes, duplicate
+from leanconv.elastic.backward import begin_forward, in_backward, recall_in_backward
+from leanconv.elastic.inputs import Inputs
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
 from leanconv.elastic.width import ActiveConfig, Config, Width
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.ops.chain import ConvChain
 from leanconv.story import Story, remember, story_of
 
-__all__ = ["ElasticNet", "resized", "sampled"]
+__all__ = ["ElasticNet"]
 
 
 class ElasticNet(nn.Module):
@@ -35,7 +35,8 @@ class ElasticNet(nn.Module):
     Attributes:
         model: the network, whose leaves are elastic; its parameters have their original names.
         widths: the smallest and the largest width.
-        resolutions: sides of the square input in pixels, descending; the first is the native one.
+        resolutions: sides of the input in pixels, descending; the first is the native one. Where the sides of the
+            native input differ, the side that is the native resolution; the other changes in step.
         frames: of the clip, descending, the first native; empty for images and where the frames are as they come.
         kept: layers that have all their channels at every width, with the reason.
     """
@@ -51,13 +52,33 @@ class ElasticNet(nn.Module):
         self.resolutions: tuple[int, ...] = tuple(settings["resolutions"])
         self.frames: tuple[int, ...] = tuple(settings.get("frames", ()))
         self.kept = dict(kept or {})
+        # In evaluation torch runs these at once, from the weights of the layers inside and past their forwards.
+        self._fusing = any(isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) for m in model.modules())
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(b, channels, *size) to whatever the model returns, in the configuration in force."""
+        begin_forward(self.active)
         if self.training:
-            self.drop_calibrations()  # the weights are about to change, and what was measured goes with them
-        return self.model(fitted(x, *self.active.input), *args, **kwargs)
+            self._begin_training()
+        with as_written() if self._fusing and not self.active.whole else nullcontext():
+            outputs = self.model(*self.inputs.fitted((x, *args), *self.active.input), **kwargs)
+        recall_in_backward(self.active, outputs)
+        return outputs
+
+    def _begin_training(self) -> None:
+        """Drop what calibrations measured: weights are about to change. Frozen norms keep theirs, and need them."""
+        config, norms = self.active.config, self.norms
+        if any(norm.training for norm in norms):
+            self.drop_calibrations()
+        frozen = next((norm for norm in norms if not norm.training and not norm.can_evaluate(config)), None)
+        if frozen is not None:
+            name = next(name for name, module in self.model.named_modules() if module is frozen)
+            raise NotCalibrated(
+                f"{name}: this norm is frozen (in evaluation mode while the network trains), and {config!r} has no "
+                "statistics to freeze: calibrate what is to be trained and freeze every norm of the network, or let it "
+                "train"
+            )
 
     @contextmanager
     def at(
@@ -69,7 +90,7 @@ class ElasticNet(nn.Module):
         Raises `LeanconvError` for a configuration that this network does not have.
         """
         config = self.checked(width, resolution, frames)
-        with self.active.use(config.width, resolution, frames):
+        with self.active.use(config.width, resolution, frames, again=in_backward()):
             yield self
 
     def checked(self, width: float | None = None, resolution: int | None = None, frames: int | None = None) -> Config:
@@ -112,14 +133,19 @@ class ElasticNet(nn.Module):
         )
 
     @property
-    def default_input_size(self) -> tuple[int, ...]:
-        """One input in the native configuration, without the batch axis."""
-        return tuple(self.settings["size"])
+    def default_input_size(self) -> Sizes:
+        """The input in the native configuration, or the inputs, without the batch axis."""
+        return check_sizes(self.settings["size"])
+
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs of this network in every configuration."""
+        return Inputs(self.default_input_size, self.resolutions[0])
 
     @property
     def norms(self) -> tuple[ElasticBatchNorm, ...]:
-        """Every BatchNorm that needs statistics."""
-        return tuple(m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.remembers)
+        """Every BatchNorm that needs statistics for each configuration."""
+        return tuple(m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.measured)
 
     @property
     def calibrated(self) -> tuple[Config, ...]:
@@ -134,7 +160,7 @@ class ElasticNet(nn.Module):
 
     def drop_calibrations(self) -> None:
         """Drop all statistics that `calibrate` measured."""
-        norms = (m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.remembers)
+        norms = (m for m in self.model.modules() if isinstance(m, ElasticBatchNorm) and m.measured)
         first = next(norms, None)
         if first is not None and first.calibrated:  # a calibration concerns all norms or none
             for norm in self.norms:
@@ -178,7 +204,10 @@ class ElasticNet(nn.Module):
         """
         config = self.checked(width, resolution, frames)
         static = duplicate(self.model, share_tensors=True)
+        owned: dict[Any, nn.Parameter] = {}  # a weight that two layers share is one in the end, too
         for module in reversed(list(static.modules())):  # children before their parents
+            whole = dict(module._parameters)
+            cuts = module.cuts(config.width) if isinstance(module, Elastic) else {}
             if isinstance(module, Elastic):
                 with torch.enable_grad():  # a slice then requires gradients if the whole does
                     plain = module.plain(config, calibrated=calibrated)
@@ -193,7 +222,12 @@ class ElasticNet(nn.Module):
                 for name in vars(module).keys() - vars(nn.Sequential()).keys():
                     del vars(module)[name]
             for name, p in module._parameters.items():
-                module._parameters[name] = p if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
+                if p is not None:
+                    old = whole.get(name)
+                    key = (id(p), None) if old is None or p.shape == old.shape else (id(old), cuts.get(name))
+                    if key not in owned:
+                        owned[key] = nn.Parameter(p.detach().clone(), p.requires_grad)
+                    module._parameters[name] = owned[key]
             for name, b in module._buffers.items():
                 module._buffers[name] = b if b is None else b.clone()
         settings = {"width": float(config.width), "resolution": config.resolution}
@@ -214,40 +248,3 @@ def _loaded(net: nn.Module, _: Any) -> None:
         seen = norm._buffers.get("num_batches_tracked")
         norm.elastic_untrained_at_full_width = net.widths[1] > 1 and seen is not None and not int(seen)
     net.update_story()
-
-
-def fitted(x: Tensor, resolution: int | None, frames: int | None) -> Tensor:
-    """An input of any size brought to a configuration; left as it is where that is None."""
-    x = x if frames is None else sampled(x, frames)
-    return x if resolution is None else resized(x, resolution)
-
-
-def resized(x: Tensor, resolution: int) -> Tensor:
-    """The last one or two axes of (b, c, [frames,] [h,] w) bilinearly resized to `resolution`, corners aligned."""
-    spatial = min(x.ndim - 2, 2)
-    size = (resolution,) * spatial
-    if tuple(x.shape[-spatial:]) == size:
-        return x
-    mode = "linear" if spatial == 1 else "bilinear"
-    if x.ndim == 5:  # a clip: every frame by itself
-        flat = x.transpose(1, 2).flatten(0, 1)
-        small = F.interpolate(flat, size, mode=mode, align_corners=True)
-        return small.reshape(len(x), -1, *small.shape[1:]).transpose(1, 2)
-    return F.interpolate(x, size, mode=mode, align_corners=True)
-
-
-def sampled(x: Tensor, frames: int) -> Tensor:
-    """`frames` of the T frames of (b, c, T, h, w): frame floor(i T / frames) for i = 0, 1, ...
-
-    Raises `LeanconvError` for an input without frames, or with fewer.
-    """
-    if x.ndim != 5 or x.shape[2] < frames:
-        raise LeanconvError(
-            f"{frames} frames are to be taken from an input of shape {tuple(x.shape)}: expected (batch, channels, T, "
-            f"height, width) with T of at least {frames}"
-        )
-    total = x.shape[2]
-    if total % frames == 0:
-        return x if total == frames else x[:, :, :: total // frames]
-    places = torch.arange(frames, device=x.device) * total // frames
-    return x.index_select(2, places)

@@ -126,7 +126,7 @@ class Config(tuple[Any, ...]):
         return cls(share, *map(int, others))
 
     def __str__(self) -> str:
-        return "-".join(f"{part:g}" for part in self)
+        return "-".join(repr(part).removesuffix(".0") for part in self)
 
     def __repr__(self) -> str:
         frames = "" if self.frames is None else f", frames={self.frames}"
@@ -160,39 +160,55 @@ def channels_at(full: int, width: float, *, divisor: int = 8, ratio: Fraction = 
     return min(full, int(kept)) if width < 1 else max(full, int(kept))
 
 
+Asked = tuple[Width, int | None, int | None]
+"""What `ActiveConfig.use` was asked for."""
+
+
 class ActiveConfig:
     """The configuration in force: one object that all elastic layers of a network share, set by `use` in a scope.
 
-    `largest` is the configuration that there are weights for: the widest, the native resolution, all frames.
+    `largest` is the configuration that there are weights for: the widest, the native resolution, all frames. While
+    activations are computed again in a backward, what their forward was asked is `recalled` (see `elastic.backward`).
     """
 
     def __init__(self, largest: Config) -> None:
         self.largest = largest
-        self._asked: tuple[Width, int | None, int | None] = (largest.width, None, None)
+        self._asked: Asked = (largest.width, None, None)
+        self.recalled: Asked | None = None
 
     @contextmanager
-    def use(self, width: Width, resolution: int | None, frames: int | None) -> Iterator[None]:
-        """Another configuration within the scope; an input is left as it is where resolution or frames are None."""
-        before, self._asked = self._asked, (width, resolution, frames)
+    def use(self, width: Width, resolution: int | None, frames: int | None, *, again: bool = False) -> Iterator[None]:
+        """Another configuration within the scope; an input is left as it is where resolution or frames are None.
+
+        `again` says that the scope is a part of what a backward computes again.
+        """
+        before = self._asked, self.recalled
+        self._asked = width, resolution, frames
+        self.recalled = self._asked if again else None
         try:
             yield
         finally:
-            self._asked = before
+            self._asked, self.recalled = before
+
+    @property
+    def asked(self) -> Asked:
+        """Width, resolution and frames, the last two None where the input is left as it is."""
+        return self._asked if self.recalled is None else self.recalled
 
     @property
     def width(self) -> Width:
         """Share of the channels that are in use."""
-        return self._asked[0]
+        return self.asked[0]
 
     @property
     def input(self) -> tuple[int | None, int | None]:
         """Resolution and frames that an input is brought to; None where it is left as it is."""
-        return self._asked[1:]
+        return self.asked[1:]
 
     @property
     def config(self) -> Config:
         """The configuration in force; an input left as it is counts as native."""
-        width, resolution, frames = self._asked
+        width, resolution, frames = self.asked
         return Config(width, resolution or self.largest.resolution, frames or self.largest.frames)
 
     @property

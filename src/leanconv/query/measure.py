@@ -28,17 +28,10 @@ from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import rank_and_world, summed
 from leanconv.story import Story, story_of
 
-__all__ = ["accuracies", "describe", "elsewhere", "fingerprint", "input_size", "latencies", "row_of"]
+__all__ = ["accuracies", "describe", "elsewhere", "fingerprint", "latencies", "row_of"]
 
 TOGETHER = 2 << 30
 """Bytes of weights that are extracted at the same time for timing; more configurations are timed in several runs."""
-
-
-def input_size(net: ElasticNet, config: Config) -> tuple[int, ...]:
-    """The input of one image or clip in that configuration: the last one or two axes are the resolution."""
-    channels, *axes = net.default_input_size
-    frames = () if len(axes) < 3 else (config.frames or axes[0],)
-    return (channels, *frames, *(config.resolution,) * min(len(axes), 2))
 
 
 def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]) -> tuple[dict[Config, float], int]:
@@ -62,7 +55,7 @@ def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]
 def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
     """With the costs of one image, counted on the extracted network; its memory holds the statistics too."""
     static = net.extract(*config, calibrated=False).eval()
-    cost = measure(static, input_size(net, config))
+    cost = measure(static, net.inputs.at(config))
     weights = sum(tensor.nbytes for tensor in static.state_dict().values())
     return Row(
         width=float(config.width),
@@ -97,7 +90,7 @@ def latencies(
                 static = net.extract(*config, calibrated=False).eval()
                 for setup in (setup for setup in found if setup.threads == threads):
                     onnx = Path(folder) / f"{number}_{setup.batch}.onnx"
-                    waiting[setup, config] = _call(static, config, input_size(net, config), setup, onnx)
+                    waiting[setup, config] = _call(static, config, net.inputs.at(config), setup, onnx)
                     size += sum(p.nbytes for p in static.parameters())
                 if size > TOGETHER or number == len(configs) - 1:
                     calls = {str(index): call for index, call in enumerate(waiting.values())}
@@ -109,7 +102,7 @@ def latencies(
 
 
 def _call(
-    static: nn.Module, config: Config, size: tuple[int, ...], setup: TimingSetup, path: Path
+    static: nn.Module, config: Config, size: tuple[Any, ...], setup: TimingSetup, path: Path
 ) -> Callable[[], object]:
     """One call of `setup.batch` inputs of `size`."""
     if setup.backend == EAGER:

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanconv.elastic.calibrate import as_configs
-from leanconv.elastic.net import ElasticNet, fitted
+from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
 
@@ -46,7 +46,8 @@ class Runtime:
         chosen = as_configs(net, configs)
         if not chosen:
             raise LeanconvError("a runtime needs at least one configuration to run in")
-        self._native = next(net.parameters()).new_zeros((1, *net.default_input_size), requires_grad=False)
+        self._inputs, like = net.inputs, next(net.parameters())
+        self._native = self._inputs.arguments(net.model, lambda shape: torch.zeros((1, *shape)).to(like))
         self._nets: dict[Config, nn.Module] = {}
         for config in chosen:
             static = net.extract(*config).eval().requires_grad_(False)
@@ -68,10 +69,10 @@ class Runtime:
             raise LeanconvError(f"the runtime was not prepared for {config}: it has {known}; name it when making one")
         self.config, self._net = config, net
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns."""
         with torch.inference_mode():
-            return self._net(fitted(x, self.config.resolution, self.config.frames))
+            return self._net(*self._inputs.fitted(inputs, self.config.resolution, self.config.frames))
 
     def warm_up(self, calls: int = 3) -> None:
         """Run every configuration on zeros, so that no later call is anybody's first."""
@@ -79,7 +80,7 @@ class Runtime:
         for config in self._nets:
             self.use(*config)
             for _ in range(calls):
-                self(self._native)
+                self(*self._native)
         self.use(*before)
 
     @property

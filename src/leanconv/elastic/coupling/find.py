@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leanconv.dryrun import DryRun
+from leanconv.dryrun import DryRun, Size
 from leanconv.dryrun.size import tensors_of
 from leanconv.elastic.coupling import rows
 from leanconv.elastic.coupling.aten_ops import Call, dims_after
@@ -34,16 +34,20 @@ from leanconv.ops.octave_map import OctaveMap, PartsMode, full_map, settled
 
 
 class Found(NamedTuple):
-    """The elastic parts of a network by qualified name, and the layers that keep their width, with the reason."""
+    """The elastic parts of a network by qualified name, and the layers that keep their width, with the reason.
+
+    `training_only` are those that run in training and not in evaluation.
+    """
 
     layers: dict[str, Layer[Channels]]
     others: dict[str, OtherLayer]
     kept: dict[str, str]
+    training_only: frozenset[str] = frozenset()
 
 
 def find(
     model: nn.Module,
-    size: Sequence[int],
+    size: Size,
     *,
     divisor: int,
     keep: Sequence[str] = (),
@@ -52,14 +56,19 @@ def find(
 ) -> Found:
     """The layers of `model`, by qualified name, with the channels they read and make.
 
-    A copy of it is run once in eval mode without computing. For the arguments see `make_elastic`; `widest` is the width
-    that there will be weights for. Raises `RewriteError` naming the module where channels cannot follow the width.
+    A copy of it is run once in eval mode without computing, and once more in training mode if layers are left that did
+    not run (a second head for training). For the arguments see `make_elastic`; `widest` is the width that there will be
+    weights for. Raises `RewriteError` naming the module where channels cannot follow the width.
     """
     dry = DryRun(model, size, error=RewriteError)
     tracer = _Tracer(model, dry, keep, ratios or {})
-    tracer.check(dry.run(tracer, _Functions(tracer)).outputs)
+    outputs = [dry.run(tracer, _Functions(tracer)).outputs]
+    evaluated = frozenset(tracer.made)
+    if not evaluated.issuperset(tracer.sliced):
+        outputs += tracer.trained(dry)
+    tracer.check(outputs)
     assign_ratios([(layer.inputs, layer.outputs) for layer in tracer.layers.values() if layer.mixes])
-    return tracer.found(divisor, widest)
+    return tracer.found(divisor, widest)._replace(training_only=frozenset(tracer.layers.keys() - evaluated))
 
 
 class _Functions(PartsMode):
@@ -88,6 +97,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.entering: str | None = None  # a layer that is about to run, for which its input is merged
         self.seen: dict[int, tuple[Tensor, Dims]] = {}  # holds the tensors, so that no id is used twice
         self.layers: dict[str, Layer[Row]] = {}
+        self.tied: dict[int, Any] = {}  # the axes of every parameter by its id
         self.calls: dict[str, dict[Place, tuple[Counts[Row], str]]] = {}  # by module; the attribute with the numbers
         self.obstacles: list[tuple[str, str, tuple[Row, ...]]] = []  # where, why, and the channels it concerns
         self.modules = dict(model.named_modules())  # the model's own: their buffers have values
@@ -137,11 +147,35 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for pattern, ratio in self.ratios.items():
                 for segment in rows.resolve(layer.outputs) if fnmatchcase(name, pattern) else ():
                     segment.axis.ratio = Fraction(ratio).limit_denominator(1000)
+            self._tie(module, layer)
             self.layers.setdefault(name, layer)
         except CannotFollow as reason:
             self._obstacle(f"{type(module).__name__}: {reason}", [x])
             dims = (None,) * y.ndim
         self._set([y], [dims])
+
+    def _tie(self, module: nn.Module, layer: Layer[Row]) -> None:
+        """A weight that several layers share is sliced the same way in all of them."""
+        for name, axes in layer.tensors.items():
+            first = self.tied.setdefault(id(module._parameters[name]), axes)
+            for one, other in zip(first, axes, strict=True):
+                if (one is None) != (other is None):
+                    raise CannotFollow("it shares a weight with a layer that reads or makes its channels another way")
+                if one is not None and other is not None:
+                    rows.unify(one, other)
+
+    def trained(self, dry: DryRun) -> list[Any]:
+        """What the network returns in training; nothing where it needs more than its inputs for that."""
+        evaluated = dict(self.made)
+        dry.model.train()
+        try:
+            return [dry.run(self, _Functions(self)).outputs]
+        except RewriteError:
+            if self.made.keys() == evaluated.keys():  # it failed before anything new came
+                return []
+            raise
+        finally:
+            self.made.update(evaluated)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -214,15 +248,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for number, (row, _) in first.of.items():
             rows.unify(row, counts.of[number][0])
 
-    def check(self, output: Any) -> None:
-        """The outputs of the network are never sliced. Raise for the first obstacle, and where nothing is elastic."""
-        tensors = tensors_of(output)
-        if not tensors:
-            raise RewriteError(
-                f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
-                "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
-            )
-        for row in (row for tensor in tensors for row in self.dims_of(tensor) or () if row is not None):
+    def check(self, outputs: Sequence[Any]) -> None:
+        """What the network returns is never sliced. Raise for the first obstacle, and where nothing is elastic."""
+        for output in outputs:
+            if not tensors_of(output):
+                raise RewriteError(
+                    f"{self.name} returns {type(output).__name__}: an elastic network must return tensors, "
+                    "alone or in tuples, lists or dictionaries, because its outputs keep their channels at every width"
+                )
+        for row in (row for tensor in tensors_of(outputs) for row in self.dims_of(tensor) or () if row is not None):
             rows.fix(row, "it makes an output of the network")
         for where, reason, concerned in self.obstacles:
             names = list(dict.fromkeys(name for row in concerned for name in rows.makers(row, sliceable=True)))
@@ -233,9 +267,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     f"{len(names)} layers: pass keep=[{shown}] to leave those at full width"
                 )
         if not any(rows.is_sliceable(layer.outputs) for layer in self.layers.values()):
+            why = "".join(f"; {where}: {reason}" for where, reason, _ in self.obstacles[:3])
+            others = " or next to a layer that cannot follow" if why else ""
             raise RewriteError(
                 f"{self.name}: no layer's width can be changed; every channel is an input or an output "
-                "of the network or was asked to be kept, so there is nothing to make elastic"
+                f"of the network or was asked to be kept{others}, so there is nothing to make elastic{why}"
             )
 
     def found(self, divisor: int, widest: float) -> Found:

@@ -215,6 +215,15 @@ def _pooled(call: Call) -> Dims:
     return follow(call, on_maps(call.x.ndim, int(call.name[-2])), call.result.shape)
 
 
+def _around(call: Call) -> Numbers | None:
+    """Nothing to count; None for the paddings that are one operator each."""
+    return [] if call.arg(2, "mode", default="constant") == "circular" else None
+
+
+def _circular(call: Call, numbers: Numbers) -> Outcome:
+    return [follow(call, on_maps(call.x.ndim, len(call.arg(1, "pad")) // 2), call.result.shape)], {}
+
+
 def _einsum(call: Call) -> Dims:
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
@@ -263,6 +272,7 @@ FUNCTION_RULES: dict[Any, FunctionRule] = {
     **dict.fromkeys((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm), CHANNEL_NORM),
     **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, torch.matmul, torch.bmm, Tensor.bmm), _no_counts(_matmul)),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), _no_counts(_pooled)),
+    F.pad: FunctionRule(_circular, _around),
     F.normalize: _no_counts(lambda call: call.dims),
     F.scaled_dot_product_attention: _no_counts(_attention),
     torch.einsum: _no_counts(_einsum),

@@ -129,8 +129,13 @@ def _reordered(module: ChannelGather, row: Row) -> Layer[Row]:
 
 def _require_ordinary(module: nn.Module) -> None:
     """Raise where a layer's weights are not what they seem."""
-    if parametrize.is_parametrized(module) or "forward" in vars(module):
-        raise CannotFollow("its weights are parametrized or its forward was replaced on the instance")
+    if parametrize.is_parametrized(module):
+        names = ", ".join(getattr(module, "parametrizations", {}))
+        raise CannotFollow(
+            f"its {names} is computed by a parametrization (a weight or spectral norm): remove that first"
+        )
+    if "forward" in vars(module):
+        raise CannotFollow("its forward was replaced on the instance")
     if isinstance(module, (ConvChain, ChannelGather)):
         return
     if isinstance(module, _InstanceNorm) and module.track_running_stats:
@@ -142,6 +147,13 @@ def _require_ordinary(module: nn.Module) -> None:
         if p is not None and name not in ("weight", "bias") and p.numel() != 1 and not p.numel() == p.shape[0] == outs
     ]
     if odd or (isinstance(module, (nn.Linear, *CONVOLUTIONS)) and module._parameters.get("weight") is None):
-        raise CannotFollow(f"it has weights beside weight and bias ({', '.join(odd) or 'computed'})")
+        computed = [name[:-5] for name in module._parameters if name.endswith("_orig")]
+        computed += [name[:-2] for name in module._parameters if name.endswith("_g")]
+        if computed or not odd:
+            what = computed[0] if computed else "weight"
+            raise CannotFollow(
+                f"its {what} is computed by a hook (a weight or spectral norm, a pruning mask): remove that first"
+            )
+        raise CannotFollow(f"it has weights beside weight and bias ({', '.join(odd)})")
     if isinstance(module, CONVOLUTIONS) and prod(module.weight.shape) == 0:
         raise CannotFollow("it has no weights")

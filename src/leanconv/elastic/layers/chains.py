@@ -112,7 +112,7 @@ class ElasticChain(Elastic):
         return made
 
 
-def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) -> None:
+def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) -> Elastic:
     """Make a chain and its leaves elastic, in place."""
     assert isinstance(module, ConvChain)
     if active.largest.width > 1:
@@ -140,3 +140,4 @@ def make_chain(module: nn.Module, layer: Layer[Channels], active: ActiveConfig) 
             steps.insert(-1, name)
     made = make_class_elastic(module, layer, active, ElasticChain)
     vars(made).update(elastic_chain=chain, elastic_steps=steps)
+    return made

@@ -39,6 +39,8 @@ class MadeClass(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         memo[id(self)] = made = _empty(type(self).__mro__[1], self.kind)
+        if (layer := vars(self).get("elastic_layer")) is not None:
+            memo[id(layer)] = layer  # plain data that nobody changes
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
 
@@ -89,6 +91,13 @@ class Elastic(MadeClass):
             vars(view)["_buffers"]["index"] = index_tensor(runs, self.get_buffer("index").device)
         return view
 
+    def cuts(self, width: Width) -> dict[str, tuple[Runs | None, ...]]:
+        """Of every tensor that follows the width what is kept on each axis, None where that is all."""
+        return {
+            name: tuple(None if channels is None else channels.runs(width) for channels in axes)
+            for name, axes in self.elastic_layer.tensors.items()
+        }
+
     def plain(self, config: Config, *, calibrated: bool = True) -> nn.Module:
         """An ordinary module that computes what this one does in `config`; it may share tensors with this one."""
         return self.view(config.width)
@@ -104,6 +113,8 @@ class ElasticBatchNorm(Elastic):
 
     elastic_layer: Layer[Channels]
     running_mean: Tensor | None
+    elastic_training_only: bool = False
+    """Whether it runs in training and not in evaluation, as in a second head, so that nobody needs its statistics."""
     elastic_untrained_at_full_width: bool = False
     """Whether the weights were widened and never trained since: running statistics are not those of images."""
 
@@ -126,6 +137,11 @@ class ElasticBatchNorm(Elastic):
     def remembers(self) -> bool:
         """Whether evaluation needs statistics at all (`track_running_stats`)."""
         return self.running_mean is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether every configuration needs statistics of its own."""
+        return self.remembers and not self.elastic_training_only
 
     @property
     def calibrated(self) -> tuple[Config, ...]:
@@ -156,7 +172,7 @@ class ElasticBatchNorm(Elastic):
         """An ordinary BatchNorm; with `calibrated` off, one that was never measured has mean 0 and variance 1."""
         view = self.view(config.width)
         if self.remembers:
-            measured = calibrated or self.can_evaluate(config)
+            measured = (calibrated and self.measured) or self.can_evaluate(config)
             use_statistics(view, *(self.statistics(config) if measured else self.fresh_statistics(config)))
             view._buffers["num_batches_tracked"] = self._buffers["num_batches_tracked"]
         return view
