@@ -29,6 +29,7 @@ from leanconv.build.folder import (
     write,
 )
 from leanconv.build.proof import ADVICE, prove_same
+from leanconv.data.contract import attach, published
 from leanconv.dryrun import ModelHolder, as_module, check_sizes
 from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
@@ -55,6 +56,8 @@ def create_model(name: str, /, **options: Any) -> nn.Module:
     """
     model = construct(name, options)
     remember(model, Story(model=name, options=options))
+    if (contract := published(name, options, model)) is not None:
+        attach(model, contract)
     return model
 
 
