@@ -309,5 +309,3 @@ def _guess(model: nn.Module) -> tuple[str | None, list[str]]:
     parameters = inspect.signature(kind).parameters.values()
     needed = [p.name for p in parameters if p.kind in single and p.default is p.empty]
     return f"{kind.__module__}:{kind.__qualname__}", needed
-
-
