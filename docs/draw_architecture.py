@@ -33,7 +33,8 @@ def import_table() -> tuple[dict[str, set[str]], list[str]]:
     from test_architecture import MAY_IMPORT, SHARED
 
     rooms = {room: set(allowed) - SHARED for room, allowed in MAY_IMPORT.items() if room not in SHARED}
-    return {room: {name for name in allowed if name in rooms} for room, allowed in rooms.items()}, sorted(SHARED)
+    parts = {room: {name.partition(".")[0] for name in allowed} for room, allowed in rooms.items()}
+    return {room: allowed & rooms.keys() for room, allowed in parts.items()}, sorted(SHARED)
 
 
 def words() -> dict[str, str]:

@@ -23,7 +23,7 @@ from zlib import crc32
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["csv_text", "unwritable", "whole_file", "whole_folder", "write_text"]
+__all__ = ["csv_text", "is_running", "unwritable", "whole_file", "whole_folder", "write_text"]
 
 Complain = Callable[[str], LeanconvError]
 """Makes the error for a reason such as "No space left on device"."""
@@ -137,11 +137,12 @@ def _sweep(name: str, home: Path) -> None:
     drafts = re.compile(rf"\.{re.escape(name)}\.(?:{_HOST}-)?(\d+)(?:-[0-9a-f]+)?\.tmp")
     for entry in home.iterdir():
         found = drafts.fullmatch(entry.name)
-        if found and not _is_running(int(found[1])):
+        if found and not is_running(int(found[1])):
             _remove(entry)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of that number is there on this machine, or may be."""
     if os.name != "posix":  # where asking would stop it
         return True
     try:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from leanconv.build import create_model, load, save
 from leanconv.cli import main
+from leanconv.data import InputContract, attach
 from leanconv.elastic import calibrate
 from leanconv.query import QueryTable
 
@@ -41,6 +42,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an elastic network, calibrated in two configurations, and its table."""
     torch.manual_seed(0)
     net = create_model("elastic_resnet20", widths=(0.5, 1.0), resolutions=(32, 20))
+    names = ("cat", "dog", *(str(number) for number in range(8)))
+    attach(net, InputContract(size=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, class_names=names))
     loader = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,)))]
     calibrate(net, loader, CONFIGS)
     folder = save(net, tmp_path_factory.mktemp("saved") / "net")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from leanconv.data.sets.actions import hmdb51, something, ucf101
 from leanconv.data.sets.folder import video_folder
 from leanconv.data.sets.kinetics import kinetics
 from leanconv.data.sets.splits import Problem
@@ -213,3 +215,128 @@ def test_sports1m(tmp_path: Path, place: str) -> None:
     (tmp_path / "labels.txt").unlink()
     with pytest.raises(DataError, match=r"labels\.txt: no such file"):
         sports1m(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------ lists of the field
+
+
+def test_lists_from_one_and_test_lists_without_labels(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}/{number}.avi" for name in ("Hug", "Push") for number in range(3)))
+    train = lines(tmp_path / "train.txt", "Hug/0.avi 1", "Hug/1.avi 1", "Push/0.avi 2", "Push/1.avi 2")
+    test = lines(tmp_path / "test.txt", "Hug/2.avi", "Push/2.avi")
+    found = video_csv(f"{train},{test}")
+    assert found.class_names == ("1", "2")
+    assert found.train.labels.tolist() == [0, 0, 1, 1]
+    assert held(found.test, tmp_path) == [("Hug/2.avi", 0), ("Push/2.avi", 1)]
+    with pytest.raises(DataError, match=r"test\.txt: line 1 has label 0, expected 1 to 2"):
+        video_csv(f"{train},{lines(tmp_path / 'test.txt', 'Hug/2.avi 0')}")
+    with pytest.raises(DataError, match=r"line 1 is 'Kick/2\.avi', without a label, and its folder says none"):
+        video_csv(f"{train},{lines(tmp_path / 'test.txt', 'Kick/2.avi')}")
+
+
+def test_lists_are_matched_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    train = lines(tmp_path / "train.csv", "path,label,class", "a.mp4,0,hug", "b.mp4,1,push")
+    test = lines(tmp_path / "test.csv", "path,label,class", "c.mp4,1,hug", "d.mp4,0,push")
+    assert held(video_csv(f"{train},{test}").test, tmp_path) == [("c.mp4", 0), ("d.mp4", 1)]
+    by_name = lines(tmp_path / "names.csv", "c.mp4,push", "d.mp4,hug")
+    assert held(video_csv(f"{train},{by_name}").test, tmp_path) == [("c.mp4", 1), ("d.mp4", 0)]
+    with pytest.raises(DataError, match=r"test\.csv: line 2 has the class 'kick', expected one of hug, push"):
+        video_csv(f"{train},{lines(tmp_path / 'test.csv', 'path,label,class', 'c.mp4,1,kick')}")
+
+
+def test_a_video_in_both_lists_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    path = lines(tmp_path / "list.csv", "a.mp4,0", "b.mp4,1")
+    [told] = video_csv(f"{path},{path}").remarks
+    assert told.startswith("2 test videos are also used for training, for example ")
+
+
+def test_one_list_to_test_on_is_used_whole(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{number}.mp4" for number in range(10)))
+    path = lines(tmp_path / "list.csv", *(f"{number}.mp4,{number % 2}" for number in range(10)))
+    found = video_csv(str(path), testing=True)
+    assert (found.train, len(found.test.paths)) == (None, 10)
+    touch(tmp_path / "set", "hug/a.mp4", "push/b.mp4", "push/c.mp4")
+    assert len(video_folder(str(tmp_path / "set"), testing=True).test.paths) == 3
+
+
+def ucf_files(root: Path) -> Path:
+    touch(root, *(f"UCF-101/{name}/v_{name}_g0{number}_c01.avi" for name in ("Yo", "Archery") for number in range(4)))
+    lists = root / "ucfTrainTestlist"
+    lines(lists / "classInd.txt", "1 Yo", "2 Archery")  # not in the order of the alphabet
+    for split in (1, 2):
+        lines(
+            lists / f"trainlist0{split}.txt",
+            *(f"{n}/v_{n}_g0{k}_c01.avi {i}" for i, n in ((1, "Yo"), (2, "Archery")) for k in range(split, 4)),
+        )
+        lines(lists / f"testlist0{split}.txt", *(f"{n}/v_{n}_g00_c01.avi" for n in ("Yo", "Archery")))
+    return root
+
+
+def test_ucf101_as_published(tmp_path: Path) -> None:
+    root = ucf_files(tmp_path)
+    found = ucf101(str(root))
+    assert found.class_names == ("Yo", "Archery")
+    assert held(found.test, root / "UCF-101") == [("Yo/v_Yo_g00_c01.avi", 0), ("Archery/v_Archery_g00_c01.avi", 1)]
+    assert found.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert len(ucf101(f"{root}?split=2").train.paths) == 4
+    (root / "UCF-101" / "Yo" / "v_Yo_g00_c01.avi").unlink()
+    assert [problem.name for problem in ucf101(str(root)).problems] == ["Yo/v_Yo_g00_c01.avi"]
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("trainlist01.txt", "Yo/v_Yo_g01_c01.avi 2", "gives Yo the number 2, classInd.txt 1"),
+        ("testlist01.txt", "Kick/v_Kick_g01_c01.avi", "expected CLASS/VIDEO with a class of classInd.txt"),
+        ("classInd.txt", "Yo", "expected the number and the name of a class"),
+    ],
+)
+def test_ucf101_lists_that_contradict_each_other(tmp_path: Path, file: str, row: str, message: str) -> None:
+    root = ucf_files(tmp_path)
+    lines(root / "ucfTrainTestlist" / file, row)
+    with pytest.raises(DataError, match=message):
+        ucf101(str(root))
+
+
+def test_hmdb51_as_published(tmp_path: Path) -> None:
+    for name in ("brush_hair", "cartwheel"):
+        touch(tmp_path, *(f"videos/{name}/same ({number})_name.avi" for number in range(4)))
+        rows = [f"same ({number})_name.avi {mark}" for number, mark in enumerate((1, 2, 0, 1))]
+        lines(tmp_path / "testTrainMulti_7030_splits" / f"{name}_test_split1.txt", *rows)
+    found = hmdb51(str(tmp_path))
+    assert found.class_names == ("brush_hair", "cartwheel")
+    assert found.train.labels.tolist() == [0, 0, 1, 1]
+    expected = [("brush_hair/same (1)_name.avi", 0), ("cartwheel/same (1)_name.avi", 1)]
+    assert held(found.test, tmp_path / "videos") == expected, "the same name in two classes is two videos"
+    with pytest.raises(DataError, match="no list CLASS_test_split3"):
+        hmdb51(f"{tmp_path}?split=3")
+    lines(tmp_path / "testTrainMulti_7030_splits" / "cartwheel_test_split1.txt", "a.avi 3")
+    with pytest.raises(DataError, match="expected a video and 0, 1 or 2"):
+        hmdb51(str(tmp_path))
+
+
+def test_something_as_published(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"20bn-something-something-v2/{number}.webm" for number in range(4)))
+    labels = {"Holding something": "1", "Pushing something from left to right": "0"}
+    (tmp_path / "something-something-v2-labels.json").write_text(json.dumps(labels))
+    held_, pushed = "Holding [something]", "Pushing [something] from left to right"
+    for part, entries in (("train", [("0", held_), ("1", pushed)]), ("validation", [("3", pushed), ("9", held_)])):
+        content = [{"id": number, "label": "holding a cup", "template": template} for number, template in entries]
+        (tmp_path / f"something-something-v2-{part}.json").write_text(json.dumps(content))
+    found = something(str(tmp_path))
+    assert found.class_names == ("Pushing something from left to right", "Holding something")
+    assert held(found.train, tmp_path / "20bn-something-something-v2") == [("0.webm", 1), ("1.webm", 0)]
+    assert held(found.test, tmp_path / "20bn-something-something-v2") == [("3.webm", 0)]
+    assert [problem.name for problem in found.problems] == ["9"]
+    assert not found.mirror, "left to right is another class in a mirror"
+    (tmp_path / "something-something-v2-train.json").write_text('[{"id": "0", "template": "Juggling"}]')
+    with pytest.raises(DataError, match=r"entry 0 is .* expected an id and a known template"):
+        something(str(tmp_path))
+
+
+def test_videos_behind_links_that_lead_around_are_found_once(tmp_path: Path) -> None:
+    root = ucf_files(tmp_path)
+    (root / "UCF-101" / "Yo" / "up").symlink_to(root, target_is_directory=True)
+    assert len(ucf101(str(root)).train.paths) == 6

@@ -12,6 +12,8 @@ from leanconv.errors import LeanconvError
 from leanconv.recipes import get_recipe, load_run, to_yaml
 from leanconv.train.runfolder import saved_model
 
+HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,13 +35,13 @@ def test_the_data_of_a_run_are_those_of_its_recipe(run: Path) -> None:
     assert loaded.recipe is not None
     assert (loaded.recipe.name, loaded.data.input_size, loaded.data.batch_size) == ("digits_resnet20", (3, 32, 32), 16)
     assert load_run(run, size=(3, 20, 20)).data.input_size == (3, 20, 20)
-    assert load_run(run, data="digits").data.batch_size == 128
+    assert load_run(run, data="digits").data.batch_size == 16
 
 
 def test_the_data_of_a_saved_model_are_named_and_have_its_size(model: Path) -> None:
-    loaded = load_run(model, data="digits")
+    loaded = load_run(model, data="digits", given=HALVES)
     assert (loaded.recipe, loaded.data.input_size) == (None, (3, 32, 32))
-    assert load_run(model, data="digits", size=[3, 16, 16]).data.input_size == (3, 16, 16)
+    assert load_run(model, data="digits", given=HALVES, size=[3, 16, 16]).data.input_size == (3, 16, 16)
     with pytest.raises(LeanconvError, match="is a saved model, not a run folder: say which images or videos"):
         load_run(model)
 

@@ -29,6 +29,7 @@ from leanconv.build.folder import (
     write,
 )
 from leanconv.build.proof import ADVICE, prove_same
+from leanconv.data.contract import attach, published
 from leanconv.dryrun import ModelHolder, as_module, check_sizes
 from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
@@ -55,6 +56,8 @@ def create_model(name: str, /, **options: Any) -> nn.Module:
     """
     model = construct(name, options)
     remember(model, Story(model=name, options=options))
+    if (contract := published(name, options, model)) is not None:
+        attach(model, contract)
     return model
 
 
@@ -306,5 +309,3 @@ def _guess(model: nn.Module) -> tuple[str | None, list[str]]:
     parameters = inspect.signature(kind).parameters.values()
     needed = [p.name for p in parameters if p.kind in single and p.default is p.empty]
     return f"{kind.__module__}:{kind.__qualname__}", needed
-
-

@@ -43,9 +43,7 @@ class Unequal(NamedTuple):
         if isinstance(self.inside.one, Tensor) and isinstance(self.inside.other, Tensor):
             beside = f" (in no state dict, because {self.path} is a plain list or the like: make it an nn.ModuleList)"
             return f"{self.path}{self.inside.where} comes back with other values" + beside * bool(self.inside.where)
-        return (
-            f"{self.path}{self.inside.where} is {_shown(self.inside.one)}, and comes back as {_shown(self.inside.other)}"
-        )
+        return f"{self.path}{self.inside.where} is {_shown(self.inside.one)}, and comes back as {_shown(self.inside.other)}"
 
     @property
     def path(self) -> str:

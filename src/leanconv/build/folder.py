@@ -21,11 +21,22 @@ from leanconv import __version__
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.files import whole_folder
 
-__all__ = ["FORMAT_VERSION", "STORY_FILE", "WEIGHTS_FILE", "digest", "read_record", "read_tensors", "reason_of", "tensors_to_write", "write"]
+__all__ = [
+    "FORMAT_VERSION",
+    "STORY_FILE",
+    "WEIGHTS_FILE",
+    "digest",
+    "read_record",
+    "read_tensors",
+    "reason_of",
+    "tensors_to_write",
+    "write",
+]
 
 STORY_FILE = "story.json"
 WEIGHTS_FILE = "weights.safetensors"
 FORMAT_VERSION = 1
+
 
 def tensors_to_write(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state of `model` with every tensor in memory of its own, and alias -> name for those that are the same."""

@@ -31,6 +31,7 @@ ADVICE = (
 _NO_HOOKS = "no file can hold a hook: remove it before saving, and register it again on what is loaded"
 _SMALL, _FEW = 64, 8
 
+
 def prove_same(model: nn.Module, loaded: nn.Module, size: Sizes | None, complaint: str) -> None:
     """Raise `CheckpointError`, beginning with `complaint`, unless `loaded` is what `model` is.
 
@@ -189,7 +190,10 @@ def _run_both_here(model: nn.Module, loaded: nn.Module, size: Sizes | None) -> s
         one, other = (_run(net, shape) for net in (model, loaded))
         if isinstance(one, Exception) and isinstance(other, Exception):
             continue
-        for failed, verb in ((one, "does not run, but the network that comes back does"), (other, "comes back unable to run")):
+        for failed, verb in (
+            (one, "does not run, but the network that comes back does"),
+            (other, "comes back unable to run"),
+        ):
             if isinstance(failed, Exception):
                 return f"on an input of {shape} it {verb}: {one_line(failed)}"
         return _compare(one, other, shape)
@@ -222,7 +226,9 @@ def _run(net: nn.Module, size: Sizes) -> Any:
 
 def _tolerance(outputs: Any) -> float:
     """Of the largest output: room for another memory layout or a GPU; another network differs by far more."""
-    kinds = [leaf.dtype for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    kinds = [
+        leaf.dtype for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
     return max([1e-3, *(16 * torch.finfo(kind).eps for kind in kinds)])
 
 
@@ -237,7 +243,10 @@ def _compare(one: Any, other: Any, shape: Any) -> str | None:
             return f"its output has shape {tuple(first.shape)}, and comes back as {tuple(second.shape)}"
         if same_tensors(first, second):
             continue
-        first, second = (tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.double) for tensor in (first, second))
+        first, second = (
+            tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.double)
+            for tensor in (first, second)
+        )
         same = (first == second) | (first.isnan() & second.isnan())
         first, second = (torch.where(same, 0, tensor) for tensor in (first, second))
         gap, largest = float((first - second).abs().max()), float(first.abs().max())

@@ -1,7 +1,7 @@
 """Values of attributes: which can be written down as JSON, and whether two are the same, whatever they are.
 
-    to_json((1, 1))                      {"tuple": [1, 1]}
-    difference((1, 1), (2, 2), pairs)    Difference("", (1, 1), (2, 2))
+to_json((1, 1))                      {"tuple": [1, 1]}
+difference((1, 1), (2, 2), pairs)    Difference("", (1, 1), (2, 2))
 """
 
 from __future__ import annotations

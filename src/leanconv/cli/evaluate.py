@@ -11,9 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from leanconv.cli.models import configuration
-from leanconv.cli.options import FolderArgument, JsonOption, ResolutionOption, SizeOption, TrustOption, WidthOption
+from leanconv.cli.options import (
+    CropOption,
+    ExifOption,
+    FolderArgument,
+    InterpolationOption,
+    JsonOption,
+    MeanOption,
+    ResolutionOption,
+    SizeOption,
+    StdOption,
+    TrustOption,
+    WidthOption,
+)
 from leanconv.cli.output import print_json
-from leanconv.cli.values import read_size
+from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
@@ -49,17 +61,24 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw clips as rows of frames, each with its label and prediction."),
     ] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    interpolation: InterpolationOption = None,
+    exif: ExifOption = None,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
     """Test a network on images or videos.
 
-    Top-1 and top-5 accuracy on images; clip@1, video@1 and video@5 on whole videos.
+    They are prepared as those that it was trained on, and data that is not split is used whole. Top-1 and top-5
+    accuracy on images; clip@1, video@1 and video@5 on whole videos.
     """
     from leanconv.recipes import load_run
 
     shape = read_size(size) if size else None
-    loaded = load_run(model, data=data, size=shape, trust_code=trust_code)
+    given = read_contract(mean, std, crop, interpolation, exif)
+    loaded = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
     if loaded.data.unit != "video":
         if any(value is not None for value in (clips, crops, baseline, predictions, contact_sheet)):
             raise LeanconvError(
@@ -93,7 +112,8 @@ def _images(model: str, loaded: LoadedRun, width: float | None, resolution: int 
     with _configured(loaded.network, width, resolution) as (network, which):
         result = evaluate(network, loaded.data.eval_loader())
     if json:
-        print_json({**asdict(result), "unreadable": len(loaded.data.problems)})
+        figures = {**asdict(result), "unreadable": len(loaded.data.problems), "remarks": list(loaded.data.remarks)}
+        print_json(figures)
         return
     five = "" if result.top5 is None else f", top-5 {percent(result.top5, 2)} %"
     typer.echo(f"{model}{which}: top-1 {percent(result.top1, 2)} %{five} on {result.images} images")
@@ -111,12 +131,15 @@ def _videos(
     contact_sheet: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of one network, under its name."""
+    from leanconv.data import contract_of
     from leanconv.recipes import score_videos, video_figures
 
     data = cast("VideoData", loaded.data)
     settings = None if loaded.recipe is None else loaded.recipe.data.video
-    clips = clips or (settings.test_clips if settings else 10)
-    crops = crops or (settings.test_crops if settings else 1)
+    views = contract_of(loaded.network)
+    clip = None if views is None else views.clip
+    clips = clips or (settings.test_clips if settings else clip.clips if clip else 10)
+    crops = crops or (settings.test_crops if settings else clip.crops if clip else 1)
     with _configured(loaded.network, width, resolution) as (network, which):
         evaluation = score_videos(
             network, data, clips=clips, crops=crops, predictions=predictions, contact_sheet=contact_sheet
@@ -143,6 +166,8 @@ def _configured(network: nn.Module, width: float | None, resolution: int | None)
 
 
 def _print_problems(data: ImageData | VideoData) -> None:
+    for remark in data.remarks:
+        typer.echo(remark)
     if data.problems:
         names = ", ".join(problem.name for problem in data.problems[:5])
         typer.echo(f"{len(data.problems)} {data.unit}s could not be read: {names}")

@@ -7,14 +7,19 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "CropOption",
+    "ExifOption",
     "FolderArgument",
+    "InterpolationOption",
     "JsonOption",
+    "MeanOption",
     "ModelArgument",
     "ResolutionOption",
     "RewriteOption",
     "SetOption",
     "SizeOption",
     "SizesOption",
+    "StdOption",
     "TrustOption",
     "WidthOption",
 ]
@@ -56,6 +61,25 @@ WidthOption = Annotated[
 ]
 ResolutionOption = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Input side of an elastic network; default: the largest.")
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Mean of the pixels, from 0 to 1; default: what the model was trained with."),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Standard deviation of the pixels; default: as the mean."),
+]
+CropOption = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Share of the resized image that is kept, the centre; default: the model's."),
+]
+InterpolationOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="bilinear, bicubic, ... in which images are resized.")
+]
+ExifOption = Annotated[
+    bool | None,
+    typer.Option("--exif/--no-exif", help="Whether photographs are turned as their EXIF says; default: the model's."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[

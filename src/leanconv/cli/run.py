@@ -93,11 +93,18 @@ def run(
 def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     import torch
 
-    from leanconv.data import open_inputs
+    from leanconv.data import contract_of, open_inputs
 
-    size = network.settings["size"]
+    size = network.default_input_size
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]
+    contract = contract_of(network)
+    if contract is None:
+        raise LeanconvError(
+            "nothing says how the inputs of this model were made (mean, std, ...), so --data cannot be fed to it: leave"
+            " it out to serve random numbers, which take as long"
+        )
     batch = 16 if len(size) == 4 else 64  # clips are large
-    inputs, _ = next(iter(open_inputs(data, size, batch_size=batch).eval_loader()))
+    opened = open_inputs(data, contract.at(size), batch_size=batch, testing=True)
+    inputs, _ = next(iter(opened.eval_loader()))
     return list(torch.split(inputs, 1))

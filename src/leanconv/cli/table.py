@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanconv.cli.options import FolderArgument, JsonOption, SizeOption, TrustOption
+from leanconv.cli.options import (
+    CropOption,
+    ExifOption,
+    FolderArgument,
+    InterpolationOption,
+    JsonOption,
+    MeanOption,
+    SizeOption,
+    StdOption,
+    TrustOption,
+)
 from leanconv.cli.output import print_json
-from leanconv.cli.values import read_size
+from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
@@ -43,6 +53,11 @@ def run(
         bool, typer.Option(help="Keep the BatchNorm statistics that are measured for this in the model's folder.")
     ] = True,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the curves into this folder.")] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    interpolation: InterpolationOption = None,
+    exif: ExifOption = None,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
@@ -60,7 +75,8 @@ def run(
     from leanconv.train.runfolder import saved_model
 
     shape = read_size(size) if size else None
-    network, images, recipe = load_run(model, data=data, size=shape, trust_code=trust_code)
+    given = read_contract(mean, std, crop, interpolation, exif)
+    network, images, recipe = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} has a single configuration: a query table is for elastic networks")
     if out is not None and out.suffix not in (".json", ".csv"):
@@ -70,9 +86,14 @@ def run(
     configs = [config for config in network.configurations(step) if config.resolution in sides]
     missing = [config for config in configs if not network.can_evaluate(*config)]
     if missing:
+        training = images
+        if data is not None:  # of a run its own training images, else those of the data, which are then not tested on
+            named = data if recipe is None else None
+            training = load_run(model, data=named, size=shape, given=given, whole=False, trust_code=trust_code).data
+            images = training if recipe is None else images
         if recipe is not None:
-            images.set_epoch(recipe.epochs)  # images as training has not seen them
-        calibrate(network, images.train_loader(), missing)
+            training.set_epoch(recipe.epochs)  # images as training has not seen them
+        calibrate(network, training.train_loader(), missing)
         if store:
             save(network, saved_model(model))
     measured = QueryTable.measure(network, images.eval_loader(), configs=configs, latency=False)

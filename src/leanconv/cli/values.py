@@ -11,7 +11,7 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from leanconv.spec import ConvSpec
 
-__all__ = ["read_amount", "read_conv", "read_options", "read_size", "read_sizes", "read_value"]
+__all__ = ["read_amount", "read_contract", "read_conv", "read_options", "read_size", "read_sizes", "read_value"]
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -51,6 +51,22 @@ def read_sizes(texts: Sequence[str]) -> tuple[Any, ...]:
     """The shape of the only input, or a tuple of shapes for several."""
     shapes = tuple(map(read_size, texts))
     return shapes[0] if len(shapes) == 1 else shapes
+
+
+def read_contract(
+    mean: str | None, std: str | None, crop: float | None, interpolation: str | None, exif: bool | None
+) -> dict[str, Any]:
+    """The fields of an input contract that a command line names."""
+    given: dict[str, Any] = {"crop": crop, "interpolation": interpolation, "exif": exif}
+    for name, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            try:
+                given[name] = tuple(float(part) for part in text.split(","))
+            except ValueError:
+                raise LeanconvError(f"--{name} {text!r}: expected a number per channel, R,G,B from 0 to 1") from None
+            if not all(0 <= value <= 1 for value in given[name]):
+                raise LeanconvError(f"--{name} {text}: expected values from 0 to 1; divide those of 0 to 255 by 255")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_amount(text: str, option: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanconv.data.contract import ClipContract, InputContract, attach, contract_of
 from leanconv.data.images.augment import AUGMENTS
 from leanconv.data.images.images import ImageData, open_images
 from leanconv.data.inputs import open_inputs
@@ -11,12 +12,16 @@ from leanconv.data.video.video import VIDEO_KINDS, VideoData, VideoSample, open_
 
 __all__ = [
     "AUGMENTS",
+    "ClipContract",
     "ImageData",
+    "InputContract",
     "Problem",
     "VIDEO_AUGMENTS",
     "VIDEO_KINDS",
     "VideoData",
     "VideoSample",
+    "attach",
+    "contract_of",
     "open_images",
     "open_inputs",
     "open_videos",

@@ -26,6 +26,7 @@ __all__ = [
     "from_timm",
     "from_torchvision",
     "match_classes",
+    "published",
 ]
 
 RESIZES = ("square", "shorter_side", "whole")
@@ -181,6 +182,19 @@ def from_torchvision(weights: Any) -> InputContract | None:
         exif=False,  # torchvision too
         class_names=None if names is None else tuple(names),
     )
+
+
+def published(name: str, options: Mapping[str, Any], model: nn.Module) -> InputContract | None:
+    """The contract of the weights that `create_model(name, **options)` took from timm or torchvision, None without."""
+    library, _, inner = name.partition("/")
+    if library == "timm" and options.get("pretrained"):
+        return from_timm(model.pretrained_cfg)  # type: ignore[arg-type]
+    if library == "torchvision" and options.get("weights") is not None:
+        from torchvision.models import get_model_weights
+
+        weights = options["weights"]
+        return from_torchvision(get_model_weights(inner)[weights] if isinstance(weights, str) else weights)
+    return None
 
 
 def match_classes(

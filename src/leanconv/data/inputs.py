@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from leanconv.data.contract import InputContract
 from leanconv.data.images.images import ImageData, open_images
-from leanconv.data.video.video import VideoData, open_videos
+from leanconv.data.video.video import VIDEO_KINDS, VideoData, open_videos
+from leanconv.errors import DataError
 
 __all__ = ["open_inputs"]
 
 
-def open_inputs(spec: str, size: Sequence[int], **options: Any) -> ImageData | VideoData:
-    """The images of `spec`, or for a `size` (3, frames, h, w) its videos; `options` are those of `open_images`."""
-    if len(size) == 4:
-        return open_videos(spec, frames=size[1], size=size[-1], **options)
-    return open_images(spec, size=size[-1], **options)
+def open_inputs(spec: str, contract: InputContract, **options: Any) -> ImageData | VideoData:
+    """The images of `spec`, or for a contract of clips its videos; `options` are those of `open_images`."""
+    if contract.clip is not None:
+        return open_videos(spec, contract=contract, **options)
+    if spec.partition(":")[0] in VIDEO_KINDS:
+        raise DataError(f"{spec} names videos, and the network is fed images of {list(contract.size)}: name images")
+    return open_images(spec, contract=contract, **options)

@@ -55,6 +55,9 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise LeanconvError(f"{path}: not a recipe, expected a mapping with at least `name` and `model`")
     for name in _leaf_names(content):
         _check_name(name, where=f"{path}: ")
+    data = content.get("data")
+    if isinstance(data, dict) and {"spec", "size", "augment", "batch_size", "workers", "video"} <= data.keys():
+        data.setdefault("exif", False)  # all written out by a leanconv that did not look at EXIF
     try:
         config = OmegaConf.merge(OmegaConf.structured(Recipe), content)
     except Exception as error:  # as above

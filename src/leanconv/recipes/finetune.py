@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from leanconv.data.contract import attach, contract_of
 from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError
 from leanconv.train.runfolder import saved_model
@@ -42,6 +43,8 @@ def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Tak
     from leanconv.rewrites.inflate import inflated_kernel
 
     given_net = load(saved_model(folder))
+    if (contract := contract_of(given_net)) is not None and len(contract.mean) == 3:
+        attach(net, contract)  # until the run has its own: what was learnt there is of pixels that were normalised so
     if isinstance(given_net, ElasticNet):
         given_net.drop_calibrations()  # what was calibrated there is of those weights and images
     source: dict[str, Tensor] = given_net.state_dict()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leanconv.data.contract import ClipContract, InputContract, contract_of
 from leanconv.errors import LeanconvError
-from leanconv.recipes.config import change, read_recipe
+from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
 from leanconv.recipes.settings import Recipe
+from leanconv.train.check import check_inputs
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
@@ -29,15 +32,23 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    folder: str | Path, *, data: str | None = None, size: Sequence[int] | None = None, trust_code: bool = False
+    folder: str | Path,
+    *,
+    data: str | None = None,
+    size: Sequence[int] | None = None,
+    given: Mapping[str, Any] | None = None,
+    whole: bool = True,
+    trust_code: bool = False,
 ) -> LoadedRun:
     """The network in a run folder or saved model, and the images or videos that `data`, or the run's recipe, names.
 
-    `size` is the shape of one input, by default that of training. A run on videos reads other videos as it reads its
-    own; for a saved network for clips every other frame at 30 per second is taken. Raises `LeanconvError` for a run
-    that is not finished, a saved model without `data`, and a `size` that the data cannot have.
+    They are prepared by the network's input contract, changed by `given`, the fields of `InputContract` that somebody
+    has named; without a contract `given` must have `mean` and `std`. `size` is the shape of one input, by default that
+    of training. `data` that is not split yet is used whole for the test, or with `whole` False split as for training.
+    Raises `LeanconvError` for a run that is not finished, a saved model without `data`, a network without a contract, a
+    `size` that the data cannot have, and data that do not fit the network.
     """
-    from leanconv.build import default_size, load
+    from leanconv.build import load
     from leanconv.data import open_inputs
 
     path = Path(folder)
@@ -46,24 +57,65 @@ def load_run(
         raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
     network = load(model, trust_code=trust_code)
     recipe = read_recipe(config) if config.exists() else None
-    if recipe is not None and (data is None or recipe.data.video is not None):
-        changes = [] if data is None else [f"data.spec={data}"]
-        if size is not None:
-            _check_size(size, len(recipe.data.input_size))
-            changes.append(f"data.size={size[-1]}")
-            changes += [f"data.video.frames={size[1]}"] if len(size) == 4 else []
-        return LoadedRun(network, open_data(change(recipe, changes)), recipe)
-    if data is None:
+    if data is None and recipe is None:
         raise LeanconvError(f"{path} is a saved model, not a run folder: say which images or videos with --data")
+    contract = _contract(path, network, recipe, size, dict(given or {}))
+    if recipe is not None and data is None:
+        opened = open_data(recipe, contract)
+    else:
+        options: dict[str, Any] = {} if recipe is None else _reading(recipe)
+        opened = open_inputs(str(data), contract, testing=whole, **options)
+    check_inputs(network, opened.input_size, opened.num_classes, named=contract.class_names is not None)
+    return LoadedRun(network, opened, recipe)
+
+
+def _contract(
+    path: Path, network: nn.Module, recipe: Recipe | None, size: Sequence[int] | None, given: dict[str, Any]
+) -> InputContract:
+    """What the network is fed, with what somebody says about it now; never anything that is estimated of other data."""
+    from leanconv.build import default_size
+
+    contract = contract_of(network)
+    if contract is None and recipe is not None and not {"mean", "std"} <= given.keys():
+        try:
+            contract = open_data(recipe).contract  # a run of a leanconv that did not keep it: as it was trained
+        except LeanconvError as error:
+            raise LeanconvError(f"{path}: {_asks()} (it was trained on {recipe.data.spec}: {error})") from error
     try:
-        own = default_size(str(model))
+        own: tuple[int, ...] | None = default_size(str(saved_model(path)))
     except LeanconvError:  # the model was saved without one
-        if size is None:
+        own = None if contract is None else contract.size
+        if own is None and size is None:
             raise
-        own = tuple(size)
-    wanted = own if size is None else size
-    _check_size(wanted, len(own))
-    return LoadedRun(network, open_inputs(data, wanted), recipe)
+    wanted = tuple(size or own or ())
+    _check_size(wanted, len(own or wanted))
+    if contract is None:
+        if not {"mean", "std"} <= given.keys():
+            raise LeanconvError(f"{path}: {_asks()}")
+        rule = "shorter_side" if "crop" in given else "square"
+        given = {"resize": rule, **given}
+        contract = InputContract(size=wanted, clip=_clip(wanted), **given)
+    if contract.clip is None and len(wanted) == 4:  # of images, for a network that was inflated since
+        contract = replace(contract, size=wanted, clip=_clip(wanted))
+    return replace(contract.at(wanted), **given)
+
+
+def _asks() -> str:
+    return (
+        "nothing says how the inputs of this model were made, and a guess would give another accuracy: say"
+        " --mean R,G,B --std R,G,B (of values from 0 to 1; ImageNet's are .485,.456,.406 and .229,.224,.225), and"
+        " where they were not the central square in one bilinear step, --crop and --interpolation"
+    )
+
+
+def _clip(size: Sequence[int]) -> ClipContract | None:
+    """Every other frame at 30 a second, for a network for clips of which nobody says more."""
+    return ClipContract(rate=2, fps=30.0, short_side=round(size[-1] * 8 / 7)) if len(size) == 4 else None
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """How files are read, which changes no pixel."""
+    return {"batch_size": recipe.data.batch_size, "workers": recipe.data.workers}
 
 
 def _check_size(size: Sequence[int], axes: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world
@@ -20,7 +22,7 @@ from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluati
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
-    from leanconv.data import ImageData, VideoData
+    from leanconv.data import ImageData, InputContract, VideoData
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable
 
@@ -43,8 +45,8 @@ class RunResult:
     videos: VideoEvaluation | None = None
 
 
-def open_data(recipe: Recipe) -> ImageData | VideoData:
-    """The images or videos of the recipe."""
+def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageData | VideoData:
+    """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one."""
     settings = recipe.data
     video = settings.video
     if video is not None:
@@ -64,6 +66,7 @@ def open_data(recipe: Recipe) -> ImageData | VideoData:
             clips_per_video=video.clips_per_video,
             mean=video.mean,
             std=video.std,
+            contract=contract,
         )
     from leanconv.data import VIDEO_KINDS, open_images
 
@@ -79,6 +82,10 @@ def open_data(recipe: Recipe) -> ImageData | VideoData:
         workers=settings.workers,
         seed=recipe.seed,
         augment=settings.augment,
+        exif=settings.exif,
+        mean=settings.mean,
+        std=settings.std,
+        contract=contract,
     )
 
 
@@ -169,6 +176,10 @@ def run_recipe(
         taken = take_weights(net, recipe.weights, num_classes=data.num_classes)
         if progress and is_main_process():
             print(f"weights of {recipe.weights}: {taken}", flush=True)
+    data = _normalised_as(contract_of(net), recipe, data)
+    said = data.remarks
+    if progress and is_main_process():
+        _print_remarks(said)
     objective: nn.Module
     if recipe.auxiliary or recipe.drop_path:
         batches = len(data.train_loader())
@@ -192,6 +203,9 @@ def run_recipe(
     if resume and (out / "config.yaml").exists():
         _complete(out / "config.yaml")
     result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
+    if progress and is_main_process():
+        _print_remarks(remark for remark in data.remarks if remark not in said)
+    attach(net, _contract(data, recipe))
     alone = rank_and_world()[1] == 1  # also when a finished run is resumed: then nothing started the others
     if alone and not is_main_process():
         return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model")
@@ -206,6 +220,35 @@ def run_recipe(
     folder = save(net, out / "model", size=recipe.data.input_size)
     videos = None if recipe.data.video is None else score_run(net, cast("VideoData", data), recipe, out)
     return RunResult(recipe=recipe, fit=result, net=net, model_folder=folder, table=table, videos=videos)
+
+
+def _normalised_as(
+    contract: InputContract | None, recipe: Recipe, data: ImageData | VideoData
+) -> ImageData | VideoData:
+    """`data` with the mean and std that the weights were trained with, unless the recipe has its own."""
+    settings, video = recipe.data, recipe.data.video
+    given = video or settings
+    if contract is None or given.mean is not None or given.std is not None or len(contract.mean) != 3:
+        return data
+    mean, std = cast("tuple[Any, Any]", (contract.mean, contract.std))
+    if video is None:
+        changed = replace(settings, mean=mean, std=std)
+    else:
+        changed = replace(settings, video=replace(video, mean=mean, std=std))
+    return open_data(replace(recipe, data=changed))
+
+
+def _contract(data: ImageData | VideoData, recipe: Recipe) -> InputContract:
+    """What the network that was trained on `data` is to be fed."""
+    contract, video = data.contract, recipe.data.video
+    if contract.clip is None or video is None:
+        return contract
+    return replace(contract, clip=replace(contract.clip, clips=video.test_clips, crops=video.test_crops))
+
+
+def _print_remarks(remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        print(remark, flush=True)
 
 
 def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:

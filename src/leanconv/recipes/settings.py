@@ -46,6 +46,8 @@ class DataSettings:
     """Which images, how large, how augmented, in what batches: the arguments of `leanconv.data.open_images`.
 
     With `video` the data are videos and `size` is the side of a clip: the arguments of `leanconv.data.open_videos`.
+    `exif` turns photographs as their EXIF record says. `mean` and `std` are of pixels in 0..1 (null: those of the
+    weights that training starts from, else of the training images); those of clips are in `video`.
     """
 
     spec: str = "digits"
@@ -53,6 +55,9 @@ class DataSettings:
     augment: str = "none"
     batch_size: int = 128
     workers: int = 0
+    exif: bool = True
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     video: VideoSettings | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanconv.train.check import check_inputs
 from leanconv.train.evaluate import Evaluation, evaluate
 from leanconv.train.fit import fit, is_main_process
 from leanconv.train.objectives import Classify, ClassifyWithTower, Objective
@@ -21,6 +22,7 @@ __all__ = [
     "ScheduleSettings",
     "VideoEvaluation",
     "VideoSample",
+    "check_inputs",
     "evaluate",
     "evaluate_videos",
     "fit",

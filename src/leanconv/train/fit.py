@@ -65,8 +65,10 @@ def fit(
     out = Path(out)
     start = time.perf_counter()
     # What can be refused without a run folder is refused here, before there is one.
-    batches, _ = len(data.train_loader()), len(data.eval_loader())
+    loader = data.train_loader()
+    batches, _ = len(loader), len(data.eval_loader())
     objective.train()
+    _check(objective, data, loader, settings)
     task = Task(objective, settings, batches)
     record = Record(out, data, task)
     with _quiet():
@@ -89,6 +91,19 @@ def fit(
             signal.signal(signal.SIGINT, before)
             raise KeyboardInterrupt from None
     return _result(out, data, start, progress and trainer.is_global_zero)
+
+
+def _check(objective: nn.Module, data: Data, loader: Any, settings: FitSettings) -> None:
+    """Compare network and data before anything is written, where the data say what they are, as leanconv's own do."""
+    from leanconv.train.check import check_training
+
+    size, chunks = getattr(data, "input_size", None), getattr(loader, "chunks", ())
+    if size is None or not chunks or not hasattr(objective, "net"):
+        return
+    world = int(os.environ.get("WORLD_SIZE", settings.devices * settings.nodes))
+    sample = str(getattr(data, "sample", "input"))
+    classes = int(getattr(data, "num_classes", 0))
+    check_training(objective, size, classes, max(len(chunks[0]) // world, 1), sample=sample)
 
 
 def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:

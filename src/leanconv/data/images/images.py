@@ -199,7 +199,7 @@ class ImageData(LabelledData[Memory | Stream]):
         # What is augmented batch by batch is prepared for training as for the test.
         pixels, labels, problems, turned = decode_all(split, self._evaluation, exif=self._exif)
         if training:
-            missing = sorted(set(range(self.num_classes)) - set(labels.tolist()))
+            missing = sorted(set(split.labels.tolist()) - set(labels.tolist()))
             if missing:
                 raise DataError(
                     f"class {self.class_names[missing[0]]!r}: none of its training images could be read, for example"

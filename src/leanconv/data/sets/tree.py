@@ -32,16 +32,21 @@ class Tree:
 
     def add(self, name: str) -> int:
         """Read the folder `name` in `root` and everything below it; returns how many files it has."""
-        home = self.root.resolve()
-        above = {_identity(os.stat(folder)) for folder in (home, *home.parents)}
-        found: list[tuple[str, Identity]] = []
-        self._walk(str(self.root / name), found, above)
+        found = self.names(name)
         kept: dict[Identity, str] = {}
-        for path, identity in sorted(found):
+        for path, identity in found:
             kept.setdefault(identity, path)
         self.twins += len(found) - len(kept)
         self.files += [(path, name, identity) for identity, path in kept.items()]
         return len(kept)
+
+    def names(self, name: str = "") -> list[tuple[str, Identity]]:
+        """Every name of every file below the folder `name` in `root`, sorted: (path below `root`, identity)."""
+        home = self.root.resolve()
+        above = {_identity(os.stat(folder)) for folder in (home, *home.parents)}
+        found: list[tuple[str, Identity]] = []
+        self._walk(str(self.root / name), found, above)
+        return sorted(found)
 
     def _walk(self, folder: str, found: list[tuple[str, Identity]], seen: set[Identity]) -> None:
         here = os.stat(folder)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.tree import Tree
 from leanconv.errors import DataError
 
 __all__ = ["SUFFIXES", "VideoList", "VideoSet", "by_stem", "existing", "read_table", "read_text", "whole_number"]
@@ -68,18 +69,20 @@ def existing(
     return VideoList(tuple(paths), torch.tensor(labels, dtype=torch.int64))
 
 
-def by_stem(root: Path) -> dict[str, str]:
-    """Every video below `root` by its name without suffix; a replacement (for a broken one) is preferred."""
+def by_stem(root: Path, *, with_folder: bool = False) -> dict[str, str]:
+    """Every video below `root` by its name without suffix, or by folder/name; a replacement (for a broken one) is
+    preferred."""
     if not root.is_dir():
         raise DataError(
             f"{root}: expected a folder with videos, found {'a file' if root.exists() else 'nothing'} there"
         )
     found: dict[str, str] = {}
-    for folder, _, files in sorted(os.walk(root, followlinks=True)):
-        for file in files:
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() in SUFFIXES and (stem not in found or "replacement" in folder):
-                found[stem] = os.path.join(folder, file)
+    for path, _ in Tree(root, SUFFIXES).names():
+        folder, file = os.path.split(os.path.join(root, path))
+        stem = os.path.splitext(file)[0]
+        stem = f"{os.path.basename(folder)}/{stem}" if with_folder else stem
+        if stem not in found or "replacement" in folder:
+            found[stem] = os.path.join(folder, file)
     return found
 
 

@@ -113,9 +113,10 @@ class SpreadClips:
         chosen = [self.shape.numbers(clock, start) for start in starts]
         frames = tuple(sorted({number for clip in chosen for number in clip}))
         place = {number: index for index, number in enumerate(frames)}
+        # A single crop is cut of every frame by its own size, which may change on the way.
         return ClipPlan(
             frames,
-            Framing(self.short_side),
+            Framing(self.short_side, self.shape.size if self.crops == 1 else None),
             clips=tuple(tuple(place[number] for number in clip) for clip in chosen),
             crops=self.crops,
             side=self.shape.size if self.crops == 1 else self.short_side,

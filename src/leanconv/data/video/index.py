@@ -95,6 +95,9 @@ def open_file(path: str) -> tuple[Any, Any]:
         # An absolute path cannot be taken for a protocol, even with a colon in a file's name.
         container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"})
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    best = container.streams.best("video")  # the default one, then the one with more frames
+    if best in streams:
+        streams = [best]
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
         container.close()

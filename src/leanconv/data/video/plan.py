@@ -17,10 +17,13 @@ from torch import Tensor
 
 from leanconv.data.video.clips import crop_offsets, scaled
 
-__all__ = ["ClipPlan", "Frames", "Framing", "Seek", "Window", "plan_seeks"]
+__all__ = ["ClipPlan", "Frames", "Framing", "Picture", "Seek", "Window", "plan_seeks"]
 
 Frames = npt.NDArray[np.uint8]
 """Pixels (n, height, width, 3)."""
+
+Picture = npt.NDArray[np.uint8]
+"""Pixels (height, width, 3)."""
 
 _WORTH_A_SEEK = 8
 """A seek costs about as much as decoding this many frames."""

@@ -11,11 +11,13 @@ its beginning; where the time stamps turn out to be wrong, frames are counted in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from leanconv.data.video.display import Turn, pixel_aspect
 from leanconv.data.video.index import VideoIndex, count_frames, open_file, reading, scan
 from leanconv.data.video.plan import Frames, Framing, Window, plan_seeks
 from leanconv.errors import DataError
@@ -75,7 +77,7 @@ class Video:
         wanted = sorted(set(numbers))
         if not wanted or wanted[0] < 0 or wanted[-1] >= len(self.index):
             raise IndexError(f"{self.path}: frames {wanted[:1]} to {wanted[-1:]} of {len(self.index)} were asked for")
-        block = _Block(self.path, numbers, framing)
+        block = _Block(self.path, numbers, framing, pixel_aspect(self.path, self._stream))
         with reading(self.path, (self._stream.height, self._stream.width)):
             if self.index.by_count:
                 self._count_to(wanted, block)
@@ -151,9 +153,12 @@ class Video:
 
 
 class _Block:
-    """Where wanted frames go: one block of pixels, made when the size of the first of them is known."""
+    """Where wanted frames go: one block of pixels, made when the size of the first of them is known.
 
-    def __init__(self, path: str, numbers: Sequence[int], framing: Framing) -> None:
+    Every frame is framed by its own size, which may change on the way. Pixels are `aspect` times as wide as high.
+    """
+
+    def __init__(self, path: str, numbers: Sequence[int], framing: Framing, aspect: Fraction) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.path = path
@@ -163,26 +168,37 @@ class _Block:
             self._places.setdefault(number, []).append(index)
         self._count = len(numbers)
         self._framing = framing
-        self._window: Window | None = None
-        self._turns = 0
+        self._aspect = aspect
+        self._windows: dict[tuple[int, int], Window] = {}
         self._scaler = VideoReformatter()
 
     def put(self, number: int, frame: Any) -> None:
         """Scale, turn and cut the frame, and put it wherever its number is wanted."""
         if frame.is_corrupt:
             raise DataError(f"{self.path}: broken video: frame {number} is damaged")
-        if self._window is None:
-            self._turns = round(frame.rotation / 90) % 4
-            shown = (frame.height, frame.width) if self._turns % 2 == 0 else (frame.width, frame.height)
-            self._window = self._framing.window(*shown)
-            self.pixels = np.empty((self._count, self._window.rows, self._window.columns, 3), dtype=np.uint8)
-        window = self._window
-        height, width = (window.height, window.width) if self._turns % 2 == 0 else (window.width, window.height)
+        turn = Turn.of(self.path, frame)
+        window = self._window(turn.shown(frame.height, max(round(frame.width * self._aspect), 1)))
+        height, width = turn.shown(window.height, window.width)
         small = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         plane = small.planes[0]
         # The plane's own memory, rows padded: cutting it copies only what is kept.
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]
-        picture = np.rot90(rows.reshape(height, width, 3), self._turns)
+        picture = turn.applied(rows.reshape(height, width, 3))
         picture = picture[window.top : window.top + window.rows, window.left : window.left + window.columns]
         for index in self._places[number]:
             self.pixels[index] = picture
+
+    def _window(self, size: tuple[int, int]) -> Window:
+        """The window on frames of this size, (height, width) as they are shown."""
+        if size not in self._windows:
+            window = self._framing.window(*size)
+            if not self._windows:
+                self.pixels = np.empty((self._count, window.rows, window.columns, 3), dtype=np.uint8)
+            elif (window.rows, window.columns) != self.pixels.shape[1:3]:
+                first = next(iter(self._windows))
+                raise DataError(
+                    f"{self.path}: its frames change from {first[1]} x {first[0]} to {size[1]} x {size[0]} pixels, and"
+                    " what is cut out of them has no common size: take one crop of every clip, or cut the video there"
+                )
+            self._windows[size] = window
+        return self._windows[size]

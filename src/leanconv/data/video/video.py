@@ -17,6 +17,7 @@ from torch import Tensor
 from leanconv.data.contract import ClipContract, InputContract, match_classes
 from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
 from leanconv.data.loaders import every_nth
+from leanconv.data.sets.actions import hmdb51, something, ucf101
 from leanconv.data.sets.folder import video_folder
 from leanconv.data.sets.kinetics import kinetics
 from leanconv.data.sets.moving_digits import moving_digits
@@ -42,6 +43,9 @@ _READERS: dict[str, Callable[..., VideoSet]] = {
     "video-csv": video_csv,
     "kinetics": kinetics,
     "sports1m": sports1m,
+    "ucf101": ucf101,
+    "hmdb51": hmdb51,
+    "something": something,
 }
 
 _SPLIT_HERE = ("video-folder", "video-csv")
@@ -70,7 +74,7 @@ def open_videos(
     testing: bool = False,
 ) -> VideoData:
     """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
-    `kinetics:PATH` or `sports1m:PATH`.
+    `kinetics:PATH`, `sports1m:PATH`, `ucf101:PATH`, `hmdb51:PATH` or `something:PATH`.
 
     A clip is `frames` frames, every `rate`-th one at `fps` frames per second (None: as the file has them), `size`
     pixels square. In training the shorter side is scaled to a length drawn from `short_side` (default: the paper's 8/7
