@@ -60,6 +60,17 @@ def test_list(run: Run) -> None:
     assert "demo" in json.loads(run("list", "--recipes", "--json"))
 
 
+def test_networks_made_ones_for_clips(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = json.loads(run("measure", "resnet20", "--rewrite", "inflate:frames=4", "--json"))
+    assert after["macs"] == pytest.approx(4 * before["macs"], rel=1e-3)
+    run("rewrite", "resnet20", "--rewrite", "inflate:frames=4", "--out", tmp_path / "clips")
+    assert json.loads(run("measure", tmp_path / "clips", "--json"))[0]["macs"] == after["macs"]
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "resnet20", "--rewrite", "inflate:frames=4"])
+    assert caught.value.code == 2
+    assert "takes (3, 4, 32, 32) instead of (3, 32, 32): leanconv rewrite" in capsys.readouterr().err
+
+
 def test_measure(run: Run) -> None:
     told = json.loads(run("measure", "resnet20", "--rewrite", "osep", "--json"))
     assert [row["model"] for row in told] == ["resnet20", "resnet20 + osep"]

@@ -110,8 +110,8 @@ def save(
     the story does not build but plain data can say is kept beside it (modes, frozen and tied parameters, drawn buffers,
     changed numbers such as a stride); what remains is refused by name. An existing model is replaced only by a new
     one that is complete and proven.
-    Raises `LeanconvError` where it is not known how the model is built, `CheckpointError` when that and the files do not
-    lead to this model or the files cannot be written.
+    Raises `LeanconvError` where it is not known how the model is built, `CheckpointError` where that and the files do
+    not lead to this model, or cannot be written.
     """
     folder = Path(folder)
     model = as_module(model)
@@ -230,8 +230,10 @@ def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
         size = size_of_name(str(story.model))
     except LeanconvError:
         return None
-    for _, settings in story.steps:
-        if "widths" in settings:  # made elastic
+    for stem, settings in story.steps:
+        if stem == "inflate" and size is not None:
+            size = (size[0], int(settings["frames"]), *size[1:])
+        elif "widths" in settings:  # made elastic
             size = tuple(settings["size"])
         elif "extract" in settings and size is not None:  # one configuration of it
             axes = min(len(size) - 1, 2)

@@ -43,7 +43,8 @@ class Unequal(NamedTuple):
         if isinstance(self.inside.one, Tensor) and isinstance(self.inside.other, Tensor):
             beside = f" (in no state dict, because {self.path} is a plain list or the like: make it an nn.ModuleList)"
             return f"{self.path}{self.inside.where} comes back with other values" + beside * bool(self.inside.where)
-        return f"{self.path}{self.inside.where} is {_shown(self.inside.one)}, and comes back as {_shown(self.inside.other)}"
+        own, other = _shown(self.inside.one), _shown(self.inside.other)
+        return f"{self.path}{self.inside.where} is {own}, and comes back as {other}"
 
     @property
     def path(self) -> str:
@@ -52,7 +53,7 @@ class Unequal(NamedTuple):
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What `module` holds that torch does not keep account of: numbers, lists, functions, tensors beside the buffers."""
+    """What `module` holds that torch keeps no account of: numbers, lists, functions, tensors beside the buffers."""
     return {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
 
 
@@ -67,7 +68,9 @@ def differing(model: nn.Module, built: nn.Module) -> Iterator[Unequal]:
             continue
         held = _all(module), _all(other)
         for key in dict.fromkeys((*held[0], *held[1])):
-            own, made = (has.get(key, getattr(type(one), key, MISSING)) for has, one in zip(held, (module, other)))
+            own, made = (
+                has.get(key, getattr(type(one), key, MISSING)) for has, one in zip(held, (module, other), strict=True)
+            )
             if (found := difference(own, made, pairs)) is not None:
                 yield Unequal(name, key, own, made, found)
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from leanconv.build.beside import attributes, differing
 from leanconv.build.values import Pairs, difference, same_tensors
 from leanconv.dryrun import Sizes, arguments, duplicate, each_shape, one_line
-from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.errors import CheckpointError
 from leanconv.modes import eval_mode
 from leanconv.seeds import generator, isolated
 

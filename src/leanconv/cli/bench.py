@@ -10,6 +10,7 @@ import typer
 from leanconv.cli.models import configuration, find
 from leanconv.cli.options import JsonOption, RewriteOption, SetOption, SizeOption, TrustOption
 from leanconv.cli.output import print_json, write_json
+from leanconv.errors import LeanconvError
 from leanconv.machine import this_machine
 
 
@@ -42,6 +43,11 @@ def run(
         found = find(name, options, rewrites, size, trust_code=trust_code)
         network, shape = configuration(found.model, found.size, None, None)
         candidates[name] = network
+        if found.rewritten and found.final_size != found.size:
+            raise LeanconvError(
+                f"bench times networks on one input, and after {' + '.join(rewrites)} {name} takes {found.final_size} "
+                f"instead of {found.size}: leanconv rewrite {name} ... --out DIR, then leanconv bench DIR"
+            )
         if found.rewritten:
             candidates[f"{name} + {' + '.join(rewrites)}"] = configuration(found.final, found.size, None, None)[0]
     assert shape is not None  # there is at least one model

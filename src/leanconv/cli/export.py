@@ -44,7 +44,7 @@ def run(
     from leanconv.report import export_table, print_table
 
     found = find(model, options, rewrites, size, trust_code=trust_code)
-    network, shape = configuration(found.final, found.size, width, resolution)
+    network, shape = configuration(found.final, found.final_size, width, resolution)
     report = export(network, path, size=shape, tolerance=tolerance, dynamic_batch=not fixed_batch)
     if json:
         print_json(report.to_json())

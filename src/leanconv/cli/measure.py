@@ -32,7 +32,7 @@ def run(
         found = find(name, options, rewrites, sizes, trust_code=trust_code)
         costs[name] = measure(found.model, found.size)
         if found.rewritten:
-            costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.size)
+            costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.final_size)
     if json:
         print_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
         return

@@ -31,6 +31,11 @@ class Found(NamedTuple):
         """The model after its rewrites."""
         return self.rewritten.model if self.rewritten else self.model
 
+    @property
+    def final_size(self) -> tuple[Any, ...]:
+        """What it takes: clips where the rewrites made it a network for clips."""
+        return (self.rewritten and self.rewritten.size) or self.size
+
 
 def find(
     name: str,

@@ -99,10 +99,10 @@ def _plan_model(name: str, operator: str, step: ChainRewrite, found: Found, json
     from leanconv.report import model_plan_table, print_table
     from leanconv.rewrites import rewrite
 
-    done = rewrite(found.final, replace(step, init="fresh"), size=found.size)
+    done = rewrite(found.final, replace(step, init="fresh"), size=found.final_size)
     changed = {change.name for change in done.changes}
     skipped = [(skip.name, skip.reason) for skip in done.skipped if not skip.reason.startswith("already a ")]
-    costs = measure(done.model, found.size).by_module()
+    costs = measure(done.model, found.final_size).by_module()
     layers: list[dict[str, Any]] = []
     for layer, module in done.model.named_modules():
         if isinstance(module, ConvChain):

@@ -37,9 +37,9 @@ def run(
     found = find(model, options, rewrites, sizes, trust_code=trust_code)
     done = found.rewritten
     assert done is not None  # there are rewrites
-    before, after = measure(found.model, found.size), measure(done.model, found.size)
+    before, after = measure(found.model, found.size), measure(done.model, found.final_size)
     if out is not None:
-        save(done, out, size=found.size)
+        save(done, out, size=found.final_size)
     if json:
         print_json(
             {

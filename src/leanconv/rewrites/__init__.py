@@ -106,10 +106,10 @@ def rewrite(
             continue
         size = applied.size or size
         changed = [change.name for change in applied.changes]
-        order = check_still_runs(new, size, order, changed, selects=step.selects)
+        order = check_still_runs(new, size, order, changed, selects=step.selects, same_shapes=not applied.proven)
         changes += [replace(change, ran=order.ran(change.name)) for change in applied.changes]
     remember(new, story)
-    return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows))
+    return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows), size)
 
 
 def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> nn.Module:
@@ -146,7 +146,7 @@ def _whole(step: ConvRewrite | Step) -> Step:
 
 def _settings(step: Step, size: Sizes | None, applied: Applied) -> dict[str, Any]:
     """What the story must hold besides the options: the size that gave the order, the layers that were left alone."""
-    settings = to_json(step.options)
+    settings = to_json(applied.options or step.options)
     del settings["stem"]
     if size is not None and step.needs_order:
         settings["size"] = list(size)

@@ -95,7 +95,9 @@ class Applied:
     """The outcome of one step.
 
     `kept` names layers that were left alone for a reason that a replay on a bare model could not see (a hook, a tied
-    weight). `size` is the input that the new model takes, where the step changes it.
+    weight). `size` is the input that the new model takes, where the step changes it. `options` are the step's with what
+    it has found out, for the story. `proven` says that it has compared the outputs itself, which need not be of the old
+    shapes.
     """
 
     model: nn.Module
@@ -104,6 +106,8 @@ class Applied:
     kept: tuple[str, ...] = ()
     flows: tuple[Flow, ...] = ()
     size: Sizes | None = None
+    options: Step | None = None
+    proven: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +150,8 @@ class Rewritten:
     """The new `model` and what happened: every replaced layer, every layer left alone, and the story so far.
 
     Every function that takes a network takes this as it is. `flows` says where pairs of maps at two resolutions start,
-    flow and merge (octave only). The `story` of a network from outside leanconv has no `model`, unless `source` said
-    how to build it again.
+    flow and merge (octave only); `size` is what the new network takes, where a size was given. The `story` of a network
+    from outside leanconv has no `model`, unless `source` said how to build it again.
     """
 
     model: nn.Module
@@ -155,6 +159,7 @@ class Rewritten:
     skipped: tuple[Skipped, ...]
     story: Story | None = None
     flows: tuple[Flow, ...] = ()
+    size: Sizes | None = None
 
     def __str__(self) -> str:
         """Two or three lines; iterate over `changes` and `skipped` for the rest."""

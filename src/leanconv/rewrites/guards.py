@@ -25,6 +25,7 @@ __all__ = [
     "not_plain",
     "not_plannable",
     "not_replaceable",
+    "own_meaning",
     "refuse_model",
     "tied_parameters",
 ]
@@ -116,33 +117,36 @@ def not_plain(module: nn.Module) -> str | None:
         return None  # torch changes its class; `not_replaceable` finds what it is underneath
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} is not a convolution we can plan (it is a transposed one)"
-    own = _own_meaning(module)
+    own = own_meaning(module, *PLAIN)
     if own or not isinstance(module, PLAIN):
         why = f"it defines its own {own}" if own else "it may mean something else"
         return f"{kind} is not a plain nn.Conv1d/2d/3d: {why}"
     return None
 
 
-def _own_meaning(module: nn.Module) -> str:
-    """What a subclass of nn.Conv1d/2d/3d overrides of its parent's behaviour; torchvision's Conv3DSimple, nothing."""
+def own_meaning(module: nn.Module, *kinds: type) -> str:
+    """What a subclass of one of torch's `kinds` overrides of its behaviour; torchvision's Conv3DSimple, nothing."""
     for base in type(module).__mro__:
-        if base in PLAIN or base is nn.Module:
+        if base in kinds or base is nn.Module:
             break
         if own := sorted(_MEANING & vars(base).keys()):
             return own[0]
     return ""
 
 
-def not_replaceable(module: nn.Module, tied: dict[int, tuple[str, ...]]) -> str | None:
-    """Why this convolution, as it is now, cannot be replaced without losing something, or None where it can."""
+def not_replaceable(module: nn.Module, tied: dict[int, tuple[str, ...]], *, hooks: bool = True) -> str | None:
+    """Why this convolution, as it is now, cannot be replaced without losing something, or None where it can.
+
+    With `hooks=False` they are no hindrance, because the new layer takes them over.
+    """
     if parametrize.is_parametrized(module):
         return "its weights are parametrized: remove the parametrization, rewrite, then apply it again"
     if not isinstance(module, PLAIN):
         return None
-    return _attached(module) or _weights(module, tied)
+    return _attached(module, hooks) or _weights(module, tied)
 
 
-def _attached(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
+def _attached(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, look_for_hooks: bool) -> str | None:
     """What hangs on the module and would be lost."""
     hooks = [
         kind
@@ -156,7 +160,7 @@ def _attached(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
         )
         if table
     ]
-    if hooks:
+    if hooks and (look_for_hooks or conv._parameters.keys() != {"weight", "bias"}):
         return f"has a {hooks[0]} hook (weight norm, pruning and tracing use them): remove it, rewrite, attach it again"
     if "forward" in vars(conv):
         return "its forward was replaced on the instance"

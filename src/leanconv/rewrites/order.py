@@ -48,12 +48,19 @@ def order_of(model: nn.Module, size: Sizes) -> Order:
 
 
 def check_still_runs(
-    model: nn.Module, size: Sizes, before: Order, changed: Sequence[str], *, selects: bool = True
+    model: nn.Module,
+    size: Sizes,
+    before: Order,
+    changed: Sequence[str],
+    *,
+    selects: bool = True,
+    same_shapes: bool = True,
 ) -> Order:
     """The order in the rewritten `model`; raises `RewriteError`, naming the layer, unless its new layers run.
 
     Catches a parent that uses the weights of its convolution directly, one that calls the old convolution all the same,
-    and an output whose shape is no longer the same. `selects` says whether the rewrite has a `where`.
+    and an output whose shape is no longer the same. `selects` says whether the rewrite has a `where`,
+    `same_shapes` whether the outputs must have the old shapes.
     """
     dry = DryRun(model, size, error=RewriteError)
     try:
@@ -74,7 +81,7 @@ def check_still_runs(
                 f"{name} was replaced but the network does not call the new layer, although it called the old one"
                 f"{_leave_alone(name, selects)}"
             )
-    if after.shapes != before.shapes:
+    if same_shapes and after.shapes != before.shapes:
         raise RewriteError(f"the rewritten network gives outputs {after.shapes}, the original {before.shapes}")
     return after
 
