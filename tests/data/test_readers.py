@@ -321,3 +321,17 @@ def test_timm_numbers_classes_of_each_part_and_they_are_matched_by_name(tmp_path
     data = open_images(f"timm:?root={tmp_path}", size=8)
     assert torch.cat([labels for _, labels in data.eval_loader()]).tolist() == [1] * 3 + [2] * 3
     assert "has none of the class 'ant'" in data.remarks[0]
+
+
+def test_timm_takes_a_folder_without_parts_for_both(tmp_path: Path) -> None:
+    folder_set(tmp_path, per_class=3)
+    with pytest.raises(DataError, match=r"all of its test images are also its training images: .* folder:DIR"):
+        open_images(f"timm:?root={tmp_path / 'train'}", size=8)
+
+
+@pytest.mark.parametrize(
+    "given", [{"std": (0.0, 1.0, 1.0)}, {"mean": (123.0, 117.0, 104.0)}, {"std": (58.0,) * 3}, {"mean": (0.5,)}]
+)
+def test_statistics_that_no_pixels_have(given) -> None:
+    with pytest.raises(DataError, match=r"digits: (mean|std) must be 3 values .* of pixels in 0..1"):
+        open_images("digits", size=8, **given)

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -20,7 +20,7 @@ from leanconv.data.sets.splits import Problem
 from leanconv.errors import DataError, unknown
 from leanconv.files import write_text
 
-__all__ = ["LabelledData", "check_counts", "reader_of"]
+__all__ = ["LabelledData", "check_counts", "check_statistics", "reader_of"]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of pixels in 0..1."""
@@ -50,6 +50,14 @@ def check_counts(name: str, least: int, **counts: int) -> None:
     for what, value in counts.items():
         if value < least:
             raise DataError(f"{name}: {what} must be at least {least}, got {value}")
+
+
+def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise `DataError` for a given mean or standard deviation that no pixels in 0..1 can have."""
+    if mean is not None and (len(mean) != 3 or not all(0 <= value <= 1 for value in mean)):
+        raise DataError(f"{name}: mean must be 3 values from 0 to 1, of pixels in 0..1, got {list(mean)}")
+    if std is not None and (len(std) != 3 or not all(0 < value <= 1 for value in std)):
+        raise DataError(f"{name}: std must be 3 values above 0 and up to 1, of pixels in 0..1, got {list(std)}")
 
 
 class LabelledData(ABC, Generic[S]):

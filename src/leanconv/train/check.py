@@ -64,8 +64,9 @@ def check_training(objective: nn.Module, size: Sequence[int], classes: int, batc
         if config is None:
             _run(net, size, batch=batch, training=None, sample=sample)
         else:
+            side = config[1]
             with net.at(*config):  # type: ignore[operator]
-                _run(net, size, batch=batch, training=None, sample=sample)
+                _run(net, (*size[:-2], side, side), batch=batch, training=None, sample=sample)
 
 
 def _run(

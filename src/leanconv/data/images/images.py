@@ -19,7 +19,7 @@ from leanconv.data.images.augment import AUGMENTS, Augment, crop_and_mirror, cut
 from leanconv.data.images.decode import decode_all
 from leanconv.data.images.files import ImageFiles
 from leanconv.data.images.prepare import Prepare
-from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
+from leanconv.data.labelled import LabelledData, Statistics, check_counts, check_statistics, reader_of
 from leanconv.data.loaders import Memory
 from leanconv.data.sets.cifar import cifar10, cifar100
 from leanconv.data.sets.digits import digits
@@ -95,6 +95,7 @@ def open_images(
     read = reader_of(spec, _READERS, what="kind of data set", takes="a path or name", embedded="digits")
     check_counts(spec, 1, size=size, batch_size=batch_size)
     check_counts(spec, 0, workers=workers)
+    check_statistics(spec, mean, std)
     recipe = find_augment(augment)
     if testing and spec.partition(":")[0] in _SPLIT_HERE:
         read = partial(read, testing=True)

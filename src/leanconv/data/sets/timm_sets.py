@@ -76,7 +76,30 @@ def timm_set(text: str) -> ImageSet:
         places, told = match_classes(test.where, own, names, what=train.where)
         test = replace(test, labels=torch.tensor(places, dtype=torch.int64)[test.labels])
         remarks = (told,) if told else ()
+    remarks = (*remarks, *_check_apart(text, train, test))
     return ImageSet(train=train, test=test, class_names=names, remarks=remarks)
+
+
+def _check_apart(text: str, train: _Reader, test: _Reader) -> tuple[str, ...]:
+    """A sentence where images are in both parts; `DataError` where these are one: timm takes a folder without parts
+    for either."""
+    both = _files(train) & _files(test)
+    if both and both == _files(test):
+        raise DataError(
+            f"timm:{text}: all of its test images are also its training images: timm found no such parts"
+            f" ({train.where.rpartition('(')[2][:-1]}, {test.where.rpartition('(')[2][:-1]}) and took the whole for"
+            " each; name them with train_split=, test_split=, or write folder:DIR to have it split"
+        )
+    return (f"{len(both)} test images are also used for training, for example {min(both)}",) if both else ()
+
+
+def _files(half: _Reader) -> set[str]:
+    """The files of a part where its reader knows them."""
+    reader = getattr(half.dataset, "reader", None)
+    samples = getattr(reader, "samples", None)
+    if samples is None or not all(isinstance(sample[0], str) for sample in samples):
+        return set()
+    return {str(sample[0]) for sample in samples}
 
 
 def _open(name: str, split: str, options: dict[str, str]) -> _Reader:

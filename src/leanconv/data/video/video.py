@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import ClipContract, InputContract, match_classes
-from leanconv.data.labelled import LabelledData, Statistics, check_counts, reader_of
+from leanconv.data.labelled import LabelledData, Statistics, check_counts, check_statistics, reader_of
 from leanconv.data.loaders import every_nth
 from leanconv.data.sets.actions import hmdb51, something, ucf101
 from leanconv.data.sets.folder import video_folder
@@ -99,6 +99,7 @@ def open_videos(
         rate, fps, short_side = clip.rate, clip.fps, (clip.short_side, max(clip.short_side, round(size * 10 / 7)))
     check_counts(spec, 1, frames=frames, rate=rate, size=size, batch_size=batch_size, clips_per_video=clips_per_video)
     check_counts(spec, 0, workers=workers)
+    check_statistics(spec, mean, std)
     if fps is not None and not 0 < fps <= 1000:
         raise DataError(f"{spec}: fps must be above 0 and at most 1000, or None for each file's own, got {fps}")
     if augment not in VIDEO_AUGMENTS:
