@@ -183,8 +183,8 @@ def to_onnx(model: nn.Module, path: Path, *, size: Size, batch: int | None = Non
         )
         if odd is not None:
             raise ExportError(
-                f"{type(model).__name__} cannot be exported to ONNX: it returns {type(odd).__name__} among its outputs, "
-                "and a file has tensors only, in tuples, lists and dictionaries"
+                f"{type(model).__name__} cannot be exported to ONNX: it returns {type(odd).__name__} among its "
+                "outputs, and a file has tensors only, in tuples, lists and dictionaries"
             )
         outputs = _names("output", answer)
         try:
