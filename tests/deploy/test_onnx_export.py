@@ -19,11 +19,12 @@ import torch
 from test_fold import lively
 from torch import Tensor, nn
 
-from leanconv.deploy import ExportReport, compare, export, onnxruntime_runner
+from leanconv.deploy import ExportReport, compare, densify, export, fold, onnxruntime_runner
 from leanconv.deploy import export as _export_function
 from leanconv.elastic import make_elastic
 from leanconv.errors import ExportError, LeanconvError, MissingExtra
 from leanconv.ops import OPERATORS, conv_maker
+from leanconv.ops.osep import OptimizedSeparableConv2d
 
 module = sys.modules[_export_function.__module__]
 
@@ -94,18 +95,107 @@ def test_the_warnings_of_the_model_itself_pass(tmp_path: Path) -> None:
         export(Warns(), tmp_path / "net.onnx", size=(3, 8))
 
 
-def test_several_outputs(tmp_path: Path) -> None:
-    class Two(nn.Module):
+class Several(nn.Module):
+    """Outputs as `kind` gives them, and one more in training."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.aid = kind, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 99, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if self.training:
+            return y, self.aid(y)
+        low = nn.functional.avg_pool2d(y, 2)
+        return {
+            "dict": {"map": y, "low": low},
+            "tuple": (y, None, low),
+            "nested": [y, {"low": (low, y.mean((2, 3)))}],
+            "alone in a tuple": (y,),
+            "the input and one twice": (x, y, y),
+        }[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("dict", 2), ("tuple", 2), ("nested", 3), ("alone in a tuple", 1), ("the input and one twice", 3)],
+)
+def test_several_outputs_are_named_as_promised(kind: str, count: int, tmp_path: Path) -> None:
+    report = export(Several(kind).train(), tmp_path / "net.onnx", size=(3, 12, 12))
+    graph = onnx.load(str(report.path)).graph
+    names = ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
+    assert [value.name for value in graph.output] == names
+    assert not any(99 in initializer.dims for initializer in graph.initializer)  # the head for training only
+
+
+def test_outputs_that_are_no_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, float]:
+            return x * 2, 3.0
+
+    with pytest.raises(ExportError, match="it returns float among its outputs"):
+        export(Counted(), tmp_path / "net.onnx", size=(3, 8))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_several_inputs(listed: bool, tmp_path: Path) -> None:
+    class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
 
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            y = self.conv(x)
-            return {"high": y, "low": nn.functional.avg_pool2d(y, 2)}
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.a(a).mean((2, 3)) + self.b(b).mean((2, 3))
 
-    report = export(Two(), tmp_path / "net.onnx", size=(3, 12, 12))
-    assert len(onnx.load(str(report.path)).graph.output) == 2
+    class Listed(Pair):
+        def forward(self, inputs: list[Tensor]) -> Tensor:  # type: ignore[override]
+            return super().forward(*inputs)
+
+    sizes = [(3, 8, 8), (1, 12, 6)]
+    report = export((Listed if listed else Pair)(), tmp_path / "net.onnx", size=sizes)
+    graph = onnx.load(str(report.path)).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["input_0", "input_1", "output"]
+    assert report.samples == 6
+    assert json.loads(json.dumps(report.to_json()))["size"] == [[3, 8, 8], [1, 12, 6]]
+
+
+def test_what_fold_and_densify_return_is_taken(tmp_path: Path) -> None:
+    net = nn.Sequential(OptimizedSeparableConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    for result in (fold(net, (16, 8, 8)), densify(net, (16, 8, 8))):
+        assert result.story is None
+        assert export(result, tmp_path / "net.onnx", size=(16, 8, 8)).max_abs_difference < 1e-4
+
+
+def test_a_network_without_values_is_refused_by_name(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for verb in (lambda: export(net, tmp_path / "net.onnx", size=(3, 8, 8)), lambda: fold(net, (3, 8, 8))):
+        with pytest.raises(LeanconvError, match=r"0\.weight is on the meta device.*to_empty"):
+            verb()
+
+
+def test_outputs_that_are_infinite_in_both_are_equal(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.conv(x).mean((2, 3))
+            return scores.masked_fill(scores < 0, float("-inf"))
+
+    torch.manual_seed(0)
+    report = export(Masked(), tmp_path / "net.onnx", size=(3, 18, 18))
+    assert report.max_abs_output < 10
+
+
+def test_large_outputs_are_judged_by_their_size(tmp_path: Path) -> None:
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp().sum(1) * 1e4  # rounding of 1e-7 is 1e-2 here
+
+    report = export(Large(), tmp_path / "net.onnx", size=(64, 8))
+    assert report.max_abs_output > 1e6
 
 
 def test_without_folding_the_outputs_are_the_same(tmp_path: Path) -> None:
@@ -124,10 +214,19 @@ def test_folding_reaches_what_the_exporter_does_not(tmp_path: Path) -> None:
     assert operators(plain.path)["BatchNormalization"] == 1
 
 
-def test_an_older_opset(tmp_path: Path) -> None:
-    report = export(tiny(), tmp_path / "net.onnx", size=(3, 12, 12), opset=19)
-    assert report.opset == 19
-    assert onnx.load(str(report.path)).opset_import[0].version == 19
+@pytest.mark.parametrize("opset", [18, 19, 20])
+def test_the_opset_that_was_asked_for(opset: int, tmp_path: Path) -> None:
+    report = export(tiny(), tmp_path / "net.onnx", size=(3, 12, 12), opset=opset)
+    assert report.opset == opset
+    written = onnx.load(str(report.path)).opset_import
+    assert [entry.version for entry in written if entry.domain == ""] == [opset]
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 99])
+def test_an_opset_that_cannot_be_written_is_refused(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"opset {opset}"):
+        export(tiny(), tmp_path / "net.onnx", size=(3, 12, 12), opset=opset)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_report_is_json(tmp_path: Path) -> None:

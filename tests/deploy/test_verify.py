@@ -40,6 +40,59 @@ def test_not_a_number_is_an_infinite_difference() -> None:
     assert compare(net(), lambda x: net()(x) * float("nan"), (3, 8, 8)).max_abs == float("inf")
 
 
+def test_equal_infinities_and_nans_are_equal_and_others_are_not() -> None:
+    def masked(value: float, *, where: int = 3) -> nn.Module:
+        class Masked(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                y = x.clone()
+                y[:, :where] = value
+                return y
+
+        return Masked()
+
+    inf, nan = float("inf"), float("nan")
+    for value in (inf, -inf, nan):
+        assert compare(masked(value), masked(value), (8,)).max_abs == 0.0
+        assert compare(masked(value), masked(value), (8,)).max_output < inf
+        assert compare(masked(value), masked(value, where=4), (8,)).beyond(0.5)
+        assert compare(masked(value), masked(0.0), (8,)).max_abs == inf
+    assert compare(masked(inf), masked(-inf), (8,)).max_abs == inf
+    with pytest.raises(ExportError, match="no finite number"):
+        compare(masked(nan, where=8), masked(nan, where=8), (8,))
+
+
+def test_every_output_is_judged_by_its_own_size() -> None:
+    class Two(nn.Module):
+        def __init__(self, boxes: float, scores: float) -> None:
+            super().__init__()
+            self.errors = boxes, scores
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 500 + self.errors[0], x * 1e-3 + self.errors[1]
+
+    same = Two(0.0, 0.0)
+    assert compare(same, Two(1e-2, 0.0), (64,)).beyond(1e-4) is None
+    assert compare(same, Two(1e-2, 1e-6), (64,)).beyond(1e-4)
+    assert compare(same, Two(1e-2, 5e-8), (64,)).beyond(1e-4) is None  # what float32 leaves of 1 - 1
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_several_inputs(listed: bool) -> None:
+    class Pair(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a.sum(1) - b
+
+    class Listed(nn.Module):
+        def forward(self, both: list[Tensor]) -> Tensor:
+            return both[0].sum(1) - both[1]
+
+    model = Listed() if listed else Pair()
+    sizes = [(3, 8), (8,)]
+    assert compare(model, model, sizes).max_output > 1
+    with pytest.raises(LeanconvError, match=r"inputs of shape \(1, 3, 8\) and \(1, 7\)"):
+        compare(model, model, [(3, 8), (7,)])
+
+
 def test_a_runner_that_works_in_place_does_not_spoil_the_input_of_the_model() -> None:
     assert compare(nn.ReLU(inplace=True), torch.relu, (3, 8)).max_abs == 0.0
 
@@ -66,7 +119,7 @@ def test_outputs_that_hold_no_numbers_are_refused() -> None:
 
 @pytest.mark.parametrize("size", [(), (3, 0, 8), (3, 8.5, 8)])
 def test_a_size_that_is_none_is_refused(size: tuple[int, ...]) -> None:
-    with pytest.raises(LeanconvError, match="size must be positive integers"):
+    with pytest.raises(LeanconvError, match="size is the shape of one input"):
         compare(net(), net(), size)
 
 

@@ -29,7 +29,9 @@ def run(
     size: SizeOption = None,
     width: WidthOption = None,
     resolution: ResolutionOption = None,
-    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch's outputs.")] = 1e-4,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference from torch's outputs, as a share of the largest number of each.")
+    ] = 1e-4,
     fixed_batch: Annotated[
         bool, typer.Option("--fixed-batch", help="Make the file for a batch of 1 instead of any batch.")
     ] = False,

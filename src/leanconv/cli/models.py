@@ -68,5 +68,5 @@ def configuration(
                 "--width and --resolution are for elastic networks; this one has a single configuration"
             )
         return model, size
-    side = resolution or max(model.resolutions)
-    return model.extract(width=width or model.widths[1], resolution=side), (*size[:-2], side, side)
+    config = model.checked(width, resolution)
+    return model.extract(*config), model.inputs.at(config)

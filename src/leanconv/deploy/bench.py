@@ -9,11 +9,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanconv.cost import measure
 from leanconv.cost.latency import Latency, compare_latency, torch_threads
@@ -24,18 +25,17 @@ from leanconv.deploy.verify import (
     Runner,
     compare,
     forward,
-    input_size,
     one_line,
     onnxruntime_runner,
     openvino_runner,
-    random_input,
+    random_inputs,
 )
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes
 from leanconv.errors import LeanconvError, unknown
 
 __all__ = ["BACKENDS", "BenchRow", "bench", "prepared"]
 
-Build = Callable[[nn.Module, Path, tuple[int, ...], int, int], Runner]
+Build = Callable[[nn.Module, Path, Sizes, int, int], Runner]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class BenchRow:
 
     model: str
     backend: str
-    size: tuple[int, ...]
+    size: Sizes
     batch: int
     threads: int
     macs: int
@@ -73,7 +73,7 @@ class BenchRow:
 
 def bench(
     models: Mapping[str, nn.Module | ModelHolder],
-    size: Sequence[int],
+    size: Size,
     *,
     backends: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino"),
     batch: int = 1,
@@ -84,9 +84,9 @@ def bench(
 ) -> list[BenchRow]:
     """Measure every model on every backend, in eval mode on the CPU with `threads` threads; one row for each pair.
 
-    `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis. The models stay untouched. Outputs that
-    are further from torch's than `tolerance` times the largest of them (at least 1) disqualify a backend. BatchNorms
-    are not folded: to see what that gives, pass `fold(model, size).model` as one more model.
+    `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis, or a list of such. The models stay
+    untouched. Outputs that are further from torch's than `tolerance` times the largest of them disqualify a backend.
+    BatchNorms are not folded: to see what that gives, pass `fold(model, size)` as one more model.
 
     Raises:
         UnknownName: for a backend that is not in `BACKENDS`.
@@ -95,7 +95,7 @@ def bench(
     >>> [row.backend for row in bench({"net": nn.Conv1d(2, 4, 3)}, (2, 16), backends=["eager"])]
     ['eager']
     """
-    size = input_size(size)
+    size = check_sizes(size)
     for name in backends:
         if name not in BACKENDS:
             raise unknown("backend", name, BACKENDS)
@@ -111,14 +111,14 @@ def bench(
             model = as_module(given)
             refuse_elastic(model, "bench")
             subject = eval_copy(model)
-            x = random_input(subject, size, batch, seed)
-            forward(subject, x)
+            inputs = random_inputs(subject, size, batch, seed)
+            forward(subject, *inputs)
             cost = measure(subject, size)
             for name in dict.fromkeys(backends):
                 onnx = Path(folder) / f"{number}.onnx"
                 runner, difference, problem = prepared(subject, name, onnx, size, batch, threads, tolerance, seed + 1)
                 if runner is not None:
-                    candidates[f"{len(rows)}"] = _call(runner, x)
+                    candidates[f"{len(rows)}"] = partial(runner, *inputs)
                 rows.append(
                     BenchRow(
                         model=label,
@@ -145,7 +145,7 @@ def prepared(
     model: nn.Module,
     backend: str,
     path: Path,
-    size: tuple[int, ...],
+    size: Sizes,
     batch: int,
     threads: int,
     tolerance: float = 1e-3,
@@ -160,7 +160,7 @@ def prepared(
         difference = compare(model, runner, size, batches=(batch,), seed=seed)
     except Exception as error:  # each backend has its own; a table without it would hide it
         return None, None, one_line(error)
-    if difference.max_abs > tolerance * max(1.0, difference.max_output):
+    if difference.beyond(tolerance):
         return None, difference, f"outputs differ from torch's by up to {difference.max_abs:.1e}"
     return runner, difference, None
 
@@ -178,30 +178,26 @@ def _timed(row: BenchRow, latency: Latency) -> BenchRow:
     )
 
 
-def _call(runner: Runner, x: Tensor) -> Callable[[], object]:
-    return lambda: runner(x)
-
-
-def _eager(model: Callable[[Tensor], object]) -> Runner:
-    def run(x: Tensor) -> object:
+def _eager(model: Callable[..., object]) -> Runner:
+    def run(*inputs: Any) -> object:
         with torch.inference_mode():
-            return model(x)
+            return model(*inputs)
 
     return run
 
 
-def _compiled(model: nn.Module, x: Tensor) -> Runner:
+def _compiled(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
     import torch._dynamo.config as dynamo
 
     runner = _eager(torch.compile(model, dynamic=False))
     # Models of one class share one budget of compilations, and torch goes back to eager without a word when it is
     # used up: raise instead, and allow for many models.
     with quiet(), dynamo.patch(fail_on_recompile_limit_hit=True, recompile_limit=256):
-        runner(x)
+        runner(*inputs)
     return runner
 
 
-def _exported(model: nn.Module, path: Path, size: tuple[int, ...], batch: int) -> Path:
+def _exported(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     """The ONNX file for backends that read one, made once per model."""
     if not path.exists():
         to_onnx(model, path, size=size, batch=batch)
@@ -210,7 +206,7 @@ def _exported(model: nn.Module, path: Path, size: tuple[int, ...], batch: int) -
 
 BACKENDS: dict[str, Build] = {
     "eager": lambda model, path, size, batch, threads: _eager(model),
-    "compile": lambda model, path, size, batch, threads: _compiled(model, random_input(model, size, batch, 0)),
+    "compile": lambda model, path, size, batch, threads: _compiled(model, random_inputs(model, size, batch, 0)),
     "onnxruntime": lambda model, path, size, batch, threads: onnxruntime_runner(
         _exported(model, path, size, batch), threads=threads
     ),

@@ -6,14 +6,13 @@ saved, but runs as the one kind of convolution that every back-end is tuned for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from leanconv.deploy.fold import Kept, eval_copy
 from leanconv.deploy.verify import compare
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.dryrun import ModelHolder, Size, as_module
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.swap import swap
@@ -25,22 +24,24 @@ __all__ = ["Densified", "densify"]
 class Densified:
     """`model` is a copy, `densified` names the chains that are now dense, `kept` the others, with reasons.
 
-    `max_abs_difference` compares the outputs of the two models in eval mode; None where no size was given.
+    `max_abs_difference` compares the outputs of the two models in eval mode; None where no size was given. Every
+    function that takes a network takes this as it is; it has no story, because none leads to composed kernels.
     """
 
     model: nn.Module
     densified: tuple[str, ...]
     kept: tuple[Kept, ...]
     max_abs_difference: float | None
+    story: None = None
 
 
-def densify(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *, tolerance: float = 1e-4) -> Densified:
+def densify(model: nn.Module | ModelHolder, size: Size | None = None, *, tolerance: float = 1e-4) -> Densified:
     """A copy of `model` in which every `ConvChain` is the one dense convolution that it equals.
 
     Kernels are composed in double precision. Mode, device, dtype, requires_grad and names stay. A chain with a norm or
     an activation between its stages, or with biases inside (folded norms), stays as it is. With `size` (without
     the batch axis) the outputs for random inputs are compared; `LeanconvError` where they differ by more than
-    `tolerance` times the largest output (at least 1).
+    `tolerance` of the largest.
 
     >>> from leanconv.ops.osep import OptimizedSeparableConv2d
     >>> net = nn.Sequential(OptimizedSeparableConv2d(16, 16, 3, padding=1), nn.ReLU())
@@ -63,7 +64,7 @@ def densify(model: nn.Module | ModelHolder, size: Sequence[int] | None = None, *
     difference = None
     if size is not None:
         difference = compare(eval_copy(model), eval_copy(new), size)
-        if not difference.max_abs <= tolerance * max(1.0, difference.max_output):
+        if difference.beyond(tolerance):
             raise LeanconvError(
                 f"the dense network differs from the chains by {difference.max_abs:.1e}, more than {tolerance:.0e} of "
                 "its outputs: some layer does not run as its plan says"

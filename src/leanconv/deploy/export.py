@@ -12,7 +12,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
-from leanconv.deploy.verify import compare, forward, input_size, one_line, onnxruntime_runner, random_input
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.deploy.verify import compare, forward, one_line, onnxruntime_runner, random_inputs
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes
+from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, LeanconvError, need
 from leanconv.files import unwritable, whole_folder
 
@@ -62,7 +64,7 @@ class ExportReport:
     opset: int
     folded: int
     dynamic_batch: bool
-    size: tuple[int, ...]
+    size: Sizes
     seconds: float
     bytes: int
     files: tuple[Path, ...]
@@ -76,7 +78,7 @@ def export(
     model: nn.Module | ModelHolder,
     path: str | os.PathLike[str],
     *,
-    size: Sequence[int],
+    size: Size,
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
     samples: int = 3,
@@ -87,21 +89,24 @@ def export(
     """Write `model` to the ONNX file `path` and return how well the file agrees with the model.
 
     The input is called `input` and has the shape (batch, *size), with (C, L), (C, H, W) or (C, frames, H, W) as `size`;
-    the outputs are `output` or `output_0`, `output_1`, ... The model itself is not touched: a copy on the CPU in eval
-    mode is exported, its BatchNorms folded first where that is exact (`fold`); the file is compared with the
-    unfolded model. Weights above 2 GB go to `<name>.data` beside the file. A missing folder is made.
+    a network of several takes a list of sizes, and they are `input_0`, `input_1`, ... The outputs are `output` or
+    `output_0`, `output_1`, ..., in the order of the dictionary, tuple or list that the model returns in evaluation. The
+    model itself is not touched: a copy on the CPU in eval mode is exported, its BatchNorms folded first where that is
+    exact (`fold`); the file is compared with the unfolded model. Weights above 2 GB go to `<name>.data` beside the
+    file. A missing folder is made.
 
     Args:
         dynamic_batch: leave the batch axis free; otherwise it is 1.
-        tolerance: the largest absolute difference from torch's outputs that is accepted; where no output reaches 1,
-            relative to the largest one.
+        tolerance: the largest difference from torch's outputs that is accepted, as a share of the largest number of
+            that output; rounding of 1e-7 is accepted too, in outputs of which it is less than a hundredth.
         samples: inputs are compared at the batch sizes 1, 2, ..., `samples` (or that many times at 1).
         seed: draws the random inputs.
-        opset: ONNX operator set; by default the one torch prefers.
+        opset: ONNX operator set that the file must have; by default the one torch prefers.
 
     Raises:
-        ExportError: if the model cannot be exported (naming the construct), the file cannot be written, or its outputs
-            differ by more than `tolerance`. Nothing is left behind, and a file that had the name before stays.
+        ExportError: if the model cannot be exported (naming the construct) or not in that opset, the file cannot be
+            written, or its outputs differ by more than `tolerance`. Nothing is left behind, and a file that had the
+            name before stays.
         MissingExtra: if onnx, onnxscript or onnxruntime is not installed.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -109,7 +114,7 @@ def export(
     True
     """
     start = time.perf_counter()
-    model, size, path = as_module(model), input_size(size), Path(path)
+    model, size, path = as_module(model), check_sizes(size), Path(path)
     if samples < 1:
         raise LeanconvError(f"samples must be at least 1, otherwise nothing is verified, got {samples}")
     if path.suffix != ".onnx":
@@ -132,15 +137,14 @@ def export(
             raise
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ExportError(
-                f"{path}: onnxruntime cannot run the exported file for inputs {('batch', *size)}, batch sizes "
+                f"{path}: onnxruntime cannot run the exported file for inputs of size {size}, batch sizes "
                 f"{min(batches)} to {max(batches)}: {one_line(error)}"
             ) from error
-        # Outputs far below 1 (a fresh network may give 1e-5) would pass any absolute bound, right or wrong.
-        bound = tolerance * min(1.0, difference.max_output)
-        if not difference.max_abs <= bound:
+        if beyond := difference.beyond(tolerance):
+            gap, allowed, largest = beyond
             raise ExportError(
-                f"{path}: the outputs of onnxruntime differ from torch's by up to {difference.max_abs:.2e}, more than "
-                f"the {bound:.2e} allowed (largest output {difference.max_output:.3g}, tolerance {tolerance:g}); the "
+                f"{path}: the outputs of onnxruntime differ from torch's by up to {gap:.2e}, more than "
+                f"the {allowed:.2e} allowed (largest output {largest:.3g}, tolerance {tolerance:g}); the "
                 "file was not written. If outputs of that size may differ so much, pass a larger tolerance"
             )
         names = sorted((file.name for file in room.iterdir()), key=lambda name: name != path.name)
@@ -162,27 +166,35 @@ def export(
     )
 
 
-def to_onnx(
-    model: nn.Module, path: Path, *, size: Sequence[int], batch: int | None = None, opset: int | None = None
-) -> int:
+def to_onnx(model: nn.Module, path: Path, *, size: Size, batch: int | None = None, opset: int | None = None) -> int:
     """Write `model` (on the CPU, in eval mode) to `path`, unverified, and return the opset; see `export`.
 
     The batch axis is free, or fixed to `batch`. An `OSError` of the write passes through.
     """
     # Not 1 where the axis is free: a one may be taken for an axis to broadcast.
-    x = random_input(model, size, 2 if batch is None else batch, seed=0)
-    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
+    inputs = random_inputs(model, size, 2 if batch is None else batch, seed=0)
+    free = {0: torch.export.Dim("batch")}
+    shapes = pytree.tree_map(lambda _: free, inputs) if batch is None else None
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     with quiet(), torch.no_grad():
-        outputs = forward(model, x.clone())
+        answer = forward(model, *pytree.tree_map(torch.clone, inputs))
+        odd = next(
+            (leaf for leaf in pytree.tree_leaves(answer) if not isinstance(leaf, (torch.Tensor, type(None)))), None
+        )
+        if odd is not None:
+            raise ExportError(
+                f"{type(model).__name__} cannot be exported to ONNX: it returns {type(odd).__name__} among its "
+                "outputs, and a file has tensors only, in tuples, lists and dictionaries"
+            )
+        outputs = _names("output", answer)
         try:
             # Exported here, not inside torch.onnx: that would retry in other ways and lose where it failed.
             with redirect_stderr(StringIO()):  # a failure prints the whole graph
-                program = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
             onnx_program = torch.onnx.export(
                 program,
-                input_names=["input"],
-                output_names=["output"] if isinstance(outputs, torch.Tensor) else None,
+                input_names=_names("input", inputs),
+                output_names=outputs,
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -191,8 +203,30 @@ def to_onnx(
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_construct(error)}") from error
         if onnx_program is None:
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: torch.onnx.export gave nothing")
+        _check_contract(type(model).__name__, onnx_program.model, outputs, opset)
         onnx_program.save(path, external_data=weights > _SINGLE_FILE_BYTES)
     return int(onnx_program.model.opset_imports[""])
+
+
+def _names(stem: str, tree: object) -> list[str]:
+    """The names of the tensors in a nest of inputs or outputs."""
+    count = len(tensors_of(tree))
+    return [stem] if count == 1 else [f"{stem}_{number}" for number in range(count)]
+
+
+def _check_contract(name: str, written: Any, outputs: list[str], opset: int | None) -> None:
+    """Raise `ExportError` where torch wrote another operator set than it was asked for, or other names."""
+    if opset not in (None, (got := int(written.opset_imports[""]))):
+        raise ExportError(
+            f"{name} cannot be written in ONNX opset {opset}: torch writes it in opset {got} and cannot bring it to "
+            "that one, and a file of another opset may not run where it is to; leave opset= out or ask for a newer one"
+        )
+    found = [value.name for value in written.graph.outputs]
+    if found != outputs:
+        raise ExportError(
+            f"{name} cannot be exported to ONNX: its file has the outputs {found}, and the model returns "
+            f"{len(outputs)} tensors: return each tensor once"
+        )
 
 
 def _require() -> str:

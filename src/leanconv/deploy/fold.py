@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from leanconv.deploy.verify import compare, one_line
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.dryrun import ModelHolder, Size, as_module, duplicate
 from leanconv.errors import LeanconvError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelShuffle
@@ -48,22 +48,24 @@ class Kept(NamedTuple):
 class Folded:
     """`model` is a copy in eval mode, `folded` names the BatchNorms that are gone, `kept` the others, with reasons.
 
-    `max_abs_difference` is the largest absolute difference between the outputs of the two models.
+    `max_abs_difference` is the largest absolute difference between the outputs of the two models. Every function that
+    takes a network takes this as it is; it has no story, because none leads to folded weights.
     """
 
     model: nn.Module
     folded: tuple[str, ...]
     kept: tuple[Kept, ...]
     max_abs_difference: float
+    story: None = None
 
 
-def fold(model: nn.Module | ModelHolder, size: Sequence[int], *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
+def fold(model: nn.Module | ModelHolder, size: Size, *, tolerance: float = 1e-4, seed: int = 0) -> Folded:
     """Fold every BatchNorm that directly follows a convolution into it; the result is for inference only.
 
     Works on a CPU copy in eval mode. A pair is folded where that is exact: the convolution is an ordinary one, called
     once, whose output goes nowhere else (channel shuffles between the two are followed through). Parts of a model
-    that torch.fx cannot trace are searched inside. The outputs for random inputs of `size` (without the batch axis)
-    are compared with the model's; if they differ by more than `tolerance` times the largest output (at least 1),
+    that torch.fx cannot trace are searched inside. The outputs for random inputs of `size` (without the batch axis; a
+    list for several inputs) are compared with the model's; if one differs by more than `Difference.beyond` allows,
     nothing is folded and every BatchNorm is kept for that reason.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
@@ -74,7 +76,7 @@ def fold(model: nn.Module | ModelHolder, size: Sequence[int], *, tolerance: floa
     folded = copy.deepcopy(original)
     names, kept = _fold_all(folded)
     difference = compare(original, folded, size, seed=seed)
-    if difference.max_abs > tolerance * max(1.0, difference.max_output):
+    if difference.beyond(tolerance):
         reason = f"folding would change the outputs by {difference.max_abs:.1e}: the layers are also used elsewhere"
         kept = [*(Kept(name, reason) for name in names), *kept]
         return Folded(model=original, folded=(), kept=tuple(kept), max_abs_difference=0.0)
@@ -82,14 +84,17 @@ def fold(model: nn.Module | ModelHolder, size: Sequence[int], *, tolerance: floa
 
 
 def eval_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of `model` on the CPU in eval mode; the caller's own keeps its mode and device."""
-    try:
-        return copy.deepcopy(model).cpu().eval()
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise LeanconvError(
-            f"{type(model).__name__} cannot be copied ({one_line(error)}), and the model is never changed in place: "
-            "remove tensors that are results of a computation, such as old-style weight norm, from its attributes"
-        ) from error
+    """A deep copy of `model` on the CPU in eval mode; the caller's own keeps its mode and device.
+
+    Raises `LeanconvError` where it cannot be copied or has no values.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise LeanconvError(
+                f"{name} is on the meta device: a network without values has no outputs to compare; give it weights "
+                "first (model.to_empty(device='cpu'), then load_state_dict)"
+            )
+    return duplicate(model).cpu().eval()
 
 
 class _Tracer(fx.Tracer):

@@ -10,10 +10,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from leanconv.dryrun import Size, arguments, check_sizes
+from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, LeanconvError, need
 
 __all__ = [
@@ -21,61 +26,83 @@ __all__ = [
     "Runner",
     "compare",
     "forward",
-    "input_size",
     "one_line",
     "onnxruntime_runner",
     "openvino_runner",
-    "random_input",
+    "random_inputs",
 ]
 
-Runner = Callable[[Tensor], object]
-"""Takes an input (batch, *size) on the CPU and gives the outputs: a tensor, an array, or a nest of them."""
+Runner = Callable[..., object]
+"""Takes the inputs of a model, batches on the CPU, and gives the outputs: a tensor, an array, or a nest of them."""
+
+ROUNDING = 1e-7
+"""What float32 leaves of numbers around 1 that cancel: an output that is small by cancelling may differ by so much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """How far two sets of outputs are apart.
 
-    `max_abs` is the largest absolute difference (infinite where one of them is not a number), `max_output` the largest
-    absolute output of the model itself, `samples` the number of inputs that were compared.
+    `outputs` has for each output the largest absolute difference and the largest absolute number of the model's own.
+    Equal infinities and two NaNs at the same place are equal; where only one is finite or a number, the difference is
+    infinite. `samples` is the number of inputs that were compared.
     """
 
-    max_abs: float
-    max_output: float
+    outputs: tuple[tuple[float, float], ...]
     samples: int
 
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute difference."""
+        return max(gap for gap, _ in self.outputs)
 
-def input_size(size: Sequence[int]) -> tuple[int, ...]:
-    """`size` as integers, channels first and without the batch axis: (C, L), (C, H, W) or (C, frames, H, W).
+    @property
+    def max_output(self) -> float:
+        """The largest absolute output, of the finite ones."""
+        return max(size for _, size in self.outputs)
 
-    Raises `LeanconvError` for an axis below 1 or an empty size.
+    def beyond(self, tolerance: float) -> tuple[float, float, float] | None:
+        """Difference, allowed difference and size of the first output that differs by more than `tolerance` allows.
 
-    >>> input_size([3, 32, 32])
-    (3, 32, 32)
+        That is `tolerance` times the largest number of that output, or `ROUNDING` where it is small, but never more
+        than a hundredth of it. None where all agree.
+
+        >>> Difference(outputs=((2e-4, 500.0), (1e-9, 1e-5)), samples=1).beyond(1e-4)
+        >>> Difference(outputs=((2e-4, 500.0), (1e-5, 1e-5)), samples=1).beyond(1e-4)
+        (1e-05, 1e-07, 1e-05)
+        """
+        for gap, size in self.outputs:
+            allowed = max(tolerance * size, min(ROUNDING, 0.01 * size))
+            if not gap <= allowed:
+                return gap, allowed, size
+        return None
+
+
+def random_inputs(model: nn.Module, size: Size, batch: int, seed: int) -> tuple[Any, ...]:
+    """The arguments of a forward: standard normal batches on the CPU in the type of the weights, by a seed of its own.
+
+    `size` is the shape of one input without the batch axis, or a list of several.
     """
-    whole = tuple(int(axis) for axis in size)
-    if not whole or min(whole) < 1 or whole != tuple(size):
-        raise LeanconvError(
-            f"size must be positive integers without the batch axis, such as (3, 224, 224), got {tuple(size)}"
-        )
-    return whole
-
-
-def random_input(model: nn.Module, size: Sequence[int], batch: int, seed: int) -> Tensor:
-    """A standard normal input (batch, *size) on the CPU in the dtype of the weights, from a generator of its own."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((batch, *size), generator=generator).to(dtype)
+    draw = torch.Generator().manual_seed(seed)
+    return arguments(
+        model, check_sizes(size), lambda shape: torch.randn((batch, *shape), generator=draw, device="cpu").to(dtype)
+    )
 
 
-def forward(model: nn.Module, x: Tensor) -> object:
-    """`model(x)`; raises `LeanconvError`, with the shape in it, where the model cannot take such an input."""
+def shapes_in(inputs: tuple[Any, ...]) -> str:
+    """The shapes of the inputs, for messages."""
+    return " and ".join(str(tuple(x.shape)) for x in tensors_of(inputs))
+
+
+def forward(model: nn.Module, *inputs: Any) -> object:
+    """`model(*inputs)`; raises `LeanconvError`, with the shapes in it, where the model cannot take such inputs."""
     try:
-        return model(x)
+        return model(*inputs)
     except Exception as error:  # whatever other people's layers raise
         raise LeanconvError(
-            f"{type(model).__name__} does not run on inputs of shape {tuple(x.shape)}: {one_line(error)}; "
-            "check size, which is (channels, ...) without the batch axis"
+            f"{type(model).__name__} does not run on inputs of shape {shapes_in(inputs)}: {one_line(error)}; "
+            "check size, which is (channels, ...) without the batch axis, or a list of such for several inputs"
         ) from error
 
 
@@ -89,48 +116,61 @@ def one_line(error: BaseException) -> str:
 
 
 def compare(
-    model: nn.Module, runner: Runner, size: Sequence[int], *, batches: Sequence[int] = (1, 2, 3), seed: int = 0
+    model: nn.Module, runner: Runner, size: Size, *, batches: Sequence[int] = (1, 2, 3), seed: int = 0
 ) -> Difference:
     """Run `model` (on the CPU, in eval mode) and `runner` on fresh random inputs and measure how far apart they are.
 
-    One input per entry of `batches`, each with a seed of its own. Raises `ExportError` when the two do not give the
-    same number of outputs with the same shapes, or no output at all, `LeanconvError` when the
+    One batch per entry of `batches`, each with a seed of its own. Raises `ExportError` when the two do not give the
+    same number of outputs with the same shapes, or no finite number at all, `LeanconvError` when the
     model does not run on `size`; whatever the runner itself raises passes through.
 
     >>> layer = nn.Conv1d(2, 4, 3)
     >>> compare(layer, layer, (2, 8)).max_abs
     0.0
     """
-    size = input_size(size)
-    max_abs = max_output = 0.0
-    compared = 0
+    size = check_sizes(size)
+    found: list[tuple[float, float]] = []
+    numbers = 0
     for index, batch in enumerate(batches):
-        x = random_input(model, size, batch, seed + index)
+        inputs = random_inputs(model, size, batch, seed + index)
         with torch.inference_mode():
             # The runner gets its own copy: it may be a module that works in place.
-            expected = list(_leaves(forward(model, x.clone())))
-            actual = list(_leaves(runner(x)))
+            expected = list(_leaves(forward(model, *pytree.tree_map(Tensor.clone, inputs))))
+            actual = list(_leaves(runner(*inputs)))
         shapes = [tuple(y.shape) for y in expected], [tuple(y.shape) for y in actual]
         if shapes[0] != shapes[1]:
             raise ExportError(
-                f"for an input of shape {tuple(x.shape)} the model gives outputs of shapes {shapes[0]}, "
+                f"for inputs of shape {shapes_in(inputs)} the model gives outputs of shapes {shapes[0]}, "
                 f"the runner gives {shapes[1]}: they are not the same network"
             )
-        for y, z in zip(expected, actual, strict=True):
-            if y.numel():
-                compared += y.numel()
-                gap = float((y - z).abs().max())
-                max_abs = max(max_abs, gap if gap == gap else float("inf"))
-                max_output = max(max_output, float(y.abs().max()))
-    if not compared:
-        raise ExportError(f"the model gives no output for inputs of size {size}, so that nothing can be compared")
-    return Difference(max_abs=max_abs, max_output=max_output, samples=sum(batches))
+        here = [(_gap(y, z), _largest(y)) for y, z in zip(expected, actual, strict=True)]
+        numbers += sum(int(y.isfinite().sum()) for y in expected)
+        before = found or [(0.0, 0.0)] * len(here)
+        found = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(before, here, strict=True)]
+    if not numbers:
+        raise ExportError(
+            f"the model gives no output or no finite number for inputs of size {size}, so that nothing can be compared"
+        )
+    return Difference(outputs=tuple(found), samples=sum(batches))
+
+
+def _gap(y: Tensor, z: Tensor) -> float:
+    """The largest difference; none between equal infinities and between two NaNs."""
+    differ = ~((y == z) | (y.isnan() & z.isnan()))
+    gaps = (y - z)[differ].abs()
+    return float(gaps.nan_to_num(nan=inf, posinf=inf).max()) if len(gaps) else 0.0
+
+
+def _largest(y: Tensor) -> float:
+    finite = y[y.isfinite()].abs()
+    return float(finite.max()) if len(finite) else 0.0
 
 
 def _leaves(output: object) -> Iterator[Tensor]:
     """The tensors of a nest of outputs in the order in which an exporter lists them, as doubles on the CPU."""
     if isinstance(output, Tensor):
-        yield output.detach().cpu().double()
+        real = torch.view_as_real(output) if output.is_complex() else output
+        yield real.detach().cpu().double()
     elif isinstance(output, Mapping):
         for value in output.values():
             yield from _leaves(value)
@@ -160,10 +200,10 @@ def onnxruntime_runner(path: str | os.PathLike[str], *, threads: int | None = No
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    (name,) = (entry.name for entry in session.get_inputs())
+    names = [entry.name for entry in session.get_inputs()]
 
-    def run(x: Tensor) -> object:
-        return session.run(None, {name: x.numpy()})
+    def run(*inputs: Any) -> object:
+        return session.run(None, {name: x.numpy() for name, x in zip(names, tensors_of(inputs), strict=True)})
 
     return run
 
@@ -180,8 +220,8 @@ def openvino_runner(path: str | os.PathLike[str], *, threads: int | None = None)
     compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def run(x: Tensor) -> object:
-        results = request.infer([x.numpy()], share_inputs=True)
+    def run(*inputs: Any) -> object:
+        results = request.infer([x.numpy() for x in tensors_of(inputs)], share_inputs=True)
         return [results[index] for index in range(len(compiled.outputs))]
 
     return run

@@ -92,7 +92,9 @@ class _Proof:
         tensors = chain(original.parameters(), original.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
         draw = generator("make_elastic")
-        self.inputs = arguments(original, size, lambda shape: torch.randn((2, *shape), generator=draw).to(like))
+        self.inputs = arguments(
+            original, size, lambda shape: torch.randn((2, *shape), generator=draw, device="cpu").to(like)
+        )
         # At width 1 nothing is computed in another way, unless it is a part of a wider network.
         eps = torch.finfo(like.dtype).eps
         self.tolerance = 10 * eps**0.5 if net.widths[1] > 1 else 256 * eps

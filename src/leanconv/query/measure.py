@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from leanconv.cost import compare_latency, measure
 from leanconv.cost.latency import torch_threads
 from leanconv.deploy.bench import BACKENDS, prepared
 from leanconv.deploy.fold import eval_copy
-from leanconv.deploy.verify import random_input
+from leanconv.deploy.verify import random_inputs
 from leanconv.elastic.calibrate import inputs_of
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
@@ -107,13 +108,13 @@ def _call(
     """One call of `setup.batch` inputs of `size`."""
     if setup.backend == EAGER:
         like = next(static.parameters())
-        x = torch.zeros((setup.batch, *size), device=like.device, dtype=like.dtype)
-        return torch.inference_mode()(partial(static, x))
+        inputs = pytree.tree_map(lambda x: torch.zeros_like(x).to(like), random_inputs(static, size, setup.batch, 0))
+        return torch.inference_mode()(partial(static, *inputs))
     model = eval_copy(static)
     runner, _, problem = prepared(model, setup.backend, path, size, setup.batch, setup.threads)
     if runner is None:
         raise LeanconvError(f"{config} cannot be timed with {setup.backend}: {problem}")
-    return partial(runner, random_input(model, size, setup.batch, 0))
+    return partial(runner, *random_inputs(model, size, setup.batch, 0))
 
 
 def describe(net: ElasticNet, images: int) -> dict[str, Any]:
