@@ -257,6 +257,21 @@ def test_outputs_decide_where_nothing_else_differs(nets: Any, monkeypatch: pytes
         saved(net, "Pair")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_network_on_a_gpu(nets: Any) -> None:
+    net = nets.Pair().cuda()
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(outputs(net.cpu(), x), outputs(saved(net.cuda(), "Pair"), x))
+
+
+def test_an_elastic_network_is_saved_whatever_configuration_is_in_force(tmp_path: Path) -> None:
+    net = lc.create_model("elastic_resnet20", widths=(0.5, 1.0), resolutions=(24, 20))
+    with net.at(0.5, 20):
+        lc.save(net, tmp_path / "net")
+    loaded, x = lc.load(tmp_path / "net"), torch.randn(1, 3, 24, 24)
+    assert torch.equal(outputs(net, x), outputs(loaded, x))
+
+
 @pytest.mark.parametrize(
     ("key", "entry", "match"),
     [

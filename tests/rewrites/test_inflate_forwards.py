@@ -313,3 +313,10 @@ def test_saved_loaded_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     x = torch.randn(1, 3, 5, 16, 16)
     assert torch.equal(loaded(x), done.model(x))
     assert lc.measure(done, done.size).macs == 4 * (3 * 3 * 3 * 3 * 8 * 14 * 14 + 8 * 5)
+
+
+@pytest.mark.slow
+def test_a_forward_on_frames_is_exported(tmp_path: Path) -> None:
+    done = rewrite(Net(gate, gate=nn.Conv2d(8, 8, 1)), lc.Inflate(frames=4, temporal=(("last", 3),)), size=(3, 12, 12))
+    assert done.changes[0].after.endswith("on frames")
+    assert lc.export(done, tmp_path / "clips.onnx", size=done.size).path.is_file()

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,39 +122,8 @@ def save(
             f"{folder}: nothing says how this {type(model).__name__} is built, so it could not be loaded again: "
             f"{_how(model, folder)}"
         )
-    tensors, aliases = tensors_to_write(model)
-    complaint = f"{folder}: not saved: this model is not what {story.model} and the steps since build"
-    built = _replay(story)
-    shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
-    _fill(complaint, built, shapes, "the model", f"; {ADVICE}")
-    if size is None:
-        size = _size(model, story)
-    record = {
-        "format": "leanconv model",
-        "format_version": FORMAT_VERSION,
-        "leanconv": __version__,
-        "story": story.to_json(),
-        "size": None if size is None else list(size),
-        "training": model.training,
-        "aliases": aliases,
-        **beside.gather(model, built, tensors),
-    }
-    try:
-        json.dumps(record, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise LeanconvError(
-            f"{folder}: the story of this model cannot be written down ({error}): "
-            "options must be numbers, strings and lists"
-        ) from None
-
-    def prove(draft: Path) -> None:
-        """Load what was written, as far as the network that is there already can stand for the one of its story."""
-        written = read_record(draft)
-        _restore(draft, built, written, read_tensors(draft, written))
-        probe = size or told_size(model)
-        prove_same(model, built, None if probe is None else check_sizes(probe), complaint)
-
-    write(folder, tensors, record, prove)
+    with model.at() if isinstance(model, ElasticNet) else nullcontext():  # whatever is in force just now
+        _write_proven(model, folder, story, size)
     return folder
 
 
@@ -190,7 +160,44 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     return model
 
 
-# --------------------------------------------------------------------------------------------------------- the replay
+# ------------------------------------------------------------------------------------------- the proof and the replay
+
+
+def _write_proven(model: nn.Module, folder: Path, story: Story, size: Sequence[int] | None) -> None:
+    """Both files of `model`, if what they lead to is `model`."""
+    tensors, aliases = tensors_to_write(model)
+    complaint = f"{folder}: not saved: this model is not what {story.model} and the steps since build"
+    built = _replay(story)
+    shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
+    _fill(complaint, built, shapes, "the model", f"; {ADVICE}")
+    if size is None:
+        size = _size(model, story)
+    record = {
+        "format": "leanconv model",
+        "format_version": FORMAT_VERSION,
+        "leanconv": __version__,
+        "story": story.to_json(),
+        "size": None if size is None else list(size),
+        "training": model.training,
+        "aliases": aliases,
+        **beside.gather(model, built, tensors),
+    }
+    try:
+        json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LeanconvError(
+            f"{folder}: the story of this model cannot be written down ({error}): "
+            "options must be numbers, strings and lists"
+        ) from None
+
+    def prove(draft: Path) -> None:
+        """What `load` does with what was written, on the network that its story has built already."""
+        written = read_record(draft)
+        _restore(draft, built, written, read_tensors(draft, written))
+        probe = size or told_size(model)
+        prove_same(model, built, None if probe is None else check_sizes(probe), complaint)
+
+    write(folder, tensors, record, prove)
 
 
 def _replay(story: Story) -> nn.Module:

@@ -186,7 +186,7 @@ def _run_both(model: nn.Module, loaded: nn.Module, size: Sizes | None) -> str | 
 
 
 def _run_both_here(model: nn.Module, loaded: nn.Module, size: Sizes | None) -> str | None:
-    for shape in () if size is None else (each_shape(size, _reduced), size):
+    for shape in () if size is None else (each_shape(size, _reduced), each_shape(size, _cropped), size):
         one, other = (_run(net, shape) for net in (model, loaded))
         if isinstance(one, Exception) and isinstance(other, Exception):
             continue
@@ -205,6 +205,12 @@ def _reduced(shape: tuple[int, ...]) -> tuple[int, ...]:
     channels, *sides = shape
     few = [min(sides[0], _FEW)] if len(sides) == 3 else []
     return (channels, *few, *(min(side, _SMALL) for side in sides[len(few) :]))
+
+
+def _cropped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same with all of its frames."""
+    small = _reduced(shape)
+    return (*shape[:2], *small[2:]) if len(shape) == 4 else small
 
 
 def _run(net: nn.Module, size: Sizes) -> Any:

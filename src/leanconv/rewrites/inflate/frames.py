@@ -92,17 +92,14 @@ class _Enter:
         self.clip = clip
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sizes = {
-            (x.shape[0], x.shape[2])
-            for x in pytree.tree_leaves((args, kwargs))
-            if isinstance(x, Tensor) and x.ndim == 5
-        }
-        if len(sizes) != 1:
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        clips = [x for x in given if x.ndim == 5]
+        if not clips or any(x.shape[0] != clips[0].shape[0] or x.shape[2] != clips[0].shape[2] for x in clips):
             raise LeanconvError(
                 f"this {type(module).__name__} takes clips, (N, C, T, H, W), of one length; got tensors of shapes "
-                f"{[tuple(x.shape) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]}"
+                f"{[tuple(x.shape) for x in given]}"
             )
-        ((self.clip.clips, self.clip.frames),) = sizes
+        self.clip.clips, self.clip.frames = clips[0].shape[0], clips[0].shape[2]
         return pytree.tree_map(lambda x: _folded(x) if isinstance(x, Tensor) and x.ndim == 5 else x, (args, kwargs))
 
 
