@@ -122,7 +122,7 @@ class Seed:
         self.size = images.resolutions[0]
         self.tests = open_images(
             f"parquet:{options.images}-train.parquet,{options.images}-test.parquet",
-            size=self.size,
+            resolution=self.size,
             batch_size=options.batch,
         )
         places = {method: options.out / f"{method}-seed{seed}" for method in images.methods}

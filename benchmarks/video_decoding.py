@@ -147,7 +147,7 @@ def waiting(spec: str, models: list[str], workers: list[int], steps: int, size: 
     rows = []
     for name in models:
         for count in workers:
-            data = open_videos(spec, frames=8, rate=2, size=size, batch_size=8, workers=count, clips_per_video=10)
+            data = open_videos(spec, frames=8, rate=2, resolution=size, batch_size=8, workers=count, clips_per_video=10)
             net = create_model(name, num_classes=data.num_classes).to(device).train()
             optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
             waited = worked = 0.0

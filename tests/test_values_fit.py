@@ -73,7 +73,7 @@ def test_what_was_rewritten_is_trained_by_fit(new: lc.Rewritten, tmp_path: Path)
     from leanconv.data import open_images
     from leanconv.train import FitSettings, fit
 
-    data = open_images("digits", size=32, batch_size=64)
+    data = open_images("digits", resolution=32, batch_size=64)
     settings = FitSettings(epochs=1, steps_per_epoch=2)
     before = {name: value.clone() for name, value in new.model.named_parameters()}
     fit(Classify(new), data, settings, tmp_path / "run", progress=False)

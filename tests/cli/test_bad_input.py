@@ -157,7 +157,7 @@ def test_corrupt_image_is_named_and_training_goes_on(tmp_path: Path, capsys: pyt
     folder = images(tmp_path / "data", "cat", "dog", count=12)
     broken = folder / "train" / "cat" / "3.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    settings = [f"data.spec=folder:{folder}", "data.batch_size=8", "data.size=16"]
+    settings = [f"data.spec=folder:{folder}", "data.batch_size=8", "data.resolution=16"]
     with pytest.raises(SystemExit) as caught:
         main(["train", "digits_resnet20", "--tiny", *(word for s in settings for word in ("--set", s)),
               "--out", str(tmp_path / "run")])  # fmt: skip

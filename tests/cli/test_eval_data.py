@@ -158,7 +158,12 @@ def test_networks_that_cannot_be_fed_images_are_refused_in_a_line(tell, sets: Pa
 
 
 def test_training_a_network_for_one_channel_is_refused_in_a_line(tell, sets: Path, tmp_path: Path) -> None:
-    settings = ("data.size=32", f"data.spec=folder:{sets / 'one'}", "model=timm/resnet18", "model_args.in_chans=1")
+    settings = (
+        "data.resolution=32",
+        f"data.spec=folder:{sets / 'one'}",
+        "model=timm/resnet18",
+        "model_args.in_chans=1",
+    )
     changes = [word for setting in settings for word in ("--set", setting)]
     line = tell("train", "digits_resnet20", "--tiny", *changes, "--out", tmp_path / "run", code=2)
     assert "takes 1 channel, and the data have 3" in line
@@ -166,7 +171,9 @@ def test_training_a_network_for_one_channel_is_refused_in_a_line(tell, sets: Pat
 
 
 def test_a_run_keeps_what_its_images_were(sets: Path, tmp_path: Path) -> None:
-    recipe = change(get_recipe("digits_resnet20", tiny=True), [f"data.spec=folder:{sets / 'one'}", "data.size=16"])
+    recipe = change(
+        get_recipe("digits_resnet20", tiny=True), [f"data.spec=folder:{sets / 'one'}", "data.resolution=16"]
+    )
     run_recipe(recipe, tmp_path / "run", progress=False)
     kept = contract_of(load(tmp_path / "run" / "model"))
     assert kept == open_data(recipe).contract
@@ -176,7 +183,7 @@ def test_a_run_keeps_what_its_images_were(sets: Path, tmp_path: Path) -> None:
     assert (loaded.data.mean, loaded.data.std) == (kept.mean, kept.std)
     further = change(
         get_recipe("digits_resnet20", tiny=True),
-        [f"data.spec=folder:{sets / 'two'}", "data.size=16", f"weights={tmp_path / 'run'}"],
+        [f"data.spec=folder:{sets / 'two'}", "data.resolution=16", f"weights={tmp_path / 'run'}"],
     )
     run_recipe(further, tmp_path / "further", progress=False)
     after = contract_of(load(tmp_path / "further" / "model"))
@@ -188,7 +195,10 @@ def test_a_recipe_written_before_exif_was_looked_at_does_not_look_at_it(tmp_path
     recipe = get_recipe("digits_resnet20")
     assert recipe.data.exif
     old = [line for line in to_yaml(recipe).splitlines() if line.split(":")[0] not in ("  exif", "  mean", "  std")]
-    (tmp_path / "config.yaml").write_text("\n".join(old))
+    text = "\n".join(old).replace("  resolution: 32", "  size: 28")  # as it was called then
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_recipe(tmp_path / "config.yaml").data.resolution == 28
+    assert change(recipe, ["data.size=24"]).data.resolution == 24
     assert not read_recipe(tmp_path / "config.yaml").data.exif
     (tmp_path / "short.yaml").write_text("name: x\nmodel: resnet20\ndata: {spec: digits}\n")
     assert read_recipe(tmp_path / "short.yaml").data.exif

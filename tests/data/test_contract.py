@@ -168,7 +168,7 @@ def test_images_are_made_by_the_contract_whatever_else_is_said(tmp_path: Path, m
 def test_what_was_trained_on_is_what_is_tested_on(tmp_path: Path) -> None:
     spec = f"folder:{folder_set(tmp_path, per_class=6, side=20)}"
     for augment in ("none", "cifar", "imagenet40", "imagenet"):
-        data = open_images(spec, size=16, augment=augment, batch_size=5)
+        data = open_images(spec, resolution=16, augment=augment, batch_size=5)
         again = open_inputs(
             spec, InputContract.from_json(json.loads(json.dumps(data.contract.to_json()))), batch_size=5
         )

@@ -47,7 +47,7 @@ def test_cut_out_squares() -> None:
 
 @pytest.mark.parametrize("augment", ["cifar_zero", "cifar_cutout"])
 def test_batches_repeat_and_evaluation_is_untouched(augment: str) -> None:
-    data, plain = (open_images("digits", size=16, batch_size=64, augment=name) for name in (augment, "none"))
+    data, plain = (open_images("digits", resolution=16, batch_size=64, augment=name) for name in (augment, "none"))
     first, again = next(iter(data.train_loader()))[0], next(iter(data.train_loader()))[0]
     assert torch.equal(first, again)
     data.set_epoch(1)

@@ -16,7 +16,7 @@ from leanconv.errors import DataError, UnknownName
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_images("digits", size=16, batch_size=100, augment="shift")
+    return open_images("digits", resolution=16, batch_size=100, augment="shift")
 
 
 def test_digits_are_the_real_ones_in_a_fixed_stratified_split(digits) -> None:
@@ -26,7 +26,7 @@ def test_digits_are_the_real_ones_in_a_fixed_stratified_split(digits) -> None:
     labels = torch.cat([labels for _, labels in digits.eval_loader()])
     shares = torch.bincount(labels) / torch.bincount(torch.as_tensor(load_digits().target))
     assert (shares - 0.2).abs().max() < 0.005
-    plain = open_images("digits", size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    plain = open_images("digits", resolution=8, mean=(0, 0, 0), std=(1, 1, 1))
     first = next(iter(plain.eval_loader()))[0][0]
     source = torch.as_tensor(load_digits().images) * (255 / 16)
     found = [index for index in range(1797) if torch.equal((first[0] * 255).round(), source[index].round().float())]
@@ -35,20 +35,20 @@ def test_digits_are_the_real_ones_in_a_fixed_stratified_split(digits) -> None:
 
 
 def test_digits_at_another_size_keep_the_split() -> None:
-    one = torch.cat([labels for _, labels in open_images("digits", size=8).eval_loader()])
-    other = torch.cat([labels for _, labels in open_images("digits", size=12, seed=5).eval_loader()])
+    one = torch.cat([labels for _, labels in open_images("digits", resolution=8).eval_loader()])
+    other = torch.cat([labels for _, labels in open_images("digits", resolution=12, seed=5).eval_loader()])
     assert torch.equal(one, other)
 
 
 def test_training_pixels_are_normalised(digits) -> None:
-    images = torch.cat([images for images, _ in open_images("digits", size=16).train_loader()])
+    images = torch.cat([images for images, _ in open_images("digits", resolution=16).train_loader()])
     assert images.shape[1:] == (3, 16, 16)
     assert images.mean().abs() < 0.02
     assert (images.std() - 1).abs() < 0.02
 
 
 def test_an_epoch_visits_every_image_once_in_full_batches() -> None:
-    data = open_images("digits", size=8, batch_size=100, mean=(0, 0, 0), std=(1, 1, 1))
+    data = open_images("digits", resolution=8, batch_size=100, mean=(0, 0, 0), std=(1, 1, 1))
     assert [len(labels) for _, labels in data.train_loader()] == [100] * 14
     chunks = [index for chunk in data.train_loader().chunks for index in chunk]
     assert len(set(chunks)) == len(chunks) == 1400
@@ -61,8 +61,8 @@ def test_batches_depend_on_seed_and_epoch_and_nothing_else(digits) -> None:
         torch.rand(7)  # the global generator has no say
         return next(iter(data.train_loader()))[0]
 
-    again = open_images("digits", size=16, batch_size=100, augment="shift")
-    other = open_images("digits", size=16, batch_size=100, augment="shift", seed=1)
+    again = open_images("digits", resolution=16, batch_size=100, augment="shift")
+    other = open_images("digits", resolution=16, batch_size=100, augment="shift", seed=1)
     assert torch.equal(first(digits, 3), first(again, 3))
     assert not torch.equal(first(digits, 3), first(digits, 4))
     assert not torch.equal(first(digits, 3), first(other, 3))
@@ -87,14 +87,14 @@ def test_a_batch_that_cannot_be_shared_is_refused(digits) -> None:
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(tmp_path: Path) -> None:
-    data = open_images(f"folder:{folder_set(tmp_path, per_class=3)}", size=8, batch_size=64)
+    data = open_images(f"folder:{folder_set(tmp_path, per_class=3)}", resolution=8, batch_size=64)
     assert [len(labels) for _, labels in data.train_loader()] == [6]
 
 
 @pytest.mark.parametrize("augment", ["none", "shift", "cifar"])
 def test_decoding_on_the_way_gives_the_pixels_of_memory(tmp_path: Path, augment: str) -> None:
     spec = f"folder:{folder_set(tmp_path, per_class=5, side=20)}"
-    fixed = {"size": 16, "batch_size": 4, "augment": augment, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    fixed = {"resolution": 16, "batch_size": 4, "augment": augment, "mean": (0.5,) * 3, "std": (0.2,) * 3}
     memory, stream = open_images(spec, **fixed), open_images(spec, **fixed, memory_limit=0)
     assert memory.in_memory
     assert not stream.in_memory
@@ -112,7 +112,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, augment: str) -> 
     spec = f"folder:{folder_set(tmp_path, per_class=5, side=24)}"
 
     def batches(workers: int) -> list[torch.Tensor]:
-        data = open_images(spec, size=16, batch_size=5, augment=augment, workers=workers, memory_limit=0)
+        data = open_images(spec, resolution=16, batch_size=5, augment=augment, workers=workers, memory_limit=0)
         data.set_epoch(4)
         torch.manual_seed(workers)
         before = torch.random.get_rng_state()
@@ -132,7 +132,7 @@ def test_what_workers_run_can_be_sent_to_them(tmp_path: Path, augment: str) -> N
 
     from leanconv.data.stream import _Items
 
-    data = open_images(f"folder:{folder_set(tmp_path)}", size=8, augment=augment, memory_limit=0)
+    data = open_images(f"folder:{folder_set(tmp_path)}", resolution=8, augment=augment, memory_limit=0)
     items = _Items(data.train_loader().source, 3)
     one, other = items[2], pickle.loads(pickle.dumps(items))[2]
     assert torch.equal(one.pixels, other.pixels)
@@ -140,7 +140,7 @@ def test_what_workers_run_can_be_sent_to_them(tmp_path: Path, augment: str) -> N
 
 def test_photographs_are_augmented_one_by_one(tmp_path: Path) -> None:
     data = open_images(
-        f"folder:{folder_set(tmp_path, per_class=5, side=24)}", size=16, batch_size=4, augment="imagenet"
+        f"folder:{folder_set(tmp_path, per_class=5, side=24)}", resolution=16, batch_size=4, augment="imagenet"
     )
     assert data.mean == (0.485, 0.456, 0.406)
     first = next(iter(data.train_loader()))[0]
@@ -154,7 +154,7 @@ def test_statistics_are_those_of_the_training_pixels(tmp_path: Path) -> None:
         for name, step in (("a", 0), ("b", 20)):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8), (level + step, 50, 0)).save(tmp_path / split / name / "x.png")
-    data = open_images(f"folder:{tmp_path}", size=8)
+    data = open_images(f"folder:{tmp_path}", resolution=8)
     assert data.mean == pytest.approx((110 / 255, 50 / 255, 0))
     assert data.std == pytest.approx((10 / 255, 1 / 255, 1 / 255))  # a constant channel does not divide by zero
 

@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_set_is_balanced_and_read_like_any_other(cache: Path) -> None:
-    data = open_videos(f"moving-digits:{cache}", size=32, batch_size=16)
+    data = open_videos(f"moving-digits:{cache}", resolution=32, batch_size=16)
     assert (data.class_names, data.train_size, data.test_size) == (WAYS, 600, 180)
     assert data._train.files.videos.labels.bincount().tolist() == [100] * 6
     clips, _ = next(iter(data.train_loader()))

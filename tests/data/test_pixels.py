@@ -167,14 +167,14 @@ def turned_set(root: Path) -> Path:
 @pytest.mark.parametrize(("memory_limit", "workers"), [(2**30, 0), (0, 0), (0, 1)])
 def test_turned_images_are_counted_and_said(tmp_path: Path, memory_limit: int, workers: int) -> None:
     spec = f"folder:{turned_set(tmp_path)}"
-    data = open_images(spec, size=16, batch_size=2, memory_limit=memory_limit, workers=workers)
+    data = open_images(spec, resolution=16, batch_size=2, memory_limit=memory_limit, workers=workers)
     shown = [
         images[:, 0, 4, 4].tolist() for loader in (data.train_loader(), data.eval_loader()) for images, _ in loader
     ]
     assert len({round(value, 3) for values in shown for value in values}) == 1, "every picture is the same, upright"
     [told] = data.remarks
     assert told == "4 images are turned or mirrored, as EXIF says"
-    plain = open_images(spec, size=16, exif=False, mean=data.mean, std=data.std)
+    plain = open_images(spec, resolution=16, exif=False, mean=data.mean, std=data.std)
     assert len({round(float(v), 3) for images, _ in plain.train_loader() for v in images[:, 0, 4, 4]}) == 2
     assert plain.remarks == ()
     assert (data.contract.exif, plain.contract.exif) == (True, False)

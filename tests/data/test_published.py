@@ -43,7 +43,7 @@ def cifar10_binary(folder: Path, per_file: int = 10) -> Path:
 def test_cifar10_python_and_binary_are_the_same_images(tmp_path: Path) -> None:
     cifar10_python(tmp_path / "a" / "cifar-10-batches-py")
     binary = cifar10_binary(tmp_path / "b")
-    sets = [open_images(f"cifar10:{path}", size=32, batch_size=50) for path in (tmp_path / "a", binary)]
+    sets = [open_images(f"cifar10:{path}", resolution=32, batch_size=50) for path in (tmp_path / "a", binary)]
     assert [(data.train_size, data.test_size, data.num_classes) for data in sets] == [(50, 10, 10)] * 2
     assert sets[0].class_names[3] == "class3"
     assert sets[1].class_names[3] == "3"
@@ -65,7 +65,7 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
         columns = np.array([coarse, fine], dtype=np.uint8).T
         (binary / f"{name}.bin").write_bytes(np.concatenate([columns, planes(100, seed)], 1).tobytes())
     for path in (tmp_path, binary):
-        data = open_images(f"cifar100:{path}", size=32, batch_size=100)
+        data = open_images(f"cifar100:{path}", resolution=32, batch_size=100)
         assert data.num_classes == 100
         assert torch.equal(next(iter(data.eval_loader()))[1], torch.arange(100))
 
@@ -124,7 +124,7 @@ def svhn_files(folder: Path, per_class: dict[str, int]) -> Path:
 
 
 def test_svhn(tmp_path: Path) -> None:
-    data = open_images(f"svhn:{svhn_files(tmp_path, {'train': 3, 'test': 2})}", size=32, batch_size=20)
+    data = open_images(f"svhn:{svhn_files(tmp_path, {'train': 3, 'test': 2})}", resolution=32, batch_size=20)
     assert (data.train_size, data.test_size) == (30, 20)
     images, labels = next(iter(data.eval_loader()))
     assert images.shape == (20, 3, 32, 32)
@@ -134,7 +134,7 @@ def test_svhn(tmp_path: Path) -> None:
 
 def test_svhn_with_extra_holds_out_what_the_papers_do(tmp_path: Path) -> None:
     folder = svhn_files(tmp_path, {"train": 402, "test": 1, "extra": 203})
-    data = open_images(f"svhn:{folder}?extra=true", size=32)
+    data = open_images(f"svhn:{folder}?extra=true", resolution=32)
     assert data.train_size == 10 * (402 - 400 + 203 - 200)
     with pytest.raises(DataError, match="extra must be true or false"):
         open_images(f"svhn:{folder}?extra=1")
@@ -180,7 +180,7 @@ def imagenet_files(root: Path) -> Path:
 
 
 def test_imagenet_as_its_archives_unpack(tmp_path: Path) -> None:
-    data = open_images(f"imagenet:{imagenet_files(tmp_path)}", size=8, batch_size=9, augment="imagenet")
+    data = open_images(f"imagenet:{imagenet_files(tmp_path)}", resolution=8, batch_size=9, augment="imagenet")
     assert data.class_names == tuple(sorted(SYNSETS))
     assert (data.train_size, data.test_size) == (9, 4)
     labels = torch.cat([labels for _, labels in data.eval_loader()])
@@ -188,7 +188,7 @@ def test_imagenet_as_its_archives_unpack(tmp_path: Path) -> None:
 
 
 def test_imagenet_40_crops_four_fifths(tmp_path: Path) -> None:
-    data = open_images(f"imagenet:{imagenet_files(tmp_path)}", size=32, batch_size=9, augment="imagenet40")
+    data = open_images(f"imagenet:{imagenet_files(tmp_path)}", resolution=32, batch_size=9, augment="imagenet40")
     images, _ = next(iter(data.train_loader()))
     again, _ = next(iter(data.train_loader()))
     assert images.shape == (9, 3, 32, 32)

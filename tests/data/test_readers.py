@@ -38,7 +38,7 @@ def write_parquet(
 
 
 def test_folder_with_train_and_val(tmp_path: Path) -> None:
-    data = open_images(f"folder:{folder_set(tmp_path, per_class=3)}", size=8)
+    data = open_images(f"folder:{folder_set(tmp_path, per_class=3)}", resolution=8)
     assert (data.class_names, data.train_size, data.test_size) == (("cat", "dog"), 6, 6)
     assert torch.cat([labels for _, labels in data.eval_loader()]).tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -47,12 +47,12 @@ def test_folder_with_train_and_val(tmp_path: Path) -> None:
 def test_folder_by_another_name(tmp_path: Path, name: str) -> None:
     folder_set(tmp_path)
     (tmp_path / "val").rename(tmp_path / name)
-    assert open_images(f"folder:{tmp_path}", size=8).test_size == 8
+    assert open_images(f"folder:{tmp_path}", resolution=8).test_size == 8
 
 
 def test_folder_of_classes_is_split_the_same_way_every_time(tmp_path: Path) -> None:
     folder_set(tmp_path, per_class=10)
-    one, other = (open_images(f"folder:{tmp_path / 'train'}", size=8, seed=seed) for seed in (0, 1))
+    one, other = (open_images(f"folder:{tmp_path / 'train'}", resolution=8, seed=seed) for seed in (0, 1))
     assert (one.train_size, one.test_size) == (16, 4)
     for a, b in zip(one.eval_loader(), other.eval_loader(), strict=True):
         assert torch.equal(a[0], b[0])
@@ -65,7 +65,7 @@ def test_files_that_are_no_images_by_name_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "cat" / "deeper").mkdir()
     picture(5).save(tmp_path / "train" / "cat" / "deeper" / "one.PNG")
-    data = open_images(f"folder:{tmp_path}", size=8)
+    data = open_images(f"folder:{tmp_path}", resolution=8)
     assert (data.train_size, data.problems) == (5, ())
 
 
@@ -117,7 +117,7 @@ def spoil(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_corrupt_images_are_named_and_skipped(tmp_path: Path, memory_limit: int, workers: int) -> None:
     spoiled = spoil(folder_set(tmp_path, per_class=4))
-    data = open_images(f"folder:{tmp_path}", size=8, batch_size=4, memory_limit=memory_limit, workers=workers)
+    data = open_images(f"folder:{tmp_path}", resolution=8, batch_size=4, memory_limit=memory_limit, workers=workers)
     seen = [len(labels) for loader in (data.train_loader(), data.eval_loader()) for _, labels in loader]
     assert {name for name, _ in data.problems} == {str(path) for path in spoiled}
     assert all(reason for _, reason in data.problems)
@@ -129,10 +129,10 @@ def test_nothing_readable_at_all(tmp_path: Path) -> None:
     folder_set(tmp_path, per_class=2)
     for path in tmp_path.rglob("*.png"):
         path.write_text("no")
-    data = open_images(f"folder:{tmp_path}", size=8)
+    data = open_images(f"folder:{tmp_path}", resolution=8)
     with pytest.raises(DataError, match=r"none of the 4 images could be read, for example .*png"):
         data.train_loader()
-    streamed = open_images(f"folder:{tmp_path}", size=8, memory_limit=0)
+    streamed = open_images(f"folder:{tmp_path}", resolution=8, memory_limit=0)
     with pytest.raises(DataError, match=r"4 images in a row cannot be used for training, the last is .*png"):
         next(iter(streamed.train_loader()))
     with pytest.raises(DataError, match=r"none of the images could be read, for example .*png"):
@@ -144,7 +144,7 @@ def test_a_class_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     for path in (tmp_path / "train" / "dog").iterdir():
         path.write_text("no")
     with pytest.raises(DataError, match="class 'dog': none of its training images could be read"):
-        open_images(f"folder:{tmp_path}", size=8).train_loader()
+        open_images(f"folder:{tmp_path}", resolution=8).train_loader()
 
 
 # ------------------------------------------------------------------------------------------------------------- parquet
@@ -153,7 +153,7 @@ def test_a_class_that_cannot_be_read_at_all(tmp_path: Path) -> None:
 def test_parquet_pair(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "train.parquet", [0, 1, 2, 0, 1, 2])
     test = write_parquet(tmp_path / "test.parquet", [2, 1])
-    data = open_images(f"parquet:{train},{test}", size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    data = open_images(f"parquet:{train},{test}", resolution=8, mean=(0, 0, 0), std=(1, 1, 1))
     assert (data.class_names, data.train_size, data.test_size) == (("0", "1", "2"), 6, 2)
     images, labels = next(iter(data.eval_loader()))
     assert labels.tolist() == [2, 1]
@@ -164,14 +164,14 @@ def test_parquet_pair(tmp_path: Path) -> None:
 def test_parquet_shards_names_and_split(tmp_path: Path) -> None:
     for number in range(2):
         write_parquet(tmp_path / f"part-{number}.parquet", [0, 1] * 5, names=["cat", "dog"])
-    data = open_images(f"parquet:{tmp_path}/part-*.parquet", size=8)
+    data = open_images(f"parquet:{tmp_path}/part-*.parquet", resolution=8)
     assert (data.class_names, data.train_size, data.test_size) == (("cat", "dog"), 16, 4)
 
 
 def test_parquet_broken_row_is_named(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "train.parquet", [0, 1, 0, 1], broken=(2,))
     test = write_parquet(tmp_path / "test.parquet", [0, 1])
-    data = open_images(f"parquet:{train},{test}", size=8)
+    data = open_images(f"parquet:{train},{test}", resolution=8)
     assert sum(len(labels) for _, labels in data.train_loader()) == 3
     assert data.problems[0].name == f"{train} row 2 (2.png)"
 
@@ -181,7 +181,7 @@ def test_parquet_errors(tmp_path: Path) -> None:
 
     def refused(train: object, message: str, test: object = good) -> None:
         with pytest.raises(DataError, match=message) as caught:
-            open_images(f"parquet:{train},{test}", size=8)
+            open_images(f"parquet:{train},{test}", resolution=8)
         assert "\n" not in str(caught.value)
 
     refused(tmp_path / "none.parquet", "no such parquet file")
@@ -221,7 +221,7 @@ def test_parquet_too_large_for_memory(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_timm_folder(tmp_path: Path) -> None:
     spoiled = spoil(folder_set(tmp_path, per_class=3))
-    data = open_images(f"timm:?root={tmp_path}", size=8)
+    data = open_images(f"timm:?root={tmp_path}", resolution=8)
     assert (data.class_names, data.train_size, data.test_size) == (("cat", "dog"), 4, 5)
     # The reader names files by their path inside the split.
     assert {Path(name).name for name, _ in data.problems} == {path.name for path in spoiled}
@@ -269,7 +269,7 @@ def shown(data: ImageData, loader: Loader) -> bool:
 def test_parquet_classes_are_matched_by_name(tmp_path: Path, order: str) -> None:
     train = coloured(tmp_path / "train.parquet", "rgb" * 2, ["r", "g", "b"])
     test = coloured(tmp_path / "test.parquet", "rgb", list(order))
-    data = open_images(f"parquet:{train},{test}", size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = open_images(f"parquet:{train},{test}", resolution=8, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert shown(data, data.eval_loader())
     assert shown(data, data.train_loader())
     assert data.remarks == ()
@@ -279,7 +279,7 @@ def test_parquet_classes_are_matched_by_name(tmp_path: Path, order: str) -> None
 def test_parquet_shards_are_matched_by_name(tmp_path: Path, order: str) -> None:
     coloured(tmp_path / "part-0.parquet", "rgb" * 3, ["r", "g", "b"])
     coloured(tmp_path / "part-1.parquet", "bgr" * 3, list(order))
-    data = open_images(f"parquet:{tmp_path}/part-*.parquet", size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = open_images(f"parquet:{tmp_path}/part-*.parquet", resolution=8, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert shown(data, data.train_loader())
     assert shown(data, data.eval_loader())
 
@@ -291,8 +291,8 @@ def test_parquet_classes_that_one_file_lacks_or_adds(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"whole.parquet: the class 'b' \(1 of 3\) is none of the 2 that .*train.parquet"
     ):
-        open_images(f"parquet:{train},{whole}", size=8)
-    fixed = {"size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+        open_images(f"parquet:{train},{whole}", resolution=8)
+    fixed = {"resolution": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3}
     data = open_images(f"parquet:{train},{part}", **fixed)
     assert shown(data, data.eval_loader())
     assert data.remarks == (f"{part} has none of the class 'r', which {train} knows",)
@@ -302,13 +302,13 @@ def test_parquet_classes_that_one_file_lacks_or_adds(tmp_path: Path) -> None:
     coloured(tmp_path / "part-0.parquet", "rgb", ["r", "g", "b"])
     coloured(tmp_path / "part-1.parquet", "rgb", None)
     with pytest.raises(DataError, match=r"part-1.parquet names no classes and others do"):
-        open_images(f"parquet:{tmp_path}/part-[01].parquet", size=8)
+        open_images(f"parquet:{tmp_path}/part-[01].parquet", resolution=8)
 
 
 def test_a_single_parquet_file_to_test_on_is_used_whole(tmp_path: Path) -> None:
     path = coloured(tmp_path / "a.parquet", "rrgg", ["r", "g"])
-    assert open_images(f"parquet:{path}", size=8).test_size == 2
-    data = open_images(f"parquet:{path}", size=8, testing=True, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert open_images(f"parquet:{path}", resolution=8).test_size == 2
+    data = open_images(f"parquet:{path}", resolution=8, testing=True, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert data.test_size == 4
     assert shown(data, data.eval_loader())
 
@@ -318,7 +318,7 @@ def test_timm_numbers_classes_of_each_part_and_they_are_matched_by_name(tmp_path
     for file in (tmp_path / "val" / "ant").iterdir():
         file.unlink()
     (tmp_path / "val" / "ant").rmdir()
-    data = open_images(f"timm:?root={tmp_path}", size=8)
+    data = open_images(f"timm:?root={tmp_path}", resolution=8)
     assert torch.cat([labels for _, labels in data.eval_loader()]).tolist() == [1] * 3 + [2] * 3
     assert "has none of the class 'ant'" in data.remarks[0]
 
@@ -326,7 +326,7 @@ def test_timm_numbers_classes_of_each_part_and_they_are_matched_by_name(tmp_path
 def test_timm_takes_a_folder_without_parts_for_both(tmp_path: Path) -> None:
     folder_set(tmp_path, per_class=3)
     with pytest.raises(DataError, match=r"all of its test images are also its training images: .* folder:DIR"):
-        open_images(f"timm:?root={tmp_path / 'train'}", size=8)
+        open_images(f"timm:?root={tmp_path / 'train'}", resolution=8)
 
 
 @pytest.mark.parametrize(
@@ -334,4 +334,4 @@ def test_timm_takes_a_folder_without_parts_for_both(tmp_path: Path) -> None:
 )
 def test_statistics_that_no_pixels_have(given) -> None:
     with pytest.raises(DataError, match=r"digits: (mean|std) must be 3 values .* of pixels in 0..1"):
-        open_images("digits", size=8, **given)
+        open_images("digits", resolution=8, **given)

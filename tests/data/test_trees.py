@@ -24,7 +24,7 @@ def two_classes(root: Path, count: int = 5) -> Path:
 
 
 def opened(root: Path, **how: object) -> ImageData:
-    return open_images(f"folder:{root}", **{"size": 8, "batch_size": 2, **how})  # type: ignore[arg-type]
+    return open_images(f"folder:{root}", **{"resolution": 8, "batch_size": 2, **how})  # type: ignore[arg-type]
 
 
 def counts(data: ImageData) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from leanconv.errors import DataError
 
 
 def opened(root: Path, **how) -> VideoData:
-    defaults = {"frames": 8, "rate": 2, "size": 80, "short_side": (80, 80), "batch_size": 4}
+    defaults = {"frames": 8, "rate": 2, "resolution": 80, "short_side": (80, 80), "batch_size": 4}
     return open_videos(f"video-folder:{root}", **{**defaults, **how})
 
 
@@ -174,7 +174,7 @@ def test_a_missing_path_and_a_label_out_of_range_in_a_list(tmp_path: Path) -> No
     rows = ["train/left/0.mp4,0", "train/right/0.mp4,1", "train/right/gone.mp4,1"]
     (tmp_path / "train.csv").write_text("\n".join(rows))
     (tmp_path / "test.csv").write_text("val/left/0.mp4,0\n")
-    data = open_videos(f"video-csv:{tmp_path}/train.csv,{tmp_path}/test.csv", size=64, batch_size=2)
+    data = open_videos(f"video-csv:{tmp_path}/train.csv,{tmp_path}/test.csv", resolution=64, batch_size=2)
     assert data.train_size == 2
     assert [Path(problem.name).name for problem in data.problems] == ["gone.mp4"]
     assert len(next(iter(data.train_loader()))[1]) == 2

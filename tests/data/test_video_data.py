@@ -16,7 +16,7 @@ from leanconv.data import VideoData, open_videos
 from leanconv.data.stream import _Items
 from leanconv.errors import DataError, MissingExtra, UnknownName
 
-PLAIN = {"frames": 8, "rate": 2, "size": 80, "short_side": (80, 80)}
+PLAIN = {"frames": 8, "rate": 2, "resolution": 80, "short_side": (80, 80)}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,13 @@ def opened(root: Path, **how) -> VideoData:
 def test_what_a_set_of_videos_says_of_itself(root: Path) -> None:
     data = opened(root, seed=3)
     assert (data.num_classes, data.class_names, data.train_size, data.test_size) == (2, ("left", "right"), 8, 4)
-    assert (data.channels, data.size, data.input_size, data.unit, data.seed) == (3, 80, (3, 8, 80, 80), "video", 3)
+    assert (data.channels, data.resolution, data.input_size, data.unit, data.seed) == (
+        3,
+        80,
+        (3, 8, 80, 80),
+        "video",
+        3,
+    )
     assert (data.mean, data.std) == ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
     clips, labels = next(iter(data.train_loader()))
     assert (clips.shape, clips.dtype, labels.shape, labels.dtype) == (
@@ -133,7 +139,7 @@ def test_a_test_video_gives_clips_spread_over_it(root: Path, workers: int) -> No
 @pytest.mark.parametrize("size", [(96, 160), (160, 96)])
 def test_three_crops_go_along_the_longer_side(tmp_path: Path, size: tuple[int, int]) -> None:
     video_folders(tmp_path, frames=20, size=size)
-    data = opened(tmp_path, size=64, short_side=(80, 96))
+    data = opened(tmp_path, resolution=64, short_side=(80, 96))
     three, one = (next(iter(data.test_loader(clips=2, crops=crops))).clips for crops in (3, 1))
     assert three.shape == (6, 3, 8, 80, 80)  # (80, 133) or (133, 80), cut at 0, 26 and 53
     assert one.shape == (2, 3, 8, 64, 64)

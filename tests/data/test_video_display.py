@@ -130,7 +130,7 @@ def changing(path: Path, frames: int = 20) -> Path:
 
 def test_every_frame_is_framed_by_its_own_size(tmp_path: Path) -> None:
     path = changing(tmp_path / "call.mkv")
-    shape = ClipShape(frames=4, rate=5, size=64, fps=None)
+    shape = ClipShape(frames=4, rate=5, resolution=64, fps=None)
     with Video(str(path)) as video:
         for choice in (SpreadClips(shape, 64, 2, 1), DrawnClip(shape, (64, 64), False)):
             plan = choice.plan(video.index, torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from leanconv.data.video.plan import ClipPlan, Framing, Window, plan_seeks
 from leanconv.errors import DataError
 from leanconv.seeds import generator
 
-SHAPE = ClipShape(frames=8, rate=2, size=48, fps=Fraction(30))
+SHAPE = ClipShape(frames=8, rate=2, resolution=48, fps=Fraction(30))
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ def test_published_settings(name: str) -> None:
         recipe.optim.weight_decay,
         recipe.schedule.name,
     ) == PUBLISHED[name]
-    assert recipe.data.size == elastic.resolutions[0]
+    assert recipe.data.resolution == elastic.resolutions[0]
     assert (recipe.optim.momentum, recipe.optim.nesterov, elastic.num_random, elastic.temperature) == (0.9, True, 2, 1)
     assert recipe.optim.decay == ("all" if "wideresnet" in name else "dense")
     assert recipe.schedule.warmup_epochs == 0

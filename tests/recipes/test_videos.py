@@ -145,7 +145,9 @@ def test_what_a_run_on_videos_leaves(moving_digits: str, tmp_path: Path, capfd: 
 def test_a_video_run_resumes_to_the_same_weights(
     moving_digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny("ip_csn_26_moving_digits", moving_digits, "epochs=2", "data.size=16", "data.video.short_side=[16,20]")
+    recipe = tiny(
+        "ip_csn_26_moving_digits", moving_digits, "epochs=2", "data.resolution=16", "data.video.short_side=[16,20]"
+    )
     whole = run_recipe(recipe, tmp_path / "whole", progress=False)
     forward = Classify.forward
 
@@ -170,7 +172,7 @@ def test_broken_videos_are_named_in_the_run_folder(moving_digits: str, tmp_path:
     broken = tmp_path / "data" / "test" / "left" / "002.mp4"
     broken.write_bytes(broken.read_bytes()[:700])
     spec = f"video-csv:{tmp_path / 'data' / 'train.csv'},{tmp_path / 'data' / 'test.csv'}"
-    result = run_recipe(tiny("ip_csn_26_moving_digits", spec, "data.size=16"), tmp_path / "run", progress=False)
+    result = run_recipe(tiny("ip_csn_26_moving_digits", spec, "data.resolution=16"), tmp_path / "run", progress=False)
     with open(tmp_path / "run" / "problems.csv", newline="") as file:
         [row] = list(csv.DictReader(file))
     assert row["video"] == str(broken)

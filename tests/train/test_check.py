@@ -73,7 +73,7 @@ def test_networks_that_the_data_do_not_fit(tmp_path: Path, given: nn.Module, siz
     with pytest.raises(DataError, match=message) as caught:
         check_training(Classify(given), size, 10, 4, sample="image")
     assert "\n" not in str(caught.value)
-    data = tiny_nets.tiny_data(size=size[-1])
+    data = tiny_nets.tiny_data(resolution=size[-1])
     with pytest.raises(DataError, match=message):
         fit(Classify(given), data, FitSettings(epochs=1), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

@@ -173,7 +173,7 @@ def test_broken_images_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
             for index in range(4):
                 Image.new("RGB", (8, 8), (60 * index, 99 * number, 0)).save(tmp_path / split / name / f"{index}.png")
     (tmp_path / "train" / "a" / "0.png").write_text("no image")
-    data = open_images(f"folder:{tmp_path}", size=8, batch_size=4)
+    data = open_images(f"folder:{tmp_path}", resolution=8, batch_size=4)
     result = fit(Classify(tiny_nets.tiny_net()), data, FitSettings(epochs=1), tmp_path / "run")
     assert [Path(name).name for name, _ in result.problems] == ["0.png"]
     assert "1 image could not be read and was skipped" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_data_that_cannot_be_read_leaves_no_run_folder(tmp_path: Path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         for index in range(2):
             (tmp_path / "set" / name / f"{index}.png").write_text("no")
-    data = open_images(f"folder:{tmp_path / 'set'}", size=8)
+    data = open_images(f"folder:{tmp_path / 'set'}", resolution=8)
     with pytest.raises(LeanconvError, match="none of the 2 images could be read"):
         fit(Classify(tiny_nets.tiny_net()), data, FitSettings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

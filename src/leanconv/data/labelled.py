@@ -63,7 +63,7 @@ def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[floa
 class LabelledData(ABC, Generic[S]):
     """Training and test batches of one set.
 
-    Batches are (pixels float32 (n, 3, ..., size, size), normalised by `mean` and `std`; labels int64 (n,)). Files that
+    Batches are (pixels float32 (n, 3, ..., side, side), normalised by `mean` and `std`; labels int64 (n,)). Files that
     cannot be used are passed over and listed in `problems`.
     """
 
@@ -86,7 +86,7 @@ class LabelledData(ABC, Generic[S]):
         self.class_names = class_names
         self.num_classes = len(class_names)
         self.input_size = input_size
-        self.size = input_size[-1]
+        self.resolution = input_size[-1]
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0

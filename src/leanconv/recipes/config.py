@@ -25,7 +25,9 @@ def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
     config = OmegaConf.structured(recipe)
     for override in overrides:
-        name, equals, _ = override.partition("=")
+        name, equals, value = override.partition("=")
+        name = _RENAMED.get(name.strip(), name)
+        override = name + equals + value
         if not equals or not name.strip():
             raise LeanconvError(f"{override!r}: expected SETTING=VALUE, for example optim.lr=0.2")
         _check_name(name.strip())
@@ -53,17 +55,28 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise LeanconvError(f"{path}: not a recipe{_reason(error)}") from error
     if not isinstance(content, Mapping) or not {"name", "model"} <= content.keys():
         raise LeanconvError(f"{path}: not a recipe, expected a mapping with at least `name` and `model`")
+    if isinstance(content.get("data"), dict):
+        content = {**content, "data": _of_today(content["data"])}
     for name in _leaf_names(content):
         _check_name(name, where=f"{path}: ")
-    data = content.get("data")
-    if isinstance(data, dict) and {"spec", "size", "augment", "batch_size", "workers", "video"} <= data.keys():
-        data.setdefault("exif", False)  # all written out by a leanconv that did not look at EXIF
     try:
         config = OmegaConf.merge(OmegaConf.structured(Recipe), content)
     except Exception as error:  # as above
         name = str(getattr(error, "full_key", None) or "a setting")
         raise LeanconvError(f"{path}: {name}: {_wanted(name)}{_reason(error)}") from error
     return change(_built(config), overrides)
+
+
+_RENAMED = {"data.size": "data.resolution"}
+"""Settings by the names that leanconv 0.1 gave them."""
+
+
+def _of_today(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the data as they are called now; where all but `exif` are there, the run ignored it."""
+    data = {_RENAMED.get(f"data.{name}", f"data.{name}").removeprefix("data."): data[name] for name in data}
+    if {"spec", "resolution", "augment", "batch_size", "workers", "video"} <= data.keys():
+        data.setdefault("exif", False)
+    return data
 
 
 def to_data(recipe: Recipe) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _paper(name: str, note: str, model: str, args: dict[str, Any], spec: str, vi
         note=note,
         model=model,
         model_args={"frames": video.frames, **args},
-        data=DataSettings(spec=spec, size=224, augment="video", batch_size=_BATCH, workers=8, video=video),
+        data=DataSettings(spec=spec, resolution=224, augment="video", batch_size=_BATCH, workers=8, video=video),
         epochs=45,
         optim=_SGD,
         schedule=_COSINE,
@@ -110,7 +110,7 @@ def finetune(kind: str, depth: int) -> Recipe:
         frozen_norms=True,
         data=DataSettings(
             spec="kinetics:data/kinetics400",
-            size=224,
+            resolution=224,
             augment="video",
             batch_size=96,
             workers=8,
@@ -134,7 +134,7 @@ def moving_digits(model: str = "ip_csn_26", frames: int = 8) -> Recipe:
         model_args={"frames": frames},
         data=DataSettings(
             spec="moving-digits",
-            size=32,
+            resolution=32,
             augment="video",
             batch_size=16,
             video=VideoSettings(frames=frames, rate=2, short_side=(32, 32), test_clips=3),
@@ -145,7 +145,7 @@ def moving_digits(model: str = "ip_csn_26", frames: int = 8) -> Recipe:
     )
 
 
-def ut_interaction(model: str = "ip_csn_26", frames: int = 8, size: int = 64) -> Recipe:
+def ut_interaction(model: str = "ip_csn_26", frames: int = 8, resolution: int = 64) -> Recipe:
     """Six things that two people do, 120 clips: `--set data.spec=video-csv:TRAIN.csv,TEST.csv` says where they are.
 
     A clip of 8 frames at rate 6 spans 1.4 of the 2 to 6 seconds. A quarter of an hour on two cores for ip-CSN-26.
@@ -158,11 +158,13 @@ def ut_interaction(model: str = "ip_csn_26", frames: int = 8, size: int = 64) ->
         model_args={"frames": frames},
         data=DataSettings(
             spec="video-csv:data/ut-interaction/train.csv,data/ut-interaction/test.csv",
-            size=size,
+            resolution=resolution,
             augment="video",
             batch_size=8,
             workers=1,
-            video=VideoSettings(frames=frames, rate=48 // frames, short_side=(size, size * 5 // 4), clips_per_video=2),
+            video=VideoSettings(
+                frames=frames, rate=48 // frames, short_side=(resolution, resolution * 5 // 4), clips_per_video=2
+            ),
         ),
         epochs=60,
         optim=OptimSettings(name="adamw", lr=1e-3, weight_decay=0.05, decay="weights"),
@@ -183,7 +185,7 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     ),
     *(partial(moving_digits, frames=frames) for frames in (8, 1)),
     *(partial(ut_interaction, frames=frames) for frames in (8, 1)),
-    *(partial(ut_interaction, model, frames=16, size=112) for model in ("ip_csn_50", "resnet3d_50")),
+    *(partial(ut_interaction, model, frames=16, resolution=112) for model in ("ip_csn_50", "resnet3d_50")),
 )
 
 CSN: dict[str, Callable[[], Recipe]] = {make().name: make for make in _MAKERS}

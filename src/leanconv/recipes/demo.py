@@ -7,7 +7,7 @@ from leanconv.train import OptimSettings, ScheduleSettings
 
 __all__ = ["demo", "digits_resnet20"]
 
-_DIGITS = DataSettings(spec="digits", size=32, augment="shift", batch_size=32)
+_DIGITS = DataSettings(spec="digits", resolution=32, augment="shift", batch_size=32)
 
 
 def demo() -> Recipe:

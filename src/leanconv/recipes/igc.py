@@ -22,9 +22,13 @@ _SGD = OptimSettings(lr=0.1, weight_decay=1e-4, nesterov=True)
 _STEPS = ScheduleSettings("step", milestones=(0.5, 0.75, 0.875))
 
 _DATA = {
-    "cifar10": ("CIFAR-10", DataSettings(spec="cifar10:data", size=32, augment="cifar_zero", batch_size=64), 400),
-    "cifar100": ("CIFAR-100", DataSettings(spec="cifar100:data", size=32, augment="cifar_zero", batch_size=64), 400),
-    "svhn": ("SVHN", DataSettings(spec="svhn:data?extra=true", size=32, augment="none", batch_size=64), 40),
+    "cifar10": ("CIFAR-10", DataSettings(spec="cifar10:data", resolution=32, augment="cifar_zero", batch_size=64), 400),
+    "cifar100": (
+        "CIFAR-100",
+        DataSettings(spec="cifar100:data", resolution=32, augment="cifar_zero", batch_size=64),
+        400,
+    ),
+    "svhn": ("SVHN", DataSettings(spec="svhn:data?extra=true", resolution=32, augment="none", batch_size=64), 40),
 }
 
 FIGURE_3 = (
@@ -80,7 +84,7 @@ def resnet18(model: str) -> Recipe:
         name=f"{model}_imagenet",
         note=f"{model} on ImageNet, table 6 of the interleaved group paper",
         model=model,
-        data=DataSettings(spec="imagenet:data/imagenet", size=224, augment="imagenet", batch_size=256, workers=8),
+        data=DataSettings(spec="imagenet:data/imagenet", resolution=224, augment="imagenet", batch_size=256, workers=8),
         epochs=95,
         optim=_SGD,
         schedule=ScheduleSettings("step", milestones=(30 / 95, 60 / 95, 90 / 95)),

@@ -90,7 +90,7 @@ def _cifar(name: str, note: str, model: str, model_args: dict[str, Any], classes
         note=note,
         model=model,
         model_args=model_args,
-        data=DataSettings(spec=f"cifar{classes}:data", size=32, augment="cifar", batch_size=128),
+        data=DataSettings(spec=f"cifar{classes}:data", resolution=32, augment="cifar", batch_size=128),
         epochs=200,
         optim=_SGD,
         schedule=_STEPS,
@@ -105,7 +105,9 @@ def imagenet40_resnet(prefix: str = "o_", depth: int = 20) -> Recipe:
         note=f"{_KINDS[prefix]} ResNet-{depth} on ImageNet40, table 7 of the optimized separable paper",
         model=f"{prefix}resnet{depth}_imagenet40",
         model_args={} if multiplier == 1 else {"multiplier": multiplier},
-        data=DataSettings(spec="imagenet:data/imagenet", size=32, augment="imagenet40", batch_size=256, workers=8),
+        data=DataSettings(
+            spec="imagenet:data/imagenet", resolution=32, augment="imagenet40", batch_size=256, workers=8
+        ),
         epochs=20,
         optim=_SGD,
         schedule=_STEPS,
@@ -122,7 +124,7 @@ def darts(prefix: str = "o_", data: str = "cifar10") -> Recipe:
             model=f"{prefix}darts_cifar",
             model_args={"auxiliary": True},
             tiny_args={"cells": 3, "channels": 8},
-            data=DataSettings(spec="cifar10:data", size=32, augment="cifar_cutout", batch_size=96),
+            data=DataSettings(spec="cifar10:data", resolution=32, augment="cifar_cutout", batch_size=96),
             auxiliary=0.4,
             drop_path=0.2,
             epochs=600,
@@ -137,7 +139,7 @@ def darts(prefix: str = "o_", data: str = "cifar10") -> Recipe:
         model_args={"auxiliary": True},
         tiny_args={"cells": 3, "channels": 8},
         data=DataSettings(
-            spec="imagenet:data/imagenet", size=224, augment="imagenet_jitter", batch_size=1024, workers=8
+            spec="imagenet:data/imagenet", resolution=224, augment="imagenet_jitter", batch_size=1024, workers=8
         ),
         auxiliary=0.4,
         label_smoothing=0.1,
@@ -155,7 +157,9 @@ def mobilenet(prefix: str = "o_") -> Recipe:
         name=f"{prefix}mobilenet_v1_imagenet",
         note=f"MobileNetV1 with {kind} units on ImageNet, table 5 of the optimized separable paper",
         model=f"{prefix}mobilenet_v1",
-        data=DataSettings(spec="imagenet:data/imagenet", size=224, augment="imagenet", batch_size=1024, workers=8),
+        data=DataSettings(
+            spec="imagenet:data/imagenet", resolution=224, augment="imagenet", batch_size=1024, workers=8
+        ),
         epochs=200,
         optim=OptimSettings(lr=0.064, weight_decay=1e-5, nesterov=False),
         schedule=ScheduleSettings("exponential", gamma=0.973, every=0.8),

@@ -56,7 +56,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
             settings.spec,
             frames=video.frames,
             rate=video.rate,
-            size=settings.size,
+            resolution=settings.resolution,
             batch_size=settings.batch_size,
             workers=settings.workers,
             seed=recipe.seed,
@@ -77,7 +77,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
         )
     return open_images(
         settings.spec,
-        size=settings.size,
+        resolution=settings.resolution,
         batch_size=settings.batch_size,
         workers=settings.workers,
         seed=recipe.seed,

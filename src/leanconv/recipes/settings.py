@@ -17,7 +17,7 @@ class VideoSettings:
     """How clips are cut out of videos, as `leanconv.data.open_videos` takes it, and how a trained network is tested.
 
     A clip is `frames` frames, every `rate`-th of a video brought to `fps` frames per second (null: left as it is). The
-    shorter side of a training clip is drawn from `short_side` (null: the paper's 8/7 to 10/7 of the size), then a
+    shorter side of a training clip is drawn from `short_side` (null: the paper's 8/7 to 10/7 of the resolution), then a
     square is cropped; an epoch takes `clips_per_video` clips of every video. Tests take `test_clips` clips, evenly
     spread over the video, and of each the centre or `test_crops` = 3 crops along the longer side, as large as the
     smaller `short_side`. `mean` and `std` are of pixels in 0..1 (null: those of the paper's networks).
@@ -45,13 +45,14 @@ class VideoSettings:
 class DataSettings:
     """Which images, how large, how augmented, in what batches: the arguments of `leanconv.data.open_images`.
 
-    With `video` the data are videos and `size` is the side of a clip: the arguments of `leanconv.data.open_videos`.
+    `resolution` is the side in pixels of what the network sees. With `video` the data are videos: the arguments of
+    `leanconv.data.open_videos`.
     `exif` turns photographs as their EXIF record says. `mean` and `std` are of pixels in 0..1 (null: those of the
     weights that training starts from, else of the training images); those of clips are in `video`.
     """
 
     spec: str = "digits"
-    size: int = 32
+    resolution: int = 32
     augment: str = "none"
     batch_size: int = 128
     workers: int = 0
@@ -62,14 +63,14 @@ class DataSettings:
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """What the network sees, without the batch axis: (3, size, size), or (3, frames, size, size)."""
+        """What the network sees, without the batch axis: (3, side, side), or (3, frames, side, side)."""
         frames = () if self.video is None else (self.video.frames,)
-        return (3, *frames, self.size, self.size)
+        return (3, *frames, self.resolution, self.resolution)
 
 
 @dataclass(frozen=True)
 class ElasticSettings:
-    """Mutual learning over `widths` (low, high) and `resolutions` (descending; the first is the data's size).
+    """Mutual learning over `widths` (low, high) and `resolutions` (descending; the first is the data's).
 
     For clips also over `frames` (descending; the first is the data's), or at the data's alone where it is empty.
 
@@ -163,10 +164,11 @@ class Recipe:
         self.fit_settings()
         if not 0 <= self.label_smoothing < 1:
             raise LeanconvError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if self.elastic is not None and self.elastic.resolutions[0] != self.data.size:
+        if self.elastic is not None and self.elastic.resolutions[0] != self.data.resolution:
             raise LeanconvError(
-                f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.size is {self.data.size}:"
-                " images are made at the largest resolution and only ever reduced, so set both to the same"
+                f"elastic.resolutions start at {self.elastic.resolutions[0]}, but data.resolution is"
+                f" {self.data.resolution}: images are made at the largest resolution and only ever reduced, so set both"
+                " to the same"
             )
         if self.elastic is not None and self.elastic.frames:
             clip = None if self.data.video is None else self.data.video.frames
@@ -230,10 +232,12 @@ class Recipe:
                 calibration_images=32,
             )
         augment = "shift" if self.data.augment != "none" else "none"
-        data, optim = DataSettings(spec="digits", size=32, augment=augment, batch_size=16), self.optim
+        data, optim = DataSettings(spec="digits", resolution=32, augment=augment, batch_size=16), self.optim
         if self.data.video is not None:
             video = VideoSettings(frames=frames, short_side=(32, 32), test_clips=2)
-            data = DataSettings(spec="moving-digits", size=32, augment=self.data.augment, batch_size=4, video=video)
+            data = DataSettings(
+                spec="moving-digits", resolution=32, augment=self.data.augment, batch_size=4, video=video
+            )
             optim = replace(optim, lr=optim.lr * data.batch_size / self.data.batch_size)
         return replace(
             self,

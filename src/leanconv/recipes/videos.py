@@ -62,7 +62,7 @@ def score_videos(
         seen += 1
 
     samples: Iterable[VideoSample] = islice(data.test_loader(clips=clips, crops=crops), limit)
-    evaluation = evaluate_videos(net, samples, crop=data.size, watch=watch)
+    evaluation = evaluate_videos(net, samples, crop=data.resolution, watch=watch)
     if predictions is not None:
         save_predictions(predictions, evaluation, data.class_names)
     if contact_sheet is not None:

@@ -114,7 +114,7 @@ def evaluate_videos(
     every video and its prediction. Raises `DataError` without any video, and for labels that the network has no
     output for.
 
-        evaluate_videos(net, data.test_loader(clips=10, crops=3), crop=data.size).video1
+        evaluate_videos(net, data.test_loader(clips=10, crops=3), crop=data.resolution).video1
     """
     net = as_module(net)
     predictions = []

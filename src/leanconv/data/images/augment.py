@@ -3,11 +3,11 @@
 | name       | what is drawn                                                        | evaluation           |
 |------------|----------------------------------------------------------------------|----------------------|
 | `none`     | nothing                                                              | central square       |
-| `shift`    | a crop after a reflected border of size/8 (for digits: never flipped) | central square       |
+| `shift`    | a crop after a reflected border of side/8 (for digits: never flipped) | central square       |
 | `cifar`    | the same, then a mirror (4 pixels at 32, as the papers' CIFAR runs)  | central square       |
 | `cifar_zero` | the same, but the border is black (interleaved group convolution) | central square     |
 | `cifar_cutout` | the same, then a square of 16 pixels at 32 is cut out (DARTS)     | central square       |
-| `imagenet40` | the whole image at 5/4 of the size, a crop, a mirror              | central 4/5          |
+| `imagenet40` | the whole image at 5/4 of the side, a crop, a mirror              | central 4/5          |
 | `imagenet` | a resized crop of 8 to 100 % of the area, a mirror                   | 7/8 central square   |
 | `imagenet_jitter` | the same and colour jitter .4 (DARTS)                        | 7/8 central square   |
 | `mobile`   | 25 to 100 %, a mirror, colour jitter .4, lighting .1 (MutualNet)     | 7/8 central square   |
@@ -37,7 +37,7 @@ class Augment:
     """One row of the table above.
 
     `zeros` makes the border black instead of reflected; `cutout` is the side of the cut square for images of 32
-    pixels; `squash` the side, relative to the size, to which the whole image is brought before it is cropped.
+    pixels; `squash` the side, relative to the resolution, to which the whole image is brought before it is cropped.
     """
 
     border: bool = False
@@ -55,17 +55,17 @@ class Augment:
         """Whether each image is augmented when it is decoded, not the whole batch at once."""
         return self.area is not None or self.squash is not None
 
-    def training(self, size: int) -> Transform:
+    def training(self, resolution: int) -> Transform:
         """The transform of one training image; it draws from the global generators when `per_image`."""
         if self.squash is not None:
-            return _Squashed(size, self.squash, mirror=self.mirror)
-        return Prepare(size) if self.area is None else _ResizedCrop(self, size)
+            return _Squashed(resolution, self.squash, mirror=self.mirror)
+        return Prepare(resolution) if self.area is None else _ResizedCrop(self, resolution)
 
-    def evaluation(self, size: int) -> Prepare:
+    def evaluation(self, resolution: int) -> Prepare:
         """The transform of one test image; it draws nothing."""
         if self.squash is not None:
-            return Prepare(size, "whole", crop=1 / self.squash)
-        return Prepare(size, crop=self.crop)
+            return Prepare(resolution, "whole", crop=1 / self.squash)
+        return Prepare(resolution, crop=self.crop)
 
 
 AUGMENTS: dict[str, Augment] = {
@@ -159,20 +159,20 @@ _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836,
 
 @dataclass(frozen=True)
 class _Squashed:
-    """The whole image at `factor` times the size, whatever its shape, then a random square of it."""
+    """The whole image at `factor` times the resolution, whatever its shape, then a random square of it."""
 
-    size: int
+    resolution: int
     factor: float
     mirror: bool
 
     def __call__(self, image: Image.Image) -> Tensor:
         from PIL import Image as images
 
-        side = round(self.size * self.factor)
+        side = round(self.resolution * self.factor)
         pixels = torch.from_numpy(np.array(image.resize((side, side), images.Resampling.BILINEAR)))
-        room = side - self.size
+        room = side - self.resolution
         top, left = torch.randint(0, room + 1, (2,)).tolist()
-        pixels = pixels[top : top + self.size, left : left + self.size]
+        pixels = pixels[top : top + self.resolution, left : left + self.resolution]
         if self.mirror and torch.rand(()) < 0.5:
             pixels = pixels.flip(1)
         return pixels.permute(2, 0, 1).contiguous()
@@ -181,13 +181,13 @@ class _Squashed:
 class _ResizedCrop:
     """timm's training transform up to uint8 pixels, then the lighting noise that it does not have."""
 
-    def __init__(self, augment: Augment, size: int) -> None:
+    def __init__(self, augment: Augment, resolution: int) -> None:
         from timm.data.transforms_factory import create_transform
 
         make: Any = create_transform  # timm declares some arguments narrower than it accepts
         self.lighting = augment.lighting
         self.geometry = make(
-            (3, size, size),
+            (3, resolution, resolution),
             is_training=True,
             scale=augment.area,
             hflip=0.5 if augment.mirror else 0.0,

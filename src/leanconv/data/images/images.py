@@ -62,7 +62,7 @@ _SPLIT_HERE = ("folder", "parquet")
 def open_images(
     spec: str,
     *,
-    size: int = 32,
+    resolution: int = 32,
     batch_size: int = 128,
     workers: int = 0,
     seed: int = 0,
@@ -77,23 +77,24 @@ def open_images(
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
     `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
 
-    `size` is the side of the square that the network sees; `batch_size` counts over all processes; `workers` decode
-    what does not fit in `memory_limit` bytes of pixels; `augment` is a name of `leanconv.data.AUGMENTS`; `mean` and
-    `std` (of pixels in 0..1) default to those of the training pixels, or to ImageNet's for images decoded on the way.
-    With `exif` photographs are turned as their EXIF record says, which timm and torchvision do not do.
+    `resolution` is the side in pixels of the square that the network sees; `batch_size` counts over all processes;
+    `workers` decode what does not fit in `memory_limit` bytes of pixels; `augment` is a name of
+    `leanconv.data.AUGMENTS`; `mean` and `std` (of pixels in 0..1) default to those of the training pixels, or to
+    ImageNet's for images decoded on the way. With `exif` photographs are turned as their EXIF record says, which timm
+    and torchvision do not do.
 
-    With a `contract`, that of a trained network, the test images are what it says, whatever `size`, `mean`, `std`,
-    `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a set
-    that is not split yet is all test.
+    With a `contract`, that of a trained network, the test images are what it says, whatever `resolution`, `mean`,
+    `std`, `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a
+    set that is not split yet is all test.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set.
 
-    >>> data = open_images("digits", size=8, batch_size=64)
+    >>> data = open_images("digits", resolution=8, batch_size=64)
     >>> images, labels = next(iter(data.train_loader()))
     >>> tuple(images.shape), data.num_classes, data.train_size, data.test_size
     ((64, 3, 8, 8), 10, 1438, 359)
     """
     read = reader_of(spec, _READERS, what="kind of data set", takes="a path or name", embedded="digits")
-    check_counts(spec, 1, size=size, batch_size=batch_size)
+    check_counts(spec, 1, resolution=resolution, batch_size=batch_size)
     check_counts(spec, 0, workers=workers)
     check_statistics(spec, mean, std)
     recipe = find_augment(augment)
@@ -103,13 +104,13 @@ def open_images(
     if testing:
         images = replace(images, train=None)
     if contract is not None:
-        size, mean, std, exif = _square(spec, contract), *_three(spec, contract), contract.exif
+        resolution, mean, std, exif = _square(spec, contract), *_three(spec, contract), contract.exif
         images = _as_known(spec, images, contract)
     return ImageData(
         images,
         evaluation=None if contract is None else Prepare.by(contract),
         exif=exif,
-        size=size,
+        resolution=resolution,
         batch_size=batch_size,
         workers=workers,
         seed=seed,
@@ -155,7 +156,7 @@ def _as_known(spec: str, images: ImageSet, contract: InputContract) -> ImageSet:
 
 
 class ImageData(LabelledData[Memory | Stream]):
-    """Training and test batches of one image set: (images float32 (n, 3, size, size); labels int64 (n,)).
+    """Training and test batches of one image set: (images float32 (n, 3, resolution, resolution); labels int64 (n,)).
 
     Images that cannot be read are passed over and listed in `problems`. `open_images` makes these.
     """
@@ -167,7 +168,7 @@ class ImageData(LabelledData[Memory | Stream]):
         self,
         images: ImageSet,
         *,
-        size: int,
+        resolution: int,
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
@@ -178,16 +179,16 @@ class ImageData(LabelledData[Memory | Stream]):
         memory_limit: int = 2**30,
         evaluation: Prepare | None = None,
     ) -> None:
-        shape = (self.channels, size, size)
+        shape = (self.channels, resolution, resolution)
         super().__init__(images.class_names, input_size=shape, batch_size=batch_size, seed=seed, remarks=images.remarks)
         self._images = images
         self._workers = workers
         self._augment = augment
-        self._evaluation = evaluation or augment.evaluation(size)
+        self._evaluation = evaluation or augment.evaluation(resolution)
         self._exif = exif
         self._given = mean or images.mean, std or images.std
         count = len(images.test.labels) + (0 if images.train is None else len(images.train.labels))
-        pixels = self.channels * size * size * count
+        pixels = self.channels * resolution**2 * count
         self.in_memory = not augment.per_image and pixels <= memory_limit
 
     def _source(self, *, training: bool) -> Memory | Stream:
@@ -195,7 +196,7 @@ class ImageData(LabelledData[Memory | Stream]):
         if split is None:
             raise DataError("this data was opened to be tested on, it has no training part")
         if not self.in_memory:
-            files = ImageFiles(split, self._augment.training(self.size), self._evaluation, self.seed, self._exif)
+            files = ImageFiles(split, self._augment.training(self.resolution), self._evaluation, self.seed, self._exif)
             return Stream(files=files, workers=self._workers)
         # What is augmented batch by batch is prepared for training as for the test.
         pixels, labels, problems, turned = decode_all(split, self._evaluation, exif=self._exif)
@@ -237,12 +238,12 @@ class ImageData(LabelledData[Memory | Stream]):
         augment, share = self._augment, (start, total)
         if not augment.per_image and (augment.border or augment.mirror):
             draws = generator(self.seed, "batch", epoch, number)
-            border = max(self.size // 8, 1) if augment.border and self.size > 1 else 0
+            border = max(self.resolution // 8, 1) if augment.border and self.resolution > 1 else 0
             pixels = crop_and_mirror(pixels, border, augment.mirror, draws, share=share, zeros=augment.zeros)
         images = self._normalised(pixels)
         if augment.cutout:
             draws = generator(self.seed, "cutout", epoch, number)
-            images = cut_out(images, augment.cutout * self.size // 32, draws, share=share)
+            images = cut_out(images, augment.cutout * self.resolution // 32, draws, share=share)
         return images
 
     def _mean_and_std(self) -> Statistics:

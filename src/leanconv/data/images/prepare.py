@@ -22,9 +22,9 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Prepare:
-    """From an RGB image to uint8 pixels (3, size, size); the rules are those of `leanconv.data.contract.RESIZES`."""
+    """From an RGB image to uint8 pixels (3, side, side), by the rules of `leanconv.data.contract.RESIZES`."""
 
-    size: int
+    resolution: int
     resize: str = "square"
     interpolation: str = "bilinear"
     crop: float = 1.0
@@ -40,18 +40,18 @@ class Prepare:
         how = images.Resampling[self.interpolation.upper()]
         width, height = image.size
         if self.resize == "square":
-            if self.crop != 1 or (width, height) != (self.size, self.size):
+            if self.crop != 1 or (width, height) != (self.resolution, self.resolution):
                 side = min(width, height) * self.crop
                 left, top = (width - side) / 2, (height - side) / 2
-                image = image.resize((self.size, self.size), how, box=(left, top, left + side, top + side))
+                image = image.resize((self.resolution, self.resolution), how, box=(left, top, left + side, top + side))
         else:
-            short = int(self.size / self.crop + _ROUNDING)
+            short = int(self.resolution / self.crop + _ROUNDING)
             if self.resize == "whole":
                 width = height = short
             elif width <= height:
                 width, height = short, int(short * height / width)
             else:
                 width, height = int(short * width / height), short
-            left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-            image = image.resize((width, height), how).crop((left, top, left + self.size, top + self.size))
+            left, top = round((width - self.resolution) / 2), round((height - self.resolution) / 2)
+            image = image.resize((width, height), how).crop((left, top, left + self.resolution, top + self.resolution))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -26,11 +26,11 @@ VIDEO_AUGMENTS = ("none", "video")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipShape:
-    """`frames` frames, every `rate`-th at `fps` a second (None: as the file has them), `size` pixels square."""
+    """`frames` frames, every `rate`-th at `fps` a second (None: as the file has them), `resolution` pixels square."""
 
     frames: int
     rate: int
-    size: int
+    resolution: int
     fps: Fraction | None
 
     @property
@@ -62,7 +62,7 @@ class ClipChoice(Protocol):
 
 @dataclass(frozen=True)
 class DrawnClip:
-    """A training clip (3, frames, size, size): start, short side (uniform in `short_side`), crop and mirror drawn."""
+    """A training clip (3, frames, side, side): start, short side (uniform in `short_side`), crop and mirror drawn."""
 
     shape: ClipShape
     short_side: tuple[int, int]
@@ -75,14 +75,14 @@ class DrawnClip:
         start = drawn_start(len(clock), self.shape.span, draws)
         return ClipPlan(
             self.shape.numbers(clock, start),
-            Framing(side, self.shape.size, (down, across)),
+            Framing(side, self.shape.resolution, (down, across)),
             mirror=self.mirror and mirrored < 0.5,
         )
 
 
 @dataclass(frozen=True)
 class CentreClip:
-    """The clip (3, frames, size, size) in the middle of the video and of the picture; nothing is drawn."""
+    """The clip (3, frames, side, side) in the middle of the video and of the picture; nothing is drawn."""
 
     shape: ClipShape
     short_side: int
@@ -90,7 +90,7 @@ class CentreClip:
     def plan(self, index: VideoIndex, draws: torch.Generator) -> ClipPlan:
         clock = self.shape.clock(index)
         start = centre_start(len(clock), self.shape.span)
-        return ClipPlan(self.shape.numbers(clock, start), Framing(self.short_side, self.shape.size))
+        return ClipPlan(self.shape.numbers(clock, start), Framing(self.short_side, self.shape.resolution))
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class SpreadClips:
     """`clips` clips spread over the video times 1 or 3 crops: (clips * crops, 3, frames, h, w), the crops of a clip
     together.
 
-    The centre crop is `size` square; three crops are as large as the short side. Frames that several clips share are
-    decoded once.
+    The centre crop is `resolution` square; three crops are as large as the short side. Frames that several clips share
+    are decoded once.
     """
 
     shape: ClipShape
@@ -116,8 +116,8 @@ class SpreadClips:
         # A single crop is cut of every frame by its own size, which may change on the way.
         return ClipPlan(
             frames,
-            Framing(self.short_side, self.shape.size if self.crops == 1 else None),
+            Framing(self.short_side, self.shape.resolution if self.crops == 1 else None),
             clips=tuple(tuple(place[number] for number in clip) for clip in chosen),
             crops=self.crops,
-            side=self.shape.size if self.crops == 1 else self.short_side,
+            side=self.shape.resolution if self.crops == 1 else self.short_side,
         )

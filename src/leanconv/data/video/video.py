@@ -60,7 +60,7 @@ def open_videos(
     *,
     frames: int = 8,
     rate: int = 2,
-    size: int = 112,
+    resolution: int = 112,
     batch_size: int = 8,
     workers: int = 0,
     seed: int = 0,
@@ -76,38 +76,41 @@ def open_videos(
     """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
     `kinetics:PATH`, `sports1m:PATH`, `ucf101:PATH`, `hmdb51:PATH` or `something:PATH`.
 
-    A clip is `frames` frames, every `rate`-th one at `fps` frames per second (None: as the file has them), `size`
+    A clip is `frames` frames, every `rate`-th one at `fps` frames per second (None: as the file has them), `resolution`
     pixels square. In training the shorter side is scaled to a length drawn from `short_side` (default: the paper's 8/7
-    to 10/7 of `size`), in evaluation to the smaller of the two. `augment` is `video` or `none`; `clips_per_video` is
-    how often an epoch visits every training video; `batch_size` counts over all processes; `workers` processes decode.
-    `mean` and `std` (of pixels in 0..1) default to those of the paper's networks.
+    to 10/7 of `resolution`), in evaluation to the smaller of the two. `augment` is `video` or `none`; `clips_per_video`
+    is how often an epoch visits every training video; `batch_size` counts over all processes; `workers` processes
+    decode. `mean` and `std` (of pixels in 0..1) default to those of the paper's networks.
 
-    With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `size`, `fps`,
-    `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no training part:
-    a set that is not split yet is all test.
+    With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `resolution`,
+    `fps`, `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no
+    training part: a set that is not split yet is all test.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set,
     `MissingExtra` without PyAV.
 
-        data = open_videos("video-csv:train.csv,test.csv", frames=8, rate=2, size=112, workers=2)
+        data = open_videos("video-csv:train.csv,test.csv", frames=8, rate=2, resolution=112, workers=2)
         clips, labels = next(iter(data.train_loader()))                              # (8, 3, 8, 112, 112), (8,)
     """
     read = reader_of(spec, _READERS, what="kind of video set", takes="a path", embedded="moving-digits")
     require_pyav()
     if contract is not None:
         clip = _clip_of(spec, contract)
-        frames, size, mean, std = contract.size[1], contract.size[-1], *_three(contract)
-        rate, fps, short_side = clip.rate, clip.fps, (clip.short_side, max(clip.short_side, round(size * 10 / 7)))
-    check_counts(spec, 1, frames=frames, rate=rate, size=size, batch_size=batch_size, clips_per_video=clips_per_video)
+        frames, resolution, mean, std = contract.size[1], contract.size[-1], *_three(contract)
+        rate, fps, short_side = clip.rate, clip.fps, (clip.short_side, max(clip.short_side, round(resolution * 10 / 7)))
+    check_counts(
+        spec, 1, frames=frames, rate=rate, resolution=resolution, batch_size=batch_size, clips_per_video=clips_per_video
+    )
     check_counts(spec, 0, workers=workers)
     check_statistics(spec, mean, std)
     if fps is not None and not 0 < fps <= 1000:
         raise DataError(f"{spec}: fps must be above 0 and at most 1000, or None for each file's own, got {fps}")
     if augment not in VIDEO_AUGMENTS:
         raise unknown("augmentation of videos", augment, VIDEO_AUGMENTS)
-    low, high = short_side or (round(size * 8 / 7), round(size * 10 / 7))
-    if not size <= low <= high:
+    low, high = short_side or (round(resolution * 8 / 7), round(resolution * 10 / 7))
+    if not resolution <= low <= high:
         raise DataError(
-            f"{spec}: short_side {low} to {high} must be a range of lengths that a crop of {size} pixels fits into"
+            f"{spec}: short_side {low} to {high} must be a range of lengths that a crop of {resolution} pixels fits"
+            " into"
         )
     if testing and spec.partition(":")[0] in _SPLIT_HERE:
         read = partial(read, testing=True)
@@ -116,7 +119,7 @@ def open_videos(
         videos = replace(videos, train=None)
     return VideoData(
         videos if contract is None else _as_known(spec, videos, contract),
-        shape=ClipShape(frames=frames, rate=rate, size=size, fps=None if fps is None else _rate(fps)),
+        shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else _rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,
         workers=workers,
@@ -163,7 +166,7 @@ class VideoSample(NamedTuple):
 
 
 class VideoData(LabelledData[Stream]):
-    """Training and test clips of one set of videos: (float32 (n, 3, frames, size, size); labels int64 (n,)).
+    """Training and test clips of one set of videos: (float32 (n, 3, frames, side, side); labels int64 (n,)).
 
     Videos that are missing, broken or too short are passed over and listed in `problems`; in training another one takes
     the place. Evaluation takes the centre clip of every test video. `open_videos` makes these.
@@ -188,7 +191,7 @@ class VideoData(LabelledData[Stream]):
     ) -> None:
         super().__init__(
             videos.class_names,
-            input_size=(self.channels, shape.frames, shape.size, shape.size),
+            input_size=(self.channels, shape.frames, shape.resolution, shape.resolution),
             batch_size=batch_size,
             seed=seed,
             repeats=clips_per_video,
@@ -244,7 +247,7 @@ class VideoData(LabelledData[Stream]):
             mean=self.mean,
             std=self.std,
             resize="shorter_side",
-            crop=shape.size / self._short_side[0],
+            crop=shape.resolution / self._short_side[0],
             exif=True,
             class_names=self.class_names,
             clip=ClipContract(rate=shape.rate, fps=None if fps is None else float(fps), short_side=self._short_side[0]),
