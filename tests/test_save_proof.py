@@ -209,6 +209,7 @@ def double(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tens
         (lambda net: net.conv.register_forward_pre_hook(lambda *_: None), r"conv has a forward pre-hook"),
         (lambda net: net.conv.weight.register_hook(lambda grad: grad), r"conv\.weight has a gradient hook"),
         (attach("kept", lambda net: [net.conv]), r"kept is \[Conv2d"),
+        (attach("features", lambda net: [net.conv.weight * 2]), r"features is \[tensor"),
     ],
 )
 def test_what_no_file_can_hold_is_refused_by_name(nets: Any, change: Callable[[Any], Any], match: str) -> None:

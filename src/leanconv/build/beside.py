@@ -40,6 +40,8 @@ class Unequal(NamedTuple):
     def __str__(self) -> str:
         if self.own is MISSING:
             return f"{self.path} was taken off, and comes back"
+        if self.built is MISSING:
+            return f"{self.path} is {_shown(self.own)}, and does not come back"
         if isinstance(self.inside.one, Tensor) and isinstance(self.inside.other, Tensor):
             beside = f" (in no state dict, because {self.path} is a plain list or the like: make it an nn.ModuleList)"
             return f"{self.path}{self.inside.where} comes back with other values" + beside * bool(self.inside.where)

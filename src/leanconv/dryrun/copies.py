@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from leanconv.dryrun.failures import one_line
 from leanconv.dryrun.wrappers import refuse_unfollowable
@@ -33,7 +34,7 @@ def duplicate(
     with `share_parameters` only its parameters, so that its forward may be run: it may write to buffers.
 
     Hook-based weight norm, spectral norm and pruning keep the computed weight as a plain attribute with a graph behind
-    it, which torch refuses to copy: such attributes are copied by value, their hooks compute them anew anyway.
+    it, others a list of features, which torch refuses to copy: such tensors are copied by value.
     Raises `error` where the model holds something else that cannot be copied.
 
     >>> net = nn.Linear(2, 2)
@@ -45,7 +46,7 @@ def duplicate(
         shared = (*model.parameters(), *(model.buffers() if share_tensors else ()))
         memo.update((id(tensor), tensor) for tensor in shared)
     for module in model.modules():
-        for value in vars(module).values():
+        for value in (leaf for held in vars(module).values() for leaf in pytree.tree_leaves(held)):
             if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
     return _copied(model, memo, error)
