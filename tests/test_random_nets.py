@@ -1,7 +1,7 @@
 """Properties that hold for any network, tried on random ones (`random_nets`): what goes in comes out, or is refused.
 
-`LEANCONV_NETWORKS=20000 pytest tests/test_random_nets.py` tries as many a property, `LEANCONV_SEED=1` others. A network that
-fails is made smaller by hypothesis and printed; it then becomes a test of its own where it belongs.
+`LEANCONV_NETWORKS=20000 pytest tests/test_random_nets.py` tries as many a property, `LEANCONV_SEED=1` others. A network
+that fails is made smaller by hypothesis and printed; it then becomes a test of its own where it belongs.
 """
 
 from __future__ import annotations
