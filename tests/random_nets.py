@@ -110,7 +110,7 @@ def bodies(*, plain: bool = False, circular: bool = False, deep: int = 2) -> st.
     norms = (
         ("batch", "group")
         if plain
-        else ("batch", "batch", "bare", "untracked", "cma", "frozen", "group", "layer", "instance")
+        else ("batch", "batch", "batch", "batch", "bare", "untracked", "cma", "frozen", "group", "layer", "instance")
     )
     pools = ("max", "avg") if plain else ("max", "ceil", "avg", "functional", "adaptive", "strided")
     pools = tuple(form for form in pools if not (circular and form == "functional"))  # it averages over zeros outside
