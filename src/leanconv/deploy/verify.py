@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from leanconv.dryrun import Size, arguments, check_sizes
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, LeanconvError, need
+from leanconv.seeds import isolated
 
 __all__ = [
     "Difference",
@@ -134,9 +135,11 @@ def compare(
     for index, batch in enumerate(batches):
         inputs = random_inputs(model, size, batch, seed + index)
         with torch.inference_mode():
-            # The runner gets its own copy: it may be a module that works in place.
-            expected = list(_leaves(forward(model, *pytree.tree_map(Tensor.clone, inputs))))
-            actual = list(_leaves(runner(*inputs)))
+            # The runner gets its own copy: it may be a module that works in place. A network that draws draws the same.
+            with isolated(seed, index):
+                expected = list(_leaves(forward(model, *pytree.tree_map(Tensor.clone, inputs))))
+            with isolated(seed, index):
+                actual = list(_leaves(runner(*inputs)))
         shapes = [tuple(y.shape) for y in expected], [tuple(y.shape) for y in actual]
         if shapes[0] != shapes[1]:
             raise ExportError(

@@ -1,0 +1,289 @@
+"""Properties that hold for any network, tried on random ones (`random_nets`): what goes in comes out, or is refused.
+
+`LEANCONV_NETWORKS=20000 pytest tests/test_random_nets.py` tries as many a property, `LEANCONV_SEED=1` others. A network
+that fails is made smaller by hypothesis and printed; it then becomes a test of its own where it belongs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, event, given, settings
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+import leanconv as lc
+from leanconv.deploy.densify import densify
+from leanconv.deploy.fold import fold
+from leanconv.errors import LeanconvError
+from random_nets import Spec, inputs, network, sizes, specs
+
+IN_CI = 50
+"""Networks a property; there are seven."""
+
+
+def networks(strategy: Any, share: float = 1.0) -> Callable[[Callable[[Spec], None]], Any]:
+    """Run a test on random networks: always the same few, or as many as asked for where it is slow."""
+
+    def decorate(test: Callable[[Spec], None]) -> Any:
+        count = int(os.environ.get("LEANCONV_NETWORKS", IN_CI) or IN_CI)
+        options = settings(
+            max_examples=max(1, int(count * share)),
+            deadline=None,
+            derandomize="LEANCONV_SEED" not in os.environ,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+            print_blob=False,
+        )
+        made = options(given(strategy)(test))
+        seed = os.environ.get("LEANCONV_SEED")
+        return hypothesis_seed(int(seed))(made) if seed else made
+
+    return decorate
+
+
+def hypothesis_seed(seed: int) -> Callable[[Any], Any]:
+    from hypothesis import seed as seeded
+
+    return seeded(seed)
+
+
+@contextmanager
+def reproducible(seed: int = 0) -> Iterator[None]:
+    """Whatever is drawn inside is drawn the same."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    yield
+
+
+def run(net: nn.Module, xs: tuple[Tensor, ...], seed: int = 0) -> list[Tensor]:
+    """All tensors that come out, drawn numbers being the same; `net` stays as it is."""
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    with reproducible(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = [x.detach().clone() for x in pytree.tree_leaves(net(*xs))]
+    net.load_state_dict(kept)
+    return result
+
+
+def runs(net: nn.Module, xs: tuple[Tensor, ...]) -> bool:
+    """Whether the network itself takes these inputs and gives finite numbers, in both modes."""
+    try:
+        return all(bool(x.isfinite().all()) for mode in (True, False) for x in run(copy.deepcopy(net).train(mode), xs))
+    except (RuntimeError, ValueError):
+        return False
+
+
+def trained(net: nn.Module, xs: tuple[Tensor, ...]) -> bool | None:
+    """Whether a training step gives every parameter that asks for it a gradient; None where autograd refuses."""
+    net = copy.deepcopy(net).train()
+    with reproducible(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            sum(x.float().pow(2).sum() for x in pytree.tree_leaves(net(*xs))).backward()
+        except (RuntimeError, ValueError):
+            return None
+    return all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def assert_same(given: list[Tensor], wanted: list[Tensor], tolerance: float = 0.0, what: str = "") -> None:
+    assert len(given) == len(wanted), what
+    for a, b in zip(given, wanted, strict=True):
+        assert a.shape == b.shape, what
+        worst = float((a - b).abs().max()) if a.numel() else 0.0
+        assert worst <= tolerance * max(1.0, float(b.abs().max())), f"{what}: differs by {worst:.2e}"
+
+
+class State:
+    """All that a call must leave as it was: the network and torch's and Python's random numbers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.before = self.take()
+
+    def take(self) -> dict[str, Any]:
+        modules = {name: (type(m), m.training, len(m._forward_hooks)) for name, m in self.net.named_modules()}
+        tensors = {n: t.detach().clone() for n, t in (*self.net.named_parameters(), *self.net.named_buffers())}
+        flags = {n: (p.requires_grad, p.grad is None) for n, p in self.net.named_parameters()}
+        return {
+            "modules": modules,
+            "tensors": tensors,
+            "flags": flags,
+            "torch": torch.get_rng_state(),
+            "python": random.getstate(),
+        }
+
+    def assert_kept(self, *, draws: bool = False) -> None:
+        """Nothing has changed; `draws`: new layers were initialized."""
+        after = self.take()
+        assert after["modules"] == self.before["modules"]
+        assert after["flags"] == self.before["flags"]
+        assert after["python"] == self.before["python"]
+        assert draws or torch.equal(after["torch"], self.before["torch"])
+        assert after["tensors"].keys() == self.before["tensors"].keys()
+        assert all(torch.equal(t, self.before["tensors"][n]) for n, t in after["tensors"].items())
+
+
+def usable(spec: Spec) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
+    net, xs = network(spec), inputs(spec)
+    return (net, xs) if runs(net, xs) else None
+
+
+@contextmanager
+def refusing(verb: str) -> Iterator[None]:
+    """A clear refusal is an answer; it is counted. Any other error is a fault."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        event(f"{verb}: done")
+    except LeanconvError as error:
+        message = str(error)
+        assert len(message) > 20, message
+        assert "Traceback" not in message
+        event(f"{verb}: refused: {type(error).__name__}")
+
+
+@networks(specs())
+def test_counts_are_torchs_own(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made
+    state = State(net)
+    with refusing("measure"):
+        cost = lc.measure(net, sizes(spec))
+        state.assert_kept()
+        net.eval()
+        with (
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+        ):  # the only form it counts on a CPU
+            net(*(x[:1] for x in xs))
+        assert 2 * (cost.macs + cost.attention_macs) == counter.get_total_flops()
+        assert cost.params == sum(p.numel() for p in net.parameters())
+
+
+@networks(specs())
+def test_what_is_saved_comes_back(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.9)  # not as it was built
+    with refusing("save"), tempfile.TemporaryDirectory() as folder:
+        lc.save(
+            net,
+            f"{folder}/net",
+            source="random_nets:network",
+            source_options={"spec": json.dumps(spec)},
+            size=sizes(spec),
+        )
+        back = lc.load(f"{folder}/net", trust_code=True)
+        assert {n: m.training for n, m in back.named_modules()} == {n: m.training for n, m in net.named_modules()}
+        assert [p.requires_grad for p in back.parameters()] == [p.requires_grad for p in net.parameters()]
+        for (name, a), (other, b) in zip(net.named_buffers(), back.named_buffers(), strict=True):
+            assert name == other
+            assert torch.equal(a, b), name
+        for mode in (False, True):
+            assert_same(run(back.train(mode), xs), run(net.train(mode), xs), what=f"training {mode}")
+
+
+@networks(specs(circular=True))
+def test_octave_keeps_the_outputs_for_constant_images(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made[0].eval(), inputs(spec, constant=True)
+    state = State(net)
+    with refusing("octave"):
+        new = lc.rewrite(net, lc.Octave(alpha=0.5, first=True, last=True), size=sizes(spec)).model
+        state.assert_kept(draws=True)
+        assert_same(run(new, xs), run(net, xs), 1e-4, "a constant image")
+        xs = inputs(spec)
+        assert [x.shape for x in run(new, xs)] == [x.shape for x in run(net, xs)]
+        reached = trained(net, xs)
+        if reached is not None:  # autograd takes the network itself
+            assert trained(new, xs) == reached
+
+
+@networks(specs())
+def test_chains_that_can_express_the_kernels_keep_the_outputs(spec: Spec) -> None:
+    """The dense network that a rewritten one equals, rewritten again, is it again."""
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made
+    state = State(net)
+    with refusing("chains"):
+        step = lc.OptimizedSeparable(init="fresh", where="groups=1")
+        first = lc.rewrite(net, step, size=sizes(spec))
+        state.assert_kept(draws=True)
+        dense = densify(first).model.eval()
+        assert_same(run(dense, xs), run(first.model.eval(), xs), 1e-4, "densified")
+        again = lc.rewrite(dense, lc.OptimizedSeparable(where="groups=1"), size=sizes(spec)).model
+        assert_same(run(again, xs), run(dense, xs), 1e-2, "rewritten again")
+
+
+@networks(specs(clean=True))
+def test_elastic_is_the_network_and_extracts_itself(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made
+    side = spec["inputs"][0][1]
+    state = State(net)
+    with refusing("elastic"):
+        elastic = lc.make_elastic(net, widths=(0.5, 1.0), resolutions=(side,), divisor=2, size=sizes(spec))
+        state.assert_kept()
+        for mode in (False, True):
+            with elastic.at(width=1.0, resolution=side):
+                full = run(elastic.train(mode), xs)
+            assert_same(full, run(copy.deepcopy(net).train(mode), xs), 1e-5, f"full width, training {mode}")
+        lc.calibrate(elastic, [inputs(spec, 16, seed=2)[0]], [(0.5, side)])
+        elastic.eval()
+        with elastic.at(width=0.5, resolution=side):
+            narrow = run(elastic, xs)
+        assert_same(run(elastic.extract(0.5, side), xs), narrow, 1e-5, "extracted")
+
+
+@networks(specs(clean=True))
+def test_folded_is_the_network(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, xs = made
+    state = State(net)
+    with refusing("fold"):
+        folded = fold(net, sizes(spec))
+        state.assert_kept()
+        event(f"folded {bool(folded.folded)}")
+        assert_same(run(folded.model, xs), run(copy.deepcopy(net).eval(), xs), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(36000)
+@networks(specs(clean=True), share=0.05)
+def test_exported_is_the_network(spec: Spec) -> None:
+    made = usable(spec)
+    if made is None:
+        return
+    net, _ = made
+    with refusing("export"), tempfile.TemporaryDirectory() as folder:
+        lc.export(net, f"{folder}/net.onnx", size=sizes(spec))
