@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,9 @@ def conv(
     if form == "weight_norm":
         made = parametrizations.weight_norm(made)
     elif form == "weight_norm_hook":
-        made = weight_norm(made)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated, and in many a saved network
+            made = weight_norm(made)
     elif form == "spectral_norm":
         made = parametrizations.spectral_norm(made)
     return made, out
