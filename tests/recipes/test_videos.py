@@ -209,14 +209,14 @@ class Counting:
     """Six test videos whose clip j is filled, before normalisation, with the level 20 * video + j in red."""
 
     class_names = ("a", "b", "c", "d", "e", "f", "g")
-    num_classes, size, test_size, unit = 7, 8, 6, "video"
+    num_classes, resolution, test_size, unit = 7, 8, 6, "video"
     mean, std = (0.5, 0.25, 0.125), (0.5, 0.2, 0.1)
     problems = ()
 
     def test_loader(self, clips: int, crops: int):
         shift, scale = (torch.tensor(values)[:, None, None, None] for values in (self.mean, self.std))
         for video in range(self.test_size):
-            made = torch.zeros(clips * crops, 3, 4, self.size, self.size)
+            made = torch.zeros(clips * crops, 3, 4, self.resolution, self.resolution)
             for number in range(clips * crops):
                 made[number, 0] = (20 * video + number) / 255
             yield Sample(f"v{video}", video, (made - shift) / scale)

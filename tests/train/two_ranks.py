@@ -102,7 +102,7 @@ def run(out: Path, *, resume: bool, kill_at: int | None, low_memory: bool) -> st
     objective = KilledAt(elastic_net(), seed=1, low_memory=low_memory)
     objective.kill_at = kill_at
     settings = FitSettings(epochs=3, optim=OptimSettings(lr=0.05))
-    data = tiny_nets.tiny_data(size=16, batch_size=256)
+    data = tiny_nets.tiny_data(resolution=16, batch_size=256)
     fit(objective, data, settings, out, resume=resume, progress=False)
     return tiny_nets.digest(objective.net)
 
