@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["Z95", "Difference", "Interval", "paired_difference", "wilson"]
+__all__ = ["Z95", "Difference", "Interval", "of_share", "paired_difference", "wilson"]
 
 Z95 = 1.959963984540054
 """The normal distribution's 97.5 % quantile."""
@@ -52,6 +52,20 @@ def wilson(right: int, count: int) -> Interval:
     centre = (share + unsure / 2) / (1 + unsure)
     reach = Z95 * sqrt(share * (1 - share) / count + unsure / (4 * count)) / (1 + unsure)
     return Interval(max(0.0, centre - reach) if right else 0.0, min(1.0, centre + reach) if right < count else 1.0)
+
+
+def of_share(share: float, count: int) -> Interval:
+    """The 95 % interval (Wilson) of a measured `share` of `count` items, from 0 to 1.
+
+    Raises `LeanconvError` for a share that is no number of items out of `count`.
+
+    >>> of_share(0.8, 10) == wilson(8, 10)
+    True
+    """
+    right = round(share * count)
+    if abs(share * count - right) > 1e-3:
+        raise LeanconvError(f"{share} is no share of {count} items, so nothing says how sure it is")
+    return wilson(right, count)
 
 
 def paired_difference(only_first: int, only_second: int, count: int) -> Difference:

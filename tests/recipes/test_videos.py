@@ -129,6 +129,8 @@ def test_what_a_run_on_videos_leaves(moving_digits: str, tmp_path: Path, capfd: 
     told = json.loads((out / "videos.json").read_text())
     assert told == {
         "clip1": result.videos.clip1, "video1": result.videos.video1, "video5": result.videos.video5,
+        "video1_interval": list(result.videos.intervals["video1"]),
+        "video5_interval": list(result.videos.intervals["video5"]),
         "chance": 1 / 6, "videos": 8, "clips": 2, "crops": 1,
     }  # fmt: skip
     with open(out / "predictions.csv", newline="") as file:

@@ -150,7 +150,7 @@ def test_predictions_in_a_file(tmp_path: Path) -> None:
         Sample("y.avi", 4, clips((0.1, 0.1, 0.6, 0.09, 0.08, 0.03))),
     ]
     result = evaluate_videos(Told(6), samples, crop=4)
-    save_predictions(tmp_path / "said.csv", result, ["hug", "kick", "shake hands", "point", "punch"])
+    save_predictions(tmp_path / "said.csv", result.predictions, ["hug", "kick", "shake hands", "point", "punch"])
     with open(tmp_path / "said.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["name", "label", "prediction", "probability", "top5"]
@@ -159,5 +159,5 @@ def test_predictions_in_a_file(tmp_path: Path) -> None:
     assert (rows[1]["label"], rows[1]["prediction"]) == ("punch", "shake hands")
     assert rows[0]["top5"] == "hug|kick|shake hands|point|punch"
     unnamed = evaluate_videos(Told(6), [Sample("z", 5, clips((0.1, 0.1, 0.1, 0.1, 0.1, 0.5)))], crop=4)
-    save_predictions(tmp_path / "more.csv", unnamed, ["hug"])
+    save_predictions(tmp_path / "more.csv", unnamed.predictions, ["hug"])
     assert (tmp_path / "more.csv").read_text().splitlines()[1].startswith("z,5,5,0.5,5|")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -24,7 +23,7 @@ from leanconv.cli.options import (
     TrustOption,
     WidthOption,
 )
-from leanconv.cli.output import print_json
+from leanconv.cli.output import print_json, write_json
 from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from leanconv.data import ImageData, VideoData
     from leanconv.recipes import LoadedRun
+    from leanconv.train import Evaluation, VideoEvaluation
 
 
 def run(
@@ -54,12 +54,17 @@ def run(
         str | None,
         typer.Option(metavar="FOLDER", help="Another run on videos to show beside it, such as a single-frame one."),
     ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
+    confusions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write who is taken for whom, as a picture (.png) or as numbers (.json)."),
+    ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write the prediction for every video.")
+        Path | None, typer.Option(metavar="FILE.csv", help="Write the prediction for every image or video.")
     ] = None,
     contact_sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw clips as rows of frames, each with its label and prediction."),
+        typer.Option(metavar="FILE.png", help="Draw images, or clips as rows of frames, with label and prediction."),
     ] = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -72,84 +77,145 @@ def run(
     """Test a network on images or videos.
 
     They are prepared as those that it was trained on, and data that is not split is used whole. Top-1 and top-5
-    accuracy on images; clip@1, video@1 and video@5 on whole videos.
+    accuracy on images; clip@1, video@1 and video@5 on whole videos; with 95 % intervals.
     """
     from leanconv.recipes import load_run
 
     shape = read_size(size) if size else None
     given = read_contract(mean, std, crop, interpolation, exif)
+    if confusions is not None and confusions.suffix not in (".png", ".json"):
+        raise LeanconvError(f"--confusions {confusions}: expected a name that ends in .png or .json")
     loaded = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
-    if loaded.data.unit != "video":
-        if any(value is not None for value in (clips, crops, baseline, predictions, contact_sheet)):
-            raise LeanconvError(
-                f"{model} is tested on images: --clips, --crops, --baseline, --predictions and --contact-sheet are for"
-                " videos"
-            )
-        _images(model, loaded, width, resolution, json)
-        return
-    other = None if baseline is None else load_run(baseline, data=data, size=shape, trust_code=trust_code)
-    if other is not None and other.data.unit != "video":
-        raise LeanconvError(f"--baseline {baseline}: it was made for images, and {model} is tested on videos")
-    rows = [_videos(model, loaded, clips, crops, width, resolution, predictions, contact_sheet)]
-    if other is not None:
-        rows.append(_videos(str(baseline), other, clips, crops))
+    views = _Views(clips, crops, predictions, contact_sheet)
+    others: list[dict[str, Any]] = []
+    tested: Evaluation | VideoEvaluation
+    if loaded.data.unit == "video":
+        other = None if baseline is None else load_run(baseline, data=data, size=shape, trust_code=trust_code)
+        if other is not None and other.data.unit != "video":
+            raise LeanconvError(f"--baseline {baseline}: it was made for images, and {model} is tested on videos")
+        tested, figures = _videos(model, loaded, views, width, resolution)
+        if other is not None:
+            others.append(_videos(str(baseline), other, _Views(clips, crops))[1])
+    else:
+        if any(value is not None for value in (clips, crops, baseline)):
+            raise LeanconvError(f"{model} is tested on images: --clips, --crops and --baseline are for videos")
+        tested, figures = _images(model, loaded, views, width, resolution)
+    figures |= _left_out(loaded.data)
+    by_class = _by_class(tested, loaded.data, confusions, per_class)
     if json:
-        print_json(rows[0] if other is None else {**rows[0], "baseline": rows[1]})
+        told = {**figures, **({"per_class": by_class} if per_class else {})}
+        print_json(told if not others else {**told, "baseline": others[0]})
         return
-    from leanconv.report import print_table, videos_table
+    _print(figures, others, loaded.data)
+    if per_class:
+        from leanconv.report import classes_table, print_table
 
-    print_table(videos_table(rows))
-    for path in (predictions, contact_sheet):
+        print_table(classes_table(by_class))
+    for path in (predictions, contact_sheet, confusions):
         if path is not None:
             typer.echo(f"written: {path}")
-    _print_problems(loaded.data)
+    for remark in loaded.data.remarks:
+        typer.echo(remark)
 
 
-def _images(model: str, loaded: LoadedRun, width: float | None, resolution: int | None, json: bool) -> None:
-    from leanconv.report import percent
-    from leanconv.train import evaluate
+class _Views(NamedTuple):
+    """What is asked for of a test: clips and crops of videos, and files to write."""
 
-    with _configured(loaded.network, width, resolution) as (network, which):
-        result = evaluate(network, loaded.data.eval_loader())
-    if json:
-        figures = {**asdict(result), "unreadable": len(loaded.data.problems), "remarks": list(loaded.data.remarks)}
-        print_json(figures)
-        return
-    five = "" if result.top5 is None else f", top-5 {percent(result.top5, 2)} %"
-    typer.echo(f"{model}{which}: top-1 {percent(result.top1, 2)} %{five} on {result.images} images")
-    _print_problems(loaded.data)
+    clips: int | None = None
+    crops: int | None = None
+    predictions: Path | None = None
+    contact_sheet: Path | None = None
+
+
+def _images(
+    name: str, loaded: LoadedRun, views: _Views, width: float | None, resolution: int | None
+) -> tuple[Evaluation, dict[str, Any]]:
+    """The test of one network on images, and its figures under its name."""
+    from leanconv.recipes import image_figures, score_images
+
+    with configured(loaded.network, width, resolution) as (network, which):
+        evaluation = score_images(
+            network,
+            cast("ImageData", loaded.data),
+            predictions=views.predictions,
+            contact_sheet=views.contact_sheet,
+        )
+    return evaluation, {"model": name + which, **image_figures(evaluation), "remarks": list(loaded.data.remarks)}
 
 
 def _videos(
-    name: str,
-    loaded: LoadedRun,
-    clips: int | None,
-    crops: int | None,
-    width: float | None = None,
-    resolution: int | None = None,
-    predictions: Path | None = None,
-    contact_sheet: Path | None = None,
-) -> dict[str, Any]:
-    """The figures of one network, under its name."""
-    from leanconv.data import contract_of
+    name: str, loaded: LoadedRun, views: _Views, width: float | None = None, resolution: int | None = None
+) -> tuple[VideoEvaluation, dict[str, Any]]:
+    """The test of one network on videos, and its figures under its name."""
     from leanconv.recipes import score_videos, video_figures
 
     data = cast("VideoData", loaded.data)
-    settings = None if loaded.recipe is None else loaded.recipe.data.video
-    views = contract_of(loaded.network)
-    clip = None if views is None else views.clip
-    clips = clips or (settings.test_clips if settings else clip.clips if clip else 10)
-    crops = crops or (settings.test_crops if settings else clip.crops if clip else 1)
-    with _configured(loaded.network, width, resolution) as (network, which):
+    clips, crops = loaded.views(views.clips, views.crops)
+    with configured(loaded.network, width, resolution) as (network, which):
         evaluation = score_videos(
-            network, data, clips=clips, crops=crops, predictions=predictions, contact_sheet=contact_sheet
+            network,
+            data,
+            clips=clips,
+            crops=crops,
+            predictions=views.predictions,
+            contact_sheet=views.contact_sheet,
         )
     figures = video_figures(evaluation, clips=clips, crops=crops)
-    return {"model": name + which, **figures, "unreadable": len(data.problems)}
+    return evaluation, {"model": name + which, **figures}
+
+
+def _left_out(data: ImageData | VideoData) -> dict[str, int]:
+    """How many files of the test could not be read, and how many of these are not there at all."""
+    problems = data.test_problems
+    return {"unreadable": len(problems), "missing": sum(problem.is_missing for problem in problems)}
+
+
+def _by_class(
+    tested: Evaluation | VideoEvaluation, data: ImageData | VideoData, path: Path | None, wanted: bool
+) -> list[dict[str, Any]]:
+    """The rows of the classes, where they are `wanted`; writes the confusions to `path`."""
+    from leanconv.train import called
+    from leanconv.train import confusions as count
+
+    if path is None and not wanted:
+        return []
+    counts = count(tested.predictions, tested.classes)
+    names = [called(data.class_names, number) for number in range(tested.classes)]
+    if path is not None and path.suffix == ".json":
+        write_json({"class_names": names, "counts": counts, "rows": "labels", "columns": "predictions"}, path)
+    elif path is not None:
+        from leanconv.report import plot_confusions
+
+        plot_confusions(counts, names, path)
+    from leanconv.train import per_class
+
+    return per_class(counts, names)
+
+
+def _print(figures: dict[str, Any], others: list[dict[str, Any]], data: ImageData | VideoData) -> None:
+    """The figures, and below them what could not be read, by name."""
+    from leanconv.report import percent, percent_interval, print_table, videos_table
+
+    unread = ""
+    if figures["unreadable"]:
+        broken = figures["unreadable"] - figures["missing"]
+        unread = f"; {figures['unreadable']} more could not be read ({broken} broken, {figures['missing']} missing)"
+    if data.unit == "video":
+        print_table(videos_table([figures, *others], unread=unread))
+    else:
+        shares = [
+            f"{called} {percent(figures[key], 2)} % ({percent_interval(*figures[f'{key}_interval'])})"
+            for key, called in (("top1", "top-1"), ("top5", "top-5"))
+            if figures[key] is not None
+        ]
+        typer.echo(f"{figures['model']}: {', '.join(shares)} on {figures['images']} images{unread}")
+    if unread:
+        names = ", ".join(problem.name for problem in data.test_problems[:5])
+        typer.echo(f"{figures['unreadable']} {data.unit}s could not be read: {names}")
 
 
 @contextmanager
-def _configured(network: nn.Module, width: float | None, resolution: int | None) -> Iterator[tuple[nn.Module, str]]:
+def configured(network: nn.Module, width: float | None, resolution: int | None) -> Iterator[tuple[nn.Module, str]]:
     """The network to test, an elastic one at the width and resolution asked for, and words that say which."""
     import torch
 
@@ -163,11 +229,3 @@ def _configured(network: nn.Module, width: float | None, resolution: int | None)
     config = network.checked(width or network.widths[1], resolution or network.resolutions[0])
     with network.at(width=config.width, resolution=config.resolution):
         yield network, f" at width {config.width:g}, resolution {config.resolution}"
-
-
-def _print_problems(data: ImageData | VideoData) -> None:
-    for remark in data.remarks:
-        typer.echo(remark)
-    if data.problems:
-        names = ", ".join(problem.name for problem in data.problems[:5])
-        typer.echo(f"{len(data.problems)} {data.unit}s could not be read: {names}")

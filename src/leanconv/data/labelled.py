@@ -130,6 +130,11 @@ class LabelledData(ABC, Generic[S]):
         return tuple(found.values())
 
     @property
+    def test_problems(self) -> tuple[Problem, ...]:
+        """Those of them that were to be tested on."""
+        return tuple(self._test.problems.values()) if "_test" in self.__dict__ else ()
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel, of pixels in 0..1."""
         return self._statistics[0]

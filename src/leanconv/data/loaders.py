@@ -27,6 +27,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int) -> str: ...
+
     def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]: ...
 
 
@@ -46,21 +48,35 @@ class Loader:
         for number, (pixels, labels) in enumerate(self.source.fetch(self.chunks, self.epoch)):
             yield self.finish(number, pixels), labels
 
+    @property
+    def items(self) -> int:
+        """How many items the batches hold, those counted that turn out to be unreadable."""
+        return sum(map(len, self.chunks))
+
+    def names(self) -> list[str]:
+        """The names of the items in the order in which evaluation gives them; known when the batches have been read."""
+        wanted = (self.source.name(index) for chunk in self.chunks for index in chunk)
+        return [name for name in wanted if name not in self.source.problems]
+
 
 @dataclass(frozen=True)
 class Memory:
     """All pixels (n, 3, size, size), decoded once; `problems` are the files that could not be, and are left out.
 
-    `turned` of them are shown as their EXIF record says.
+    `names` are those of the others, and `turned` of them are shown as their EXIF record says.
     """
 
     pixels: Tensor
     labels: Tensor
+    names: tuple[str, ...]
     problems: dict[str, Problem] = field(default_factory=dict)
     turned: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
 
     def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
         for chunk in chunks:

@@ -59,6 +59,9 @@ class Stream:
     def __len__(self) -> int:
         return len(self.files.labels) * self.repeats
 
+    def name(self, index: int) -> str:
+        return self.files.name(index % len(self.files.labels))
+
     def fetch(self, chunks: Sequence[Sequence[int]], epoch: int | None) -> Iterator[Batch]:
         for pixels, labels, _ in self.batches(chunks, epoch):
             yield pixels, labels

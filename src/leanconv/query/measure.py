@@ -23,6 +23,7 @@ from leanconv.elastic.calibrate import inputs_of
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.intervals import of_share
 from leanconv.machine import this_machine
 from leanconv.modes import eval_mode
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
@@ -53,16 +54,22 @@ def accuracies(net: ElasticNet, loader: Iterable[Any], configs: Sequence[Config]
     return {config: count / images for config, count in zip(configs, right, strict=True)}, images
 
 
-def row_of(net: ElasticNet, config: Config, accuracy: float) -> Row:
-    """With the costs of one image, counted on the extracted network; its memory holds the statistics too."""
+def row_of(net: ElasticNet, config: Config, accuracy: float, images: int) -> Row:
+    """With the interval of an accuracy on so many `images`, and the costs of one image.
+
+    Both are of the extracted network, whose memory holds the statistics too.
+    """
     static = net.extract(*config, calibrated=False).eval()
     cost = measure(static, net.inputs.at(config))
+    interval = of_share(accuracy, images)
     weights = sum(tensor.nbytes for tensor in static.state_dict().values())
     return Row(
         width=float(config.width),
         resolution=config.resolution,
         frames=config.frames,
         accuracy=accuracy,
+        accuracy_low=interval.low,
+        accuracy_high=interval.high,
         macs=cost.macs,
         params=cost.params,
         share_not_counted=cost.share_not_counted,

@@ -60,7 +60,8 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One configuration: `accuracy` from 0 to 1, `macs` per image, milliseconds with their 10 and 90 % quantiles.
+    """One configuration: `accuracy` from 0 to 1 with its 95 % interval, None where an older leanconv measured, `macs`
+    per image, milliseconds with their 10 and 90 % quantiles.
 
     `share_not_counted` is the part of the parameters that belongs to operations outside `macs`, None where an older
     leanconv measured. `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum
@@ -73,6 +74,8 @@ class Row:
     resolution: int
     frames: int | None = None
     accuracy: float
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
     macs: int
     params: int
     peak_bytes: int | None = None
@@ -132,6 +135,8 @@ def read_row(data: Mapping[str, Any]) -> Row:
         resolution=int(data["resolution"]),
         frames=maybe("frames", int),
         accuracy=float(data["accuracy"]),
+        accuracy_low=maybe("accuracy_low", float),
+        accuracy_high=maybe("accuracy_high", float),
         macs=int(data["macs"]),
         params=int(data["params"]),
         peak_bytes=maybe("peak_bytes", int),

@@ -71,7 +71,7 @@ class QueryTable:
             for config in wanted:
                 norm.statistics(config)  # raises where there are none
         accuracy, images = accuracies(net, loader, wanted)
-        table = cls(tuple(row_of(net, config, accuracy[config]) for config in wanted), describe(net, images))
+        table = cls(tuple(row_of(net, config, accuracy[config], images) for config in wanted), describe(net, images))
         return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
     def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:

@@ -10,6 +10,7 @@ from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.igc import IGC
+from leanconv.recipes.images import image_figures, score_images
 from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
 from leanconv.recipes.octave import (
@@ -35,11 +36,13 @@ __all__ = [
     "build_model",
     "change",
     "get_recipe",
+    "image_figures",
     "list_recipes",
     "load_run",
     "open_data",
     "read_recipe",
     "run_recipe",
+    "score_images",
     "score_videos",
     "video_figures",
     "to_data",

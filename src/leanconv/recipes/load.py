@@ -30,6 +30,14 @@ class LoadedRun(NamedTuple):
     data: ImageData | VideoData
     recipe: Recipe | None
 
+    def views(self, clips: int | None = None, crops: int | None = None) -> tuple[int, int]:
+        """On how many clips, and crops of each, a video is judged: as asked, else as the run or the contract says."""
+        settings = None if self.recipe is None else self.recipe.data.video
+        contract = contract_of(self.network)
+        clip = None if contract is None else contract.clip
+        clips = clips or (settings.test_clips if settings else clip.clips if clip else 10)
+        return clips, crops or (settings.test_crops if settings else clip.crops if clip else 1)
+
 
 def load_run(
     folder: str | Path,

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from leanconv.recipes.images import pixels_of
 from leanconv.recipes.settings import Recipe
-from leanconv.train import Prediction, VideoEvaluation, VideoSample, evaluate_videos, save_predictions
+from leanconv.train import VideoEvaluation, VideoPrediction, VideoSample, called, evaluate_videos, save_predictions
 
 if TYPE_CHECKING:
     from leanconv.data import VideoData
@@ -45,17 +46,17 @@ def score_videos(
     rows: list[ContactRow] = []
     seen = 0
 
-    def watch(sample: VideoSample, prediction: Prediction) -> None:
+    def watch(sample: VideoSample, prediction: VideoPrediction) -> None:
         nonlocal seen
         if seen in shown:
             middle = sample.clips[clips // 2 * crops + crops // 2]
             frames = middle[:, evenly_spaced(middle.shape[1], _COLUMNS)]
             rows.append(
                 ContactRow(
-                    frames=_pixels(frames, data.mean, data.std),
+                    frames=pixels_of(frames, data.mean, data.std),
                     name=prediction.name,
-                    label=_called(data, prediction.label),
-                    prediction=_called(data, prediction.classes[0]),
+                    label=called(data.class_names, sample.label),
+                    prediction=called(data.class_names, prediction.classes[0]),
                     probability=prediction.probabilities[0],
                 )
             )
@@ -64,7 +65,7 @@ def score_videos(
     samples: Iterable[VideoSample] = islice(data.test_loader(clips=clips, crops=crops), limit)
     evaluation = evaluate_videos(net, samples, crop=data.resolution, watch=watch)
     if predictions is not None:
-        save_predictions(predictions, evaluation, data.class_names)
+        save_predictions(predictions, evaluation.predictions, data.class_names)
     if contact_sheet is not None:
         save_contact_sheet(rows, contact_sheet, columns=_COLUMNS)
     return evaluation
@@ -105,23 +106,15 @@ def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> Vid
 
 
 def video_figures(evaluation: VideoEvaluation, *, clips: int, crops: int) -> dict[str, Any]:
-    """The test in plain data: clip1, video1, video5 (shares), what chance gives, and how it was tested."""
+    """The test in plain data: clip1, video1, video5 (shares) with their 95 % intervals, what chance gives, and how it
+    was tested."""
     return {
         "clip1": evaluation.clip1,
         "video1": evaluation.video1,
         "video5": evaluation.video5,
+        **{f"{name}_interval": list(interval) for name, interval in evaluation.intervals.items()},
         "chance": 1 / evaluation.classes,
         "videos": evaluation.videos,
         "clips": clips,
         "crops": crops,
     }
-
-
-def _called(data: VideoData, number: int) -> str:
-    return data.class_names[number] if number < data.num_classes else str(number)
-
-
-def _pixels(clip: Tensor, mean: Iterable[float], std: Iterable[float]) -> Any:
-    """A normalised clip (3, frames, h, w) back as uint8 pixels (frames, h, w, 3)."""
-    shift, scale = (clip.new_tensor(list(values))[:, None, None, None] for values in (mean, std))
-    return (clip * scale + shift).mul(255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()

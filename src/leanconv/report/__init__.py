@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from leanconv.report.accuracy import classes_table, videos_table
+from leanconv.report.confusions import plot_confusions
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
 from leanconv.report.serve_log import plot_serve_log, serve_table
@@ -14,10 +16,9 @@ from leanconv.report.tables import (
     modules_table,
     query_table,
     skipped_table,
-    videos_table,
 )
 from leanconv.report.text_table import Column, TextTable, print_table
-from leanconv.report.units import binary, percent, ratio, si
+from leanconv.report.units import binary, percent, percent_interval, ratio, si
 
 __all__ = [
     "Column",
@@ -25,6 +26,7 @@ __all__ = [
     "bench_table",
     "binary",
     "changes_table",
+    "classes_table",
     "comparison_table",
     "cost_table",
     "export_table",
@@ -32,8 +34,10 @@ __all__ = [
     "model_plan_table",
     "modules_table",
     "percent",
+    "percent_interval",
     "plot_accuracy_latency",
     "plot_accuracy_macs",
+    "plot_confusions",
     "plot_serve_log",
     "print_table",
     "query_table",

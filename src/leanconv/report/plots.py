@@ -134,8 +134,16 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
     figure = Figure(figsize=(7.2, 4.4), dpi=200, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    sure = any(point.row.accuracy_low is not None for point in points)
     axes.set_title(title, fontsize=12, loc="left", pad=24)
-    axes.text(0, 1.025, "numbers: width of the network", transform=axes.transAxes, fontsize=9, color=_FAINT)
+    axes.text(
+        0,
+        1.025,
+        "numbers: width of the network" + "; upright bars: 95 % intervals" * sure,
+        transform=axes.transAxes,
+        fontsize=9,
+        color=_FAINT,
+    )
     axes.set_xlabel(label, fontsize=10)
     axes.set_ylabel("accuracy [%]", fontsize=10)
     axes.tick_params(labelsize=9, color=_GREY)
@@ -153,6 +161,9 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
         chosen = [point for point in points if point.input == (resolution, frames)]
         colour = palette(0.95 * index / max(1, len(inputs) - 1))
         for point in chosen:
+            if point.row.accuracy_low is not None and point.row.accuracy_high is not None:
+                ends = 100 * point.row.accuracy_low, 100 * point.row.accuracy_high
+                axes.plot([point.x, point.x], ends, color=colour, linewidth=0.9, alpha=0.45, zorder=1)
             if point.low is not None and point.high is not None:
                 axes.plot([point.low, point.high], [point.y, point.y], color=colour, linewidth=1.2, alpha=0.7, zorder=1)
         axes.scatter(

@@ -1,4 +1,4 @@
-"""Results as tables: costs, rewrites, query tables, measurements, exports, tests on videos.
+"""Results as tables: costs, rewrites, query tables, measurements, exports.
 
 Each function turns plain results into a `TextTable`; `print_table` prints it. A note says what MACs are.
 """
@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from leanconv.errors import LeanconvError
+from leanconv.report.accuracy import INTERVAL_NOTE
 from leanconv.report.count_notes import MACS_NOTE, count_notes, share_note
 from leanconv.report.text_table import Column, TextTable
-from leanconv.report.units import NONE, binary, decimals, fixed, percent, ratio, scientific, si
+from leanconv.report.units import NONE, binary, decimals, fixed, percent, percent_interval, ratio, scientific, si
 
 if TYPE_CHECKING:
     from leanconv.cost import Cost
@@ -29,7 +30,6 @@ __all__ = [
     "modules_table",
     "query_table",
     "skipped_table",
-    "videos_table",
 ]
 
 
@@ -222,6 +222,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
     timed = any(row.latency_ms is not None for row in rows)
     weighed = any(row.peak_bytes is not None for row in rows)
     clips = any(row.frames is not None for row in rows)
+    sure = any(row.accuracy_low is not None for row in rows)
     tags = list(dict.fromkeys(tag for row in rows for tag in row.times))
     digits = decimals(row.latency_ms for row in rows)
     cells = [
@@ -230,6 +231,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
             str(row.resolution),
             *(("" if row.frames is None else str(row.frames),) * clips),
             percent(row.accuracy),
+            *((percent_interval(row.accuracy_low, row.accuracy_high),) * sure),
             si(row.macs),
             si(row.params),
             *((binary(row.peak_bytes),) * weighed),
@@ -246,6 +248,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
             Column("resolution"),
             *((Column("frames"),) * clips),
             Column("accuracy [%]"),
+            *((Column("95 %"),) * sure),
             Column("MACs"),
             Column("params"),
             *((Column("memory"),) * weighed),
@@ -255,6 +258,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
         ),
         rows=tuple(cells),
         notes=(
+            *((INTERVAL_NOTE,) * sure),
             MACS_NOTE,
             *(("memory: weights and the activations alive at once, for one image.",) * weighed),
             *(("ms: median latency of one run on this machine; low-high: the middle 80 % of the rounds.",) * timed),
@@ -335,27 +339,6 @@ def export_table(reports: Sequence[ExportReport], *, title: str = "exported and 
             f"differs: largest absolute difference of the outputs from torch's, on {backend}."
             for backend in dict.fromkeys(report.backend for report in reports)
         ),
-    )
-
-
-def videos_table(figures: Sequence[Mapping[str, Any]]) -> TextTable:
-    """Tests of networks on the same videos, a row each as `video_figures` gives them and its `model`, and chance."""
-    first = figures[0]
-    chance = first["chance"]
-    five = None if first["video5"] is None else 5 * chance
-    rows = [*figures, {"model": "chance", "clip1": chance, "video1": chance, "video5": five}]
-    clips = "1 clip" if first["clips"] == 1 else f"{first['clips']} clips"
-    crops = "the centre of each" if first["crops"] == 1 else f"{first['crops']} crops of each"
-    return TextTable(
-        title="",
-        columns=(
-            Column("model", "left", cut=1),
-            Column("clip@1 [%]"),
-            Column("video@1 [%]"),
-            Column("video@5 [%]"),
-        ),
-        rows=tuple((row["model"], *(percent(row[name]) for name in ("clip1", "video1", "video5"))) for row in rows),
-        notes=(f"{first['videos']} videos, {clips} of each, {crops}.",),
     )
 
 

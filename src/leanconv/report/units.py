@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import isfinite
 
-__all__ = ["NONE", "binary", "decimals", "fixed", "percent", "ratio", "scientific", "si"]
+__all__ = ["NONE", "binary", "decimals", "fixed", "percent", "percent_interval", "ratio", "scientific", "si"]
 
 NONE = "-"
 """What stands in a table where there is no number."""
@@ -46,6 +46,15 @@ def _scaled(value: float | None, base: int, prefixes: tuple[str, ...], digits: i
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction in percent, without the sign, which stands in the header: 0.9617 is '96.17'."""
     return NONE if value is None or not isfinite(value) else f"{100 * value:.{digits}f}"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """An interval of a fraction, in percent: '90.1-94.2'.
+
+    >>> percent_interval(0.9013, 0.942), percent_interval(None, None)
+    ('90.1-94.2', '-')
+    """
+    return NONE if low is None or high is None else f"{percent(low, 1)}-{percent(high, 1)}"
 
 
 def ratio(value: float | None, base: float | None = 1.0) -> str:

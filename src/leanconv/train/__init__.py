@@ -7,8 +7,9 @@ from leanconv.train.evaluate import Evaluation, evaluate
 from leanconv.train.fit import fit, is_main_process
 from leanconv.train.objectives import Classify, ClassifyWithTower, Objective
 from leanconv.train.optim import OptimSettings, ScheduleSettings
+from leanconv.train.predictions import Prediction, called, confusions, per_class, save_predictions
 from leanconv.train.settings import FitResult, FitSettings
-from leanconv.train.video import Prediction, VideoEvaluation, VideoSample, evaluate_videos, save_predictions
+from leanconv.train.video import VideoEvaluation, VideoPrediction, VideoSample, evaluate_videos
 
 __all__ = [
     "Classify",
@@ -21,11 +22,15 @@ __all__ = [
     "Prediction",
     "ScheduleSettings",
     "VideoEvaluation",
+    "VideoPrediction",
     "VideoSample",
+    "called",
     "check_inputs",
+    "confusions",
     "evaluate",
     "evaluate_videos",
     "fit",
     "is_main_process",
+    "per_class",
     "save_predictions",
 ]

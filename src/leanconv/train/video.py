@@ -11,9 +11,8 @@ window, the softmax is taken at each, and only then averaged. Networks that can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import DataError
+from leanconv.intervals import Interval, of_share
 from leanconv.modes import eval_mode
 from leanconv.train.evaluate import check_labels
-from leanconv.train.runfolder import write_rows
+from leanconv.train.predictions import Prediction
 
-__all__ = ["Prediction", "VideoEvaluation", "VideoSample", "clip_probabilities", "evaluate_videos", "save_predictions"]
+__all__ = ["VideoEvaluation", "VideoPrediction", "VideoSample", "clip_probabilities", "evaluate_videos"]
 
 
 class VideoSample(Protocol):
@@ -52,13 +52,9 @@ class _FullyConvolutional(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The prediction for one video: its (up to) five most probable classes, best first, and its right clips."""
+class VideoPrediction(Prediction):
+    """The prediction for one video, the mean over its `clips`, and how many of these were right by themselves."""
 
-    name: str
-    label: int
-    classes: tuple[int, ...]
-    probabilities: tuple[float, ...]
     clips: int
     right_clips: int
 
@@ -67,7 +63,7 @@ class Prediction:
 class VideoEvaluation:
     """The predictions for every video of a set, from a network with `classes` outputs; shares are from 0 to 1."""
 
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[VideoPrediction, ...]
     classes: int
 
     @property
@@ -95,6 +91,12 @@ class VideoEvaluation:
         """video@5; None for five classes or fewer, where it is always 1."""
         return self._among(5) if self.classes > 5 else None
 
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """The 95 % intervals of video1 and video5; clips of one video are no separate items, so clip1 has none."""
+        shares = {"video1": self.video1} | ({} if self.video5 is None else {"video5": self.video5})
+        return {name: of_share(share, self.videos) for name, share in shares.items()}
+
     def _among(self, best: int) -> float:
         return sum(video.label in video.classes[:best] for video in self.predictions) / self.videos
 
@@ -105,7 +107,7 @@ def evaluate_videos(
     *,
     crop: int,
     clips_at_once: int = 8,
-    watch: Callable[[VideoSample, Prediction], None] | None = None,
+    watch: Callable[[VideoSample, VideoPrediction], None] | None = None,
 ) -> VideoEvaluation:
     """Test `net` on videos, in evaluation mode, on its own device; every module is left in the mode it was in.
 
@@ -129,7 +131,7 @@ def evaluate_videos(
             classes = of_clips.shape[1]
             check_labels(torch.tensor([sample.label]), classes)
             best = of_clips.mean(dim=0).topk(min(5, classes))
-            prediction = Prediction(
+            prediction = VideoPrediction(
                 name=sample.name,
                 label=sample.label,
                 classes=tuple(best.indices.tolist()),
@@ -152,25 +154,3 @@ def clip_probabilities(net: nn.Module, clips: Tensor, crop: int) -> Tensor:
         return net.positions(clips, crop=crop).float().softmax(dim=1).mean(dim=2)
     logits: Tensor = net(clips)
     return logits.float().softmax(dim=1)
-
-
-def save_predictions(path: Path, evaluation: VideoEvaluation, class_names: Sequence[str]) -> None:
-    """Write a CSV file with a row per video: name, label, prediction, its probability, and the five best, best first.
-
-    Classes are written by name (an output beyond the names by its number), the five with bars between them.
-    """
-
-    def called(number: int) -> str:
-        return class_names[number] if number < len(class_names) else str(number)
-
-    rows = [
-        {
-            "name": video.name,
-            "label": called(video.label),
-            "prediction": called(video.classes[0]),
-            "probability": round(video.probabilities[0], 6),
-            "top5": "|".join(map(called, video.classes)),
-        }
-        for video in evaluation.predictions
-    ]
-    write_rows(path, rows)

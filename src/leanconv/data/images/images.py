@@ -207,7 +207,9 @@ class ImageData(LabelledData[Memory | Stream]):
                     f"class {self.class_names[missing[0]]!r}: none of its training images could be read, for example"
                     f" {problems[0].name}: {problems[0].reason}"
                 )
-        return Memory(pixels, labels, {problem.name: problem for problem in problems}, turned)
+        unread = {problem.name: problem for problem in problems}
+        names = tuple(name for name in map(split.name, range(len(split.labels))) if name not in unread)
+        return Memory(pixels, labels, names, unread, turned)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ class Problem(NamedTuple):
     name: str
     reason: str
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such file, as the system and the readers of lists say it; else it is there and broken."""
+        return "no such file" in self.reason.lower()
+
 
 class Split(Protocol):
     """Images by number. `labels` is an int64 tensor (n,); `read` returns an image of any mode and size, or raises."""

@@ -28,10 +28,11 @@ SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class VideoList:
-    """Video files and their labels (n,)."""
+    """Video files and their labels (n,); `missing` are those that are listed and not there."""
 
     paths: tuple[str, ...]
     labels: Tensor
+    missing: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def existing(
         example = f", for example {missing[0].name}" if missing else ""
         raise DataError(f"{file}: none of its {len(missing)} videos is in {root}{example}")
     problems += missing
-    return VideoList(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    return VideoList(tuple(paths), torch.tensor(labels, dtype=torch.int64), tuple(missing))
 
 
 def by_stem(root: Path, *, with_folder: bool = False) -> dict[str, str]:

@@ -210,6 +210,12 @@ class VideoData(LabelledData[Stream]):
         missing = {problem.name: problem for problem in self._videos.problems}
         return tuple((missing | {problem.name: problem for problem in super().problems}).values())
 
+    @property
+    def test_problems(self) -> tuple[Problem, ...]:
+        """Those of them that were to be tested on."""
+        missing = {problem.name: problem for problem in self._videos.test.missing}
+        return tuple((missing | {problem.name: problem for problem in super().test_problems}).values())
+
     def test_loader(self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1) -> TestVideos:
         """Every test video as a `VideoSample`: `clips` clips spread over it, times 1 (centre) or 3 crops.
 
