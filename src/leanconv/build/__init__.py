@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.rewrites import replay
 from leanconv.seeds import isolated
-from leanconv.story import Story, begun, is_own_code, remember
+from leanconv.story import Story, begun, is_own_code, remember, story_of
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, without_downloads
 
-__all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save"]
+__all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save", "with_new_classifier"]
 
 
 def create_model(name: str, /, **options: Any) -> nn.Module:
@@ -158,6 +159,37 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
             "file was changed): save the model again"
         )
     return model
+
+
+def with_new_classifier(
+    folder: str | os.PathLike[str], num_classes: int, *, trust_code: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model in `folder` for other classes, and the names of the layers that were drawn anew for them.
+
+    They are those that come out otherwise when the story builds the network with this `num_classes`; everything else
+    keeps what was saved. Raises as `load`, and `LeanconvError` where the network cannot be built for so many classes.
+    """
+    model = load(folder, trust_code=trust_code)
+    story = story_of(model) or Story()
+    story = replace(story, options={**story.options, "num_classes": num_classes})
+    if story.contract is not None:  # its names are of the classes before
+        story = replace(story, contract={**story.contract, "class_names": None})
+    try:
+        other = _replay(story)
+    except TypeError as error:
+        raise LeanconvError(
+            f"{folder}: {story.model} takes no num_classes, so a new classifier cannot be made: {reason_of(error)}"
+        ) from error
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    changed = {name.rpartition(".")[0] for name, p in other.named_parameters() if shapes.get(name) != p.shape}
+    for name in sorted(changed):
+        layer = other.get_submodule(name)
+        layer.train(model.get_submodule(name).training)
+        model.set_submodule(name, layer)
+    if [(n, p.shape) for n, p in model.named_parameters()] != [(n, p.shape) for n, p in other.named_parameters()]:
+        raise LeanconvError(f"{folder}: with num_classes={num_classes} {story.model} is another network")
+    remember(model, story)
+    return model, tuple(sorted(changed))
 
 
 # ------------------------------------------------------------------------------------------- the proof and the replay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,27 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="Instead of a name: a recipe as a file, such as the config.yaml of a run."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Instead of a recipe: a saved model or run to finetune, or a name to train from scratch.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="folder:DIR, parquet:TRAIN,TEST, ...; default: the recipe's.")
+    ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="With --model: make it elastic, by mutual learning.")
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --model: a saved model or run whose answers it learns too."),
+    ] = None,
+    new_classifier: Annotated[
+        bool,
+        typer.Option("--new-classifier", help="With --model: begin with a fresh classifier for the data's classes."),
+    ] = False,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="Change the recipe: epochs=3, optim.lr=0.2, ...")
     ] = [],
@@ -28,27 +50,38 @@ def run(
     ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Print the recipe with its changes, and stop.")] = False,
 ) -> None:
-    """Train by recipe, in a run folder.
+    """Train by recipe, or one's own network on one's own pictures, in a run folder.
 
     Writes checkpoints, metrics, the model and, if it is elastic, its query table. An interrupted run goes on with
     --resume --out DIR.
     """
-    from leanconv.recipes import change, get_recipe, read_recipe, run_recipe, to_yaml
+    from leanconv.recipes import change, finetune, get_recipe, read_recipe, run_recipe, to_yaml
     from leanconv.report import percent, print_table, query_table
     from leanconv.train import is_main_process
 
     if recipe is None and config is None and resume and out is not None:
         config = out / "config.yaml"
-    if (recipe is None) == (config is None):
+    if [recipe, config, model].count(None) != 2:
         raise LeanconvError(
-            "train needs a recipe's name (leanconv list --recipes) or --config FILE, and not both; "
-            "to go on with a run: leanconv train --resume --out DIR"
+            "train needs one of these: a recipe's name (leanconv list --recipes), --model MODEL with --data, or "
+            "--config FILE; to go on with a run: leanconv train --resume --out DIR"
         )
+    if model is None and (elastic or teacher or new_classifier):
+        raise LeanconvError(
+            "--elastic, --teacher and --new-classifier belong to --model; a recipe says these things itself"
+        )
+    if model is not None and data is None:
+        raise LeanconvError(f"--model {model}: say on which images with --data, for example --data folder:DIR")
     if config is not None:
         chosen = read_recipe(config)
-        chosen = change(chosen.tiny() if tiny else chosen, settings)
+    elif model is not None:
+        chosen = finetune(model, str(data), elastic=elastic, teacher=teacher, new_classifier=new_classifier)
     else:
-        chosen = get_recipe(str(recipe), tiny=tiny, overrides=settings)
+        chosen = get_recipe(str(recipe))
+    chosen = chosen.tiny() if tiny else chosen
+    if data is not None:
+        chosen = replace(chosen, data=replace(chosen.data, spec=data))
+    chosen = change(chosen, settings)
     if dry:
         typer.echo(to_yaml(chosen), nl=False)
         return

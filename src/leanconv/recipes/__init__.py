@@ -9,6 +9,7 @@ from leanconv.errors import unknown
 from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
+from leanconv.recipes.finetune import finetune
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import image_figures, score_images
 from leanconv.recipes.load import LoadedRun, load_run
@@ -35,6 +36,7 @@ __all__ = [
     "VideoSettings",
     "build_model",
     "change",
+    "finetune",
     "get_recipe",
     "image_figures",
     "list_recipes",

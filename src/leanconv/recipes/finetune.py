@@ -1,4 +1,7 @@
-"""Finetuning: a network takes over the weights of another, trained on other classes or on images."""
+"""Finetuning: a network goes on from weights that were trained before, its own or those of another.
+
+`finetune` is the recipe for somebody's own network and pictures.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,71 @@ from torch import Tensor, nn
 from leanconv.data.contract import attach, contract_of
 from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError
+from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
+from leanconv.train import OptimSettings, ScheduleSettings
 from leanconv.train.runfolder import saved_model
 
-__all__ = ["Taken", "take_weights"]
+__all__ = ["Taken", "finetune", "load_teacher", "take_weights"]
+
+
+def finetune(
+    model: str,
+    data: str,
+    *,
+    elastic: bool = False,
+    teacher: str | None = None,
+    new_classifier: bool = False,
+) -> Recipe:
+    """The recipe that trains `model` on `data`: a saved model or run goes on from its weights, a name from fresh ones.
+
+    Trained weights are handled with care: a tenth of the rate for all but the classifier, a warm-up, a cosine, averaged
+    weights, no mixup. Inputs have the size that the network was made for. `elastic` makes it elastic and trains it by
+    mutual learning from a quarter of its width, and from its resolution down to about half of it. `teacher` is a run
+    folder or a saved model with the same classes. Raises `LeanconvError` where nothing says the size of the inputs.
+
+    >>> finetune("resnet20", "folder:pictures").data.resolution
+    32
+    """
+    from leanconv.build import default_size, is_folder
+
+    folder = saved_model(model)
+    trained = is_folder(str(folder))
+    size = default_size(str(folder) if trained else model)
+    side = size[-1]
+    video = VideoSettings(frames=size[1]) if len(size) == 4 else None
+    batch = 32 if video is None else 8
+    mutual = ElasticSettings(
+        resolutions=tuple(sorted({round(side * share / 8) * 8 for share in (1, 6 / 7, 5 / 7, 4 / 7)}, reverse=True))
+        if side >= 64
+        else (side, round(side * 3 / 4)),
+        teacher=teacher,
+    )
+    return Recipe(
+        name=f"finetune_{Path(model).name}" if trained else f"train_{Path(model).name}",
+        note=f"{model} on {data}, from {'its weights' if trained else 'fresh weights'}",
+        model=model,
+        new_classifier=new_classifier,
+        teacher=None if elastic else teacher,
+        elastic=mutual if elastic else None,
+        data=DataSettings(
+            spec=data,
+            resolution=side,
+            augment=("mobile" if side >= 96 else "shift") if video is None else "none",
+            batch_size=batch,
+            video=video,
+        ),
+        epochs=10 if trained else 30,
+        optim=OptimSettings(lr=0.01 if trained else 0.05, body=0.1 if trained and not elastic else 1.0),
+        schedule=ScheduleSettings("cosine", warmup_epochs=1),
+        ema=0.99 if trained and not elastic else None,
+    )
+
+
+def load_teacher(folder: str | Path) -> nn.Module:
+    """The trained network in a run folder or a saved model, for another one to learn from."""
+    from leanconv.build import load
+
+    return load(saved_model(folder))
 
 
 class Taken(NamedTuple):

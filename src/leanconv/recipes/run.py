@@ -12,13 +12,13 @@ from torch import nn
 
 from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
-from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
-from leanconv.recipes.finetune import take_weights
+from leanconv.recipes.finetune import load_teacher, take_weights
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
 from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluation, fit, is_main_process
+from leanconv.train.check import outputs_of
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
@@ -107,16 +107,20 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
 
 def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module:
     """The network before rewrites: built by name, or loaded with its weights from a saved folder."""
-    import torch
+    from leanconv.build import create_model, is_folder, resolve, with_new_classifier
 
-    from leanconv.build import create_model, is_folder, resolve
-
-    if is_folder(recipe.model):
-        model = resolve(recipe.model, recipe.model_args)
-        with eval_mode(model):
-            outputs = model(torch.zeros(1, *size)).shape[1]
-        if outputs < num_classes:
-            raise LeanconvError(f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes")
+    folder = saved_model(recipe.model)
+    if is_folder(str(folder)):
+        model = resolve(str(folder), recipe.model_args)
+        outputs = outputs_of(model, size)
+        if outputs == num_classes:
+            return model.train()
+        if not recipe.new_classifier:
+            raise LeanconvError(
+                f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes: name the data that it"
+                " was trained on, or let it begin with a fresh classifier: --new-classifier (new_classifier=true)"
+            )
+        model, _ = with_new_classifier(folder, num_classes)
         return model.train()
     _check_axes(recipe, size)
     options = {"num_classes": num_classes, **recipe.model_args}
@@ -196,6 +200,8 @@ def run_recipe(
             label_smoothing=recipe.label_smoothing,
             mixup=recipe.mixup,
             frozen_norms=recipe.frozen_norms,
+            teacher=None if recipe.teacher is None else load_teacher(recipe.teacher),
+            hard_labels=recipe.hard_labels,
             seed=recipe.seed,
         )
     else:
@@ -252,7 +258,6 @@ def _print_remarks(remarks: Iterable[str]) -> None:
 
 
 def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
-    from leanconv.build import load
     from leanconv.elastic.mutual import MutualObjective
 
     return MutualObjective(
@@ -262,7 +267,7 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
         temperature=settings.temperature,
         hard_labels=settings.hard_labels,
         resolutions=settings.train_resolutions,
-        teacher=None if settings.teacher is None else load(saved_model(settings.teacher)),
+        teacher=None if settings.teacher is None else load_teacher(settings.teacher),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
     )

@@ -128,9 +128,11 @@ class Recipe:
     weights the run then starts from. `rewrites` are steps such as "osep:overlap=1"; `note` says in a sentence what it
     is. `weights` is a run folder or a saved model to finetune from: the network takes its weights over, inflated where
     they are an image network's, and starts with a fresh classifier where the classes differ; `frozen_norms` keeps
-    BatchNorm as it was trained there. `mixup` is the parameter of Beta(mixup, mixup) by which pairs of images are
-    blended; `auxiliary` weighs the loss of the network's second classifier and `drop_path` is the share of its paths
-    that the last epoch drops, for networks that have them (DARTS). The rest is `FitSettings`, field by field.
+    BatchNorm as it was trained there. `new_classifier` lets a `model` that is a folder begin with a fresh classifier
+    where the data has another number of classes. `teacher` is a run folder or a saved model whose answers are learnt
+    too, with `hard_labels` of the loss left to the labels. `mixup` is the parameter of Beta(mixup, mixup) by which
+    pairs of images are blended; `auxiliary` weighs the loss of the network's second classifier and `drop_path` is the
+    share of its paths that the last epoch drops, for networks that have them (DARTS). The rest is `FitSettings`.
     """
 
     name: str
@@ -142,6 +144,9 @@ class Recipe:
     elastic: ElasticSettings | None = None
     weights: str | None = None
     frozen_norms: bool = False
+    new_classifier: bool = False
+    teacher: str | None = None
+    hard_labels: float = 0.5
     data: DataSettings = field(default_factory=DataSettings)
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -185,6 +190,13 @@ class Recipe:
             raise LeanconvError(
                 "frozen_norms is only for the plain objective: without elastic, auxiliary and drop_path"
             )
+        if self.teacher is not None and (self.elastic is not None or self.auxiliary or self.drop_path):
+            raise LeanconvError(
+                "teacher is only for the plain objective, without auxiliary and drop_path; elastic networks have"
+                " elastic.teacher"
+            )
+        if not 0 <= self.hard_labels <= 1:
+            raise LeanconvError(f"hard_labels is a share of the loss, from 0 to 1, got {self.hard_labels}")
         if not 0 <= self.drop_path < 1:
             raise LeanconvError(f"drop_path must be in [0, 1), got {self.drop_path}")
         if not self.auxiliary >= 0:
@@ -244,6 +256,7 @@ class Recipe:
             model_args={**self.model_args, **self.tiny_args},
             elastic=elastic,
             weights=None,
+            teacher=None,
             data=data,
             optim=optim,
             epochs=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,8 +37,10 @@ class Classify(nn.Module):
 
     `mixup` above 0 trains on x * k + flipped(x) * (1 - k) with the labels' losses shared out alike, where `flipped`
     turns the order of the batch round and one k per step is drawn from Beta(mixup, mixup) by (seed, step).
-    `frozen_norms` keeps the statistics and the weights of every BatchNorm as they are.
-    Raises `LeanconvError` for a negative `mixup`.
+    `frozen_norms` keeps the statistics and the weights of every BatchNorm as they are. With a `teacher`, a network of
+    the same classes, the loss is `hard_labels` times that and 1 - `hard_labels` times the KL divergence from the
+    teacher's answers to the same images.
+    Raises `LeanconvError` for a negative `mixup` and for `hard_labels` outside [0, 1].
 
     >>> import torch
     >>> objective = Classify(nn.Linear(4, 3))
@@ -52,11 +55,16 @@ class Classify(nn.Module):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         frozen_norms: bool = False,
+        teacher: nn.Module | ModelHolder | None = None,
+        hard_labels: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not mixup >= 0:
             raise LeanconvError(f"mixup must not be negative, got {mixup}")
+        if not 0 <= hard_labels <= 1:
+            raise LeanconvError(f"hard_labels is a share of the loss, from 0 to 1, got {hard_labels}")
+        self.teacher, self.hard_labels = None if teacher is None else Teacher(teacher), hard_labels
         self.net = as_module(net)
         self.label_smoothing, self.mixup, self.seed = label_smoothing, mixup, seed
         self.norms = [module for module in self.net.modules() if frozen_norms and isinstance(module, _BatchNorm)]
@@ -72,12 +80,24 @@ class Classify(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
         """The loss of images (n, 3, h, w) and labels (n,)."""
-        if not self.mixup:
-            return {"loss": self._entropy(self.net(inputs), targets)}
-        share = python_random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
-        logits = self.net(inputs.lerp(inputs.flip(0), 1 - share))
-        own, other = self._entropy(logits, targets), self._entropy(logits, targets.flip(0))
-        return {"loss": share * own + (1 - share) * other}
+        share = 1.0
+        if self.mixup:
+            share = python_random(f"mixup {self.seed} {step}").betavariate(self.mixup, self.mixup)
+            inputs = inputs.lerp(inputs.flip(0), 1 - share)
+        logits = self.net(inputs)
+        loss = self._entropy(logits, targets)
+        if self.mixup:
+            loss = share * loss + (1 - share) * self._entropy(logits, targets.flip(0))
+        if self.teacher is None:
+            return {"loss": loss}
+        distance = self.teacher.distance(logits, inputs)
+        return {"loss": self.hard_labels * loss + (1 - self.hard_labels) * distance, "labels": loss, "kl": distance}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Classify:
+        """Moving or casting the objective takes the teacher along."""
+        if self.teacher is not None:
+            self.teacher.net._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return cast(Classify, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (n, classes)."""
@@ -86,6 +106,25 @@ class Classify(nn.Module):
 
     def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+
+class Teacher:
+    """A trained network whose answers another one learns; no part of what is trained and saved."""
+
+    def __init__(self, net: nn.Module | ModelHolder) -> None:
+        self.net = as_module(net).eval().requires_grad_(False)
+
+    def distance(self, logits: Tensor, inputs: Tensor) -> Tensor:
+        """The KL divergence of the scores (n, classes) from the teacher's for the same images, a mean over them."""
+        with torch.no_grad():
+            given: Tensor = self.net(inputs)
+        if given.shape != logits.shape:
+            raise LeanconvError(
+                f"the teacher's answer has shape {tuple(given.shape)}, the network's {tuple(logits.shape)}: a teacher"
+                " needs the same classes in the same order"
+            )
+        scores, wanted = (functional.log_softmax(x.float(), dim=1) for x in (logits, given))
+        return functional.kl_div(scores, wanted, reduction="batchmean", log_target=True)
 
 
 @runtime_checkable

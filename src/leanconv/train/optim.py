@@ -23,6 +23,7 @@ class OptimSettings:
 
     `decay` says what `weight_decay` acts on: `all` parameters; `weights` of convolutions and linear layers only (no
     biases, no normalisation); `dense`, the same without depthwise convolutions, as MutualNet's ImageNet runs.
+    `body` is the factor on the rate of everything but the classifier, for finetuning trained weights.
     `momentum` and `nesterov` are SGD's, `betas` AdamW's.
     """
 
@@ -33,6 +34,7 @@ class OptimSettings:
     momentum: float = 0.9
     nesterov: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
+    body: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in _OPTIMIZERS:
@@ -41,6 +43,8 @@ class OptimSettings:
             raise unknown("weight decay rule (optim.decay)", self.decay, _DECAYS)
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise LeanconvError(f"optim.lr must be a positive number, got {self.lr}")
+        if not 0 <= self.body <= 1:
+            raise LeanconvError(f"optim.body is a factor from 0 to 1 on the rate, got {self.body}")
         if not self.weight_decay >= 0:
             raise LeanconvError(f"optim.weight_decay must not be negative, got {self.weight_decay}")
         if not 0 <= self.momentum < 1:
@@ -100,33 +104,43 @@ def rate(schedule: ScheduleSettings, step: int, *, steps_per_epoch: int, epochs:
 
 
 def make_optimizer(settings: OptimSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters of `model`, in two groups where some are exempt from decay."""
-    decayed, exempt = _groups(settings.decay, model)
-    if not decayed and not exempt:
+    """The optimizer over the trainable parameters of `model`, grouped by what their weight decay and their rate are."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
         raise LeanconvError("the model has no trainable parameter (requires_grad is False everywhere)")
+    head = {id(parameter) for parameter in _classifier(model).parameters()} if settings.body != 1 else set()
+    grouped: dict[tuple[bool, float], list[Tensor]] = {}
+    for parameter in parameters:
+        factor = 1.0 if not head or id(parameter) in head else settings.body
+        grouped.setdefault((not _decays(settings.decay, parameter), factor), []).append(parameter)
     groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, settings.weight_decay), (exempt, 0.0))
-        if params
+        {
+            "params": grouped[exempt, factor],
+            "weight_decay": settings.weight_decay * (not exempt),
+            "lr": settings.lr * factor,
+        }
+        for exempt, factor in sorted(grouped, key=lambda key: (key[0], -key[1]))
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
-def _groups(rule: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Trainable parameters that decay and those that do not. Told by shape, so wrapped layers count as well.
+def _decays(rule: str, parameter: Tensor) -> bool:
+    """Whether `parameter` decays. Told by shape, so wrapped layers count as well.
 
     A weight has at least two axes; a convolution's (out, in/groups, ...) is depthwise when its second axis is 1 and it
     has a kernel.
     """
-    decayed: list[Tensor] = []
-    exempt: list[Tensor] = []
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        weight = parameter.ndim >= 2
-        depthwise = parameter.ndim >= 3 and parameter.shape[1] == 1
-        decays = rule == "all" or (weight and not (rule == "dense" and depthwise))
-        (decayed if decays else exempt).append(parameter)
-    return decayed, exempt
+    weight = parameter.ndim >= 2
+    depthwise = parameter.ndim >= 3 and parameter.shape[1] == 1
+    return rule == "all" or (weight and not (rule == "dense" and depthwise))
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    """The layer that gives the scores: the last linear one; in a network without, the last convolution."""
+    for kind in (nn.Linear, nn.modules.conv._ConvNd):
+        layers = [module for module in model.modules() if isinstance(module, kind)]
+        if layers:
+            return layers[-1]
+    raise LeanconvError("optim.body: the network has neither a linear layer nor a convolution: set it to 1")
