@@ -34,7 +34,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="leanconv",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it.",
@@ -82,8 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except typer.Exit as error:
         code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        if isinstance(error.__cause__, KeyboardInterrupt):  # typer makes an exit with code 130 of it
+            _say(str(error.__cause__) or "interrupted")
+    except (KeyboardInterrupt, typer.Abort) as ended:
+        _say(str(ended) or "interrupted")
         code = 130
     except BrokenPipeError:
         # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.

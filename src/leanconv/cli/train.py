@@ -86,7 +86,12 @@ def run(
         typer.echo(to_yaml(chosen), nl=False)
         return
     folder = out or Path("runs") / chosen.name
-    result = run_recipe(chosen, folder, resume=resume)
+    try:
+        result = run_recipe(chosen, folder, resume=resume)
+    except KeyboardInterrupt:
+        if not (folder / "last.ckpt").exists():
+            raise KeyboardInterrupt("interrupted in the first epoch, nothing to go on from") from None
+        raise KeyboardInterrupt(f"interrupted; to go on: leanconv train --resume --out {folder}") from None
     if not is_main_process():
         return
     fitted = result.fit
