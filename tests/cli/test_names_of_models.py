@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -107,3 +110,13 @@ def test_doctor_names_the_verbs_of_every_extra() -> None:
     verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = {word for text in doctor._NEEDED_BY.values() for word in text.replace(",", "").split()}
     assert {"train", "eval", "export", "bench"} <= named & verbs
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "timm/*"], ["--help"], ["measure", "resnet20"]])
+def test_a_reader_that_has_gone_is_no_fault(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    code = "from leanconv.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
