@@ -133,7 +133,7 @@ def save_table(path: Path) -> None:
 
 def test_options_for_videos_on_images(refuse: Refuse, saved: Path) -> None:
     known = ("--mean", ".5,.5,.5", "--std", ".5,.5,.5")
-    assert "are for videos" in refuse("eval", saved, "--data", "digits", *known, "--contact-sheet", "sheet.png")
+    assert "are for videos" in refuse("eval", saved, "--data", "digits", *known, "--clips", "2")
 
 
 def test_budget_below_the_smallest_row(refuse: Refuse, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_the_body_has_its_own_rate() -> None:
     ("given", "said"),
     [
         (["--model", "resnet20"], "--data"),
-        (["demo", "--model", "resnet20", "--data", "digits"], "one of these"),
+        (["demo", "--model", "resnet20", "--data", "digits"], "one of them alone"),
         (["demo", "--elastic"], "belong to --model"),
         (["--model", "nowhere", "--data", "digits"], "nowhere"),
         (["--model", "resnet20", "--data", "digits", "--set", "optim.body=2"], "optim.body"),

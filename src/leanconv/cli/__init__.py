@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -32,27 +34,43 @@ from leanconv.errors import LeanconvError
 
 __all__ = ["app", "main"]
 
+
+class _Stopped(Exception):
+    """A verb was interrupted, or who read its output has gone; typer would make exits of its own of these."""
+
+
+def _verb(run: Callable[..., None]) -> Callable[..., None]:
+    @wraps(run)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            run(*args, **kwargs)
+        except (KeyboardInterrupt, BrokenPipeError) as ended:
+            raise _Stopped from ended
+
+    return call
+
+
 app = typer.Typer(
     name="leanconv",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it.",
 )
-app.command("list")(list_.run)
-app.command("measure")(measure.run)
-app.command("plan")(plan.run)
-app.command("rewrite")(rewrite.run)
-app.command("train")(train.run)
-app.command("eval")(evaluate.run)
-app.command("table")(table.run)
-app.command("pick")(pick.run)
-app.command("run")(run.run)
-app.command("export")(export.run)
-app.command("bench")(bench.run)
-app.command("import-weights")(import_weights.run)
-app.command("demo")(demo.run)
-app.command("doctor")(doctor.run)
+app.command("list")(_verb(list_.run))
+app.command("measure")(_verb(measure.run))
+app.command("plan")(_verb(plan.run))
+app.command("rewrite")(_verb(rewrite.run))
+app.command("train")(_verb(train.run))
+app.command("eval")(_verb(evaluate.run))
+app.command("table")(_verb(table.run))
+app.command("pick")(_verb(pick.run))
+app.command("run")(_verb(run.run))
+app.command("export")(_verb(export.run))
+app.command("bench")(_verb(bench.run))
+app.command("import-weights")(_verb(import_weights.run))
+app.command("demo")(_verb(demo.run))
+app.command("doctor")(_verb(doctor.run))
 
 
 def _version(wanted: bool) -> None:
@@ -82,16 +100,23 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except typer.Exit as error:
         code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
-        code = 130
-    except BrokenPipeError:
-        # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as error:  # typer's own, while it prints help
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
         code = 0
+    except (_Stopped, KeyboardInterrupt, BrokenPipeError, typer.Abort) as error:
+        cause = error.__cause__ or error
+        code = 0 if isinstance(cause, BrokenPipeError) else 130
+        if code:
+            _say(str(cause) or "interrupted")
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type
         _say(f"{getattr(error, 'format_message', error.__str__)()} (leanconv --help, leanconv VERB --help)")
         code = 2
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 

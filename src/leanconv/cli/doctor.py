@@ -10,6 +10,13 @@ from leanconv.cli.options import JsonOption
 from leanconv.cli.output import print_json
 from leanconv.machine import this_machine, versions
 
+_NEEDED_BY = {
+    "train": "train, demo, eval and table on data sets, and pictures of curves",
+    "video": "everything that reads videos",
+    "export": "export, bench on onnxruntime and openvino, predict with exported files",
+}
+"""Extra -> the verbs that cannot do without; a test compares the names."""
+
 
 def run(json: JsonOption = False) -> None:
     """Check the installation.
@@ -20,16 +27,17 @@ def run(json: JsonOption = False) -> None:
     packages = {extra: versions(names) for extra, names in _required().items()}
     missing = {extra: [name for name, found in names.items() if found is None] for extra, names in packages.items()}
     if json:
-        print_json({"machine": machine, "packages": packages, "missing": missing})
+        print_json({"machine": machine, "packages": packages, "missing": missing, "needed_by": _NEEDED_BY})
     else:
         for name, value in machine.items():
             typer.echo(f"{name:10} {value}")
         for extra, names in packages.items():
             listed = ", ".join(f"{name} {found or 'MISSING'}" for name, found in names.items())
-            typer.echo(f"{extra:10} {listed}")
+            needed = f"  (for {_NEEDED_BY[extra]})" if extra in _NEEDED_BY else ""
+            typer.echo(f"{extra:10} {listed}{needed}")
         for extra, absent in missing.items():
             if absent:
-                typer.echo(f"install what is missing with: pip install 'leanconv[{extra}]'")
+                typer.echo(f"for {_NEEDED_BY.get(extra, 'every verb')}: pip install 'leanconv[{extra}]'")
     if missing["core"]:
         raise typer.Exit(1)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leanconv.cli.values import read_options, read_sizes
+from leanconv.cli.values import read_model, read_options, read_sizes
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
@@ -45,11 +46,17 @@ def find(
     *,
     trust_code: bool = False,
 ) -> Found:
-    """Build or load the model that the options describe."""
+    """Build or load the model that the options describe: a name, with options in parentheses or not, or a folder.
+
+    A folder is a saved model or a run.
+    """
     from leanconv.build import default_size, resolve
     from leanconv.rewrites import parse_step, rewrite
+    from leanconv.train.runfolder import saved_model
 
-    model = resolve(name, read_options(options), trust_code=trust_code)
+    name, own = read_model(name)
+    name = str(saved_model(name)) if Path(name).is_dir() else name
+    model = resolve(name, {**read_options(options), **own}, trust_code=trust_code)
     sizes = [size] if isinstance(size, str) else size
     shape = read_sizes(sizes) if sizes else default_size(name)
     done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None

@@ -63,8 +63,8 @@ def run(
         config = out / "config.yaml"
     if [recipe, config, model].count(None) != 2:
         raise LeanconvError(
-            "train needs one of these: a recipe's name (leanconv list --recipes), --model MODEL with --data, or "
-            "--config FILE; to go on with a run: leanconv train --resume --out DIR"
+            "train needs a recipe's name (leanconv list --recipes), --model MODEL with --data, or --config FILE, and one "
+            "of them alone; to go on with a run: leanconv train --resume --out DIR"
         )
     if model is None and (elastic or teacher or new_classifier):
         raise LeanconvError(
@@ -86,7 +86,12 @@ def run(
         typer.echo(to_yaml(chosen), nl=False)
         return
     folder = out or Path("runs") / chosen.name
-    result = run_recipe(chosen, folder, resume=resume)
+    try:
+        result = run_recipe(chosen, folder, resume=resume)
+    except KeyboardInterrupt:
+        if not (folder / "last.ckpt").exists():
+            raise KeyboardInterrupt("interrupted in the first epoch, nothing to go on from") from None
+        raise KeyboardInterrupt(f"interrupted; to go on: leanconv train --resume --out {folder}") from None
     if not is_main_process():
         return
     fitted = result.fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import LeanconvError
@@ -11,18 +12,49 @@ from leanconv.errors import LeanconvError
 if TYPE_CHECKING:
     from leanconv.spec import ConvSpec
 
-__all__ = ["read_amount", "read_contract", "read_conv", "read_options", "read_size", "read_sizes", "read_value"]
+__all__ = [
+    "read_amount",
+    "read_contract",
+    "read_conv",
+    "read_model",
+    "read_options",
+    "read_size",
+    "read_sizes",
+    "read_value",
+]
 
 
-def read_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`["alpha=0.5", "name=x"]` as a dictionary of typed values."""
+def read_options(texts: Sequence[str], *, where: str = "--set") -> dict[str, Any]:
+    """`["alpha=0.5", "name=x"]` as a dictionary of typed values; they were given `where`."""
     settings: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise LeanconvError(f"--set {text!r}: expected OPTION=VALUE")
+            raise LeanconvError(f"{where} {text!r}: expected OPTION=VALUE")
         settings[name.strip()] = read_value(value.strip())
     return settings
+
+
+def read_model(text: str) -> tuple[str, dict[str, Any]]:
+    """`"o_resnet20(multiplier=3.625)"` as a name and its options; a name alone, or a folder, has none.
+
+    >>> read_model("oct_resnet50(alpha=0.25, num_classes=10)")
+    ('oct_resnet50', {'alpha': 0.25, 'num_classes': 10})
+    """
+    name, bracket, rest = text.partition("(")
+    if not bracket or Path(text).exists():
+        return text, {}
+    if not rest.endswith(")"):
+        raise LeanconvError(f"{text!r}: the options of a model stand in parentheses, NAME(OPTION=VALUE,...)")
+    options: list[str] = []
+    depth = 0
+    for letter in rest[:-1]:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            options.append("")
+        else:
+            options[-1:] = [(options or [""])[-1] + letter]
+    return name.strip(), read_options([option.strip() for option in options if option.strip()], where=text)
 
 
 def read_value(text: str) -> Any:

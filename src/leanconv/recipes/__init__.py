@@ -27,6 +27,7 @@ from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, Vid
 from leanconv.recipes.videos import score_videos, video_figures
 
 __all__ = [
+    "PAPERS",
     "RECIPES",
     "DataSettings",
     "ElasticSettings",
@@ -51,11 +52,7 @@ __all__ = [
     "to_yaml",
 ]
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "demo": demo,
-    "digits_resnet20": digits_resnet20,
-    **OSEP,
-    **IGC,
+_OCTAVE: dict[str, Callable[[], Recipe]] = {
     "oct_resnet20_cifar10": oct_resnet20_cifar10,
     "oct_resnet50_imagenet": oct_resnet50_imagenet,
     "oct_resnet50_imagenet_smooth": partial(oct_resnet50_imagenet, label_smoothing=0.1),
@@ -63,9 +60,19 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "oct_resnet152_deep_imagenet": oct_resnet152_imagenet,
     "oct_se_resnet152_deep_imagenet": partial(oct_resnet152_imagenet, se=True),
     **OCTAVE_VIDEO,
-    **CSN,
-    **MUTUAL,
 }
+
+PAPERS: dict[str, dict[str, Callable[[], Recipe]]] = {
+    "Embedded digits": {"demo": demo, "digits_resnet20": digits_resnet20},
+    "Optimized separable convolution": OSEP,
+    "Interleaved group convolutions": IGC,
+    "Octave convolution": _OCTAVE,
+    "Channel-separated networks": CSN,
+    "MutualNet": MUTUAL,
+}
+"""Paper -> the recipes of its experiments, by name."""
+
+RECIPES: dict[str, Callable[[], Recipe]] = {name: make for group in PAPERS.values() for name, make in group.items()}
 """Name -> the function that makes the recipe."""
 
 

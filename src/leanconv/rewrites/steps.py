@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,7 +15,7 @@ from leanconv.rewrites.changes import Step
 from leanconv.rewrites.inflate import Inflate
 from leanconv.rewrites.octave import Octave
 
-__all__ = ["STEPS", "from_json", "parse_step", "to_json"]
+__all__ = ["STEPS", "from_json", "options_of", "parse_step", "to_json"]
 
 STEPS: dict[str, type[ConvRewrite | Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: Inflate}
 """Stem -> the settings class of every rewrite."""
@@ -67,6 +68,19 @@ def parse_step(text: str) -> ConvRewrite | Step:
             raise LeanconvError(f"rewrite {text!r}: option {name} is given twice")
         options[name] = value.strip()
     return _make(stem.strip(), options, text=True)
+
+
+def options_of(stem: str) -> dict[str, str]:
+    """The options of a rewrite and their defaults, as `parse_step` reads them.
+
+    >>> options_of("group")["groups"]
+    '2'
+    """
+    return {option.name: _written(getattr(STEPS[stem](), option.name)) for option in fields(STEPS[stem])}
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _split(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,23 @@ class Record(pl.Callback):
 
 
 class Progress(pl.Callback):
-    """A line per epoch; on a terminal also a bar for the epoch at hand. After `Record` in the list of callbacks."""
+    """A line per epoch; on a terminal also a bar for the epoch at hand, elsewhere a line every half minute.
+
+    After `Record` in the list of callbacks.
+    """
+
+    every = 30.0
+    """Seconds between two lines of an epoch."""
 
     def __init__(self, record: Record, epochs: int) -> None:
         self.record = record
         self.epochs = epochs
         self._bar: Any = None
         self._task: Any = None
+        self._began = self._said = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._said = time.perf_counter()
         if not trainer.is_global_zero or not sys.stdout.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,6 +120,7 @@ class Progress(pl.Callback):
         self._bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
         if self._bar is not None:
             name = f"epoch {trainer.current_epoch + 1}/{self.epochs}"
             self._task = self._bar.add_task(name, total=self.record.task.batches, note="")
@@ -120,6 +130,20 @@ class Progress(pl.Callback):
     ) -> None:
         if self._bar is not None:
             self._bar.update(self._task, advance=1)
+        elif trainer.is_global_zero and (now := time.perf_counter()) - self._said >= self.every:
+            self._say_where(trainer, outputs, number + 1, now)
+
+    def _say_where(self, trainer: pl.Trainer, outputs: Any, done: int, now: float) -> None:
+        """Step, loss, rate and remaining time, for who reads a log."""
+        self._said, batches = now, self.record.task.batches
+        left = (now - self._began) / done * (batches * (self.epochs - trainer.current_epoch) - done)
+        loss = float(outputs["loss"] if isinstance(outputs, Mapping) else outputs)
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        print(
+            f"epoch {trainer.current_epoch + 1}/{self.epochs}  {done}/{batches}  loss {loss:.4f}  rate {rate:.2g}  "
+            f"{_duration(left)} left",
+            flush=True,
+        )
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._bar is not None and self._task is not None:
@@ -150,3 +174,11 @@ class Progress(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _duration(seconds: float) -> str:
+    """In the unit in which a person would wait."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
