@@ -32,12 +32,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": set(),
     "weights": set(),
     "data": set(),
-    "rewrites": {"ops", "dryrun"},
-    "elastic": {"plan", "ops", "rewrites", "dryrun"},  # a chain at a width is a part of its plan
+    "rewrites": {"ops", "dryrun", "data.contract"},
+    "elastic": {"plan", "ops", "rewrites", "dryrun", "data.contract"},  # a chain at a width is a part of its plan
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
-    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun"},
+    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "data.contract"},
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},

@@ -24,7 +24,9 @@ SIGNATURES = {
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
     "export": (
-        "(model, path, *, size, dynamic_batch=True, tolerance=0.0001, samples=3, seed=0, opset=None, fold=True)"
+        "(model, path, *, size=None, contract=None, input_type='float32', precision='fp32', data=None, "
+        "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "
+        "fold=True, compiled=False)"
     ),
     "save": "(model, folder, *, source=None, source_options=None, story=None, size=None)",
     "load": "(folder, *, trust_code=False)",

@@ -88,7 +88,7 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["train", "ip_csn_26_ut_interaction", "--set", "data.video.frame=8"], "data.video.frames"),
         (["train", "digits_resnet20", "--set", "weights=/no/such/run"], "/no/such/run"),
         (["train", "digits_resnet20", "--set", "data.spec=kinetics:/no/such/folder"], "data.video.frames=8"),
-        (["export", "resnet20", "net.txt"], "must end in .onnx"),
+        (["export", "resnet20", "net.txt"], "must end in .onnx, .xml (OpenVINO) or .pt2"),
         (["export", "resnet20", "net.onnx", "--width", "0.5"], "for elastic networks"),
         (["bench", "resnet20", "--backends", "tensorrt"], "unknown backend"),
         (["pick", "/no/such/table.json", "--max-macs", "1M"], "/no/such/table.json"),

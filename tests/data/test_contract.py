@@ -16,8 +16,9 @@ from torch import nn
 import leanconv as lc
 from leanconv.build import create_model
 from leanconv.data import ClipContract, InputContract, attach, contract_of, open_images, open_inputs
-from leanconv.data.contract import from_timm, from_torchvision, match_classes
+from leanconv.data.contract import amended, from_timm, from_torchvision, match_classes
 from leanconv.data.images.prepare import Prepare
+from leanconv.deploy import densify, fold
 from leanconv.errors import DataError, LeanconvError, UnknownName
 
 IMAGES = InputContract(
@@ -72,12 +73,50 @@ def test_a_contract_goes_wherever_the_model_goes(tmp_path: Path) -> None:
     net = create_model("resnet20", num_classes=2)
     assert contract_of(net) is None
     attach(net, IMAGES)
-    rewritten = lc.rewrite(net, lc.OptimizedSeparable(), size=(3, 32, 32))
+    rewritten = lc.rewrite(net, lc.OptimizedSeparable(), size=(3, 48, 48))  # what it is looked at with, not fed
     elastic = lc.make_elastic(rewritten.model, widths=(0.5, 1.0), resolutions=(32, 24), size=(3, 32, 32), divisor=4)
-    for model in (net, rewritten.model, elastic, elastic.extract(width=0.5, resolution=24, calibrated=False)):
-        assert contract_of(model) == IMAGES
-        assert contract_of(lc.load(lc.save(model, tmp_path / type(model).__name__))) == IMAGES
-    assert contract_of(lc.load(lc.save(create_model("resnet20"), tmp_path / "none"))) is None
+    smaller = IMAGES.at((3, 24, 24))
+    models: list[tuple[nn.Module, InputContract]] = [
+        (net, IMAGES),
+        (rewritten.model, IMAGES),
+        (elastic, IMAGES),
+        (elastic.extract(width=0.5, calibrated=False), IMAGES),
+        (elastic.extract(width=0.5, resolution=24, calibrated=False), smaller),
+        (lc.make_elastic(net, widths=(0.5, 1.0), resolutions=(24,), size=(3, 24, 24)), smaller),
+        (lc.rewrite(net, lc.Inflate(frames=4), size=(3, 32, 32)).model, IMAGES.at((3, 4, 32, 32))),
+    ]
+    for number, (model, contract) in enumerate(models):
+        assert contract_of(model) == contract
+        if number in (0, 4, 6):
+            assert contract_of(lc.load(lc.save(model, tmp_path / f"{number}"))) == contract
+    for changed in (fold(net, (3, 32, 32)).model, densify(rewritten.model).model, densify(net).model):
+        assert contract_of(changed) == IMAGES
+
+
+def test_frames_that_an_elastic_network_leaves_out_are_in_its_contract() -> None:
+    net = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 2))
+    attach(net, CLIPS)
+    elastic = lc.make_elastic(net, widths=(0.5, 1.0), resolutions=(32, 16), frames=(8, 4), size=CLIPS.size, divisor=4)
+    found = contract_of(elastic.extract(0.5, 16, 4))
+    assert found == CLIPS.at((3, 4, 16, 16))
+
+
+def test_images_become_clips_cropped_as_the_images_were() -> None:
+    clips = IMAGES.at((3, 8, 28, 28))
+    assert clips.clip == ClipContract(rate=2, fps=30.0, short_side=32)
+    assert clips.class_names == IMAGES.class_names
+    assert replace(IMAGES, crop=1.0).at((3, 8, 28, 28)).clip == ClipContract(rate=2, fps=30.0, short_side=28)
+
+
+def test_what_is_said_now_goes_before_what_was_said() -> None:
+    given = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    assert amended(None, (3, 32, 32), {"mean": (0.5,) * 3}) is None
+    assert amended(None, (3, 32, 32), given) == InputContract(size=(3, 32, 32), **given)  # type: ignore[arg-type]
+    clips = amended(None, (3, 8, 28, 28), given)
+    assert clips is not None
+    assert clips.clip == ClipContract(rate=2, fps=30.0, short_side=32)
+    changed = amended(IMAGES, (3, 24, 24), {"crop": 0.5, **given})
+    assert changed == replace(IMAGES, size=(3, 24, 24), crop=0.5, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def test_old_stories_have_none(tmp_path: Path) -> None:

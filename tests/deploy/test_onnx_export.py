@@ -19,7 +19,7 @@ import torch
 from test_fold import lively
 from torch import Tensor, nn
 
-from leanconv.deploy import ExportReport, compare, densify, export, fold, onnxruntime_runner
+from leanconv.deploy import ExportReport, compare, densify, export, fold, onnx_file, onnxruntime_runner
 from leanconv.deploy import export as _export_function
 from leanconv.elastic import make_elastic
 from leanconv.errors import ExportError, LeanconvError, MissingExtra
@@ -237,7 +237,7 @@ def test_the_report_is_json(tmp_path: Path) -> None:
 
 
 def test_weights_beyond_one_file_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "_SINGLE_FILE_BYTES", 1000)
     net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
     report = export(net, tmp_path / "net.onnx", size=(3, 12, 12))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
@@ -350,7 +350,7 @@ def test_a_missing_extra_is_named_before_any_work(tmp_path: Path, monkeypatch: p
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(LeanconvError, match=r"must end in \.onnx"):
+    with pytest.raises(LeanconvError, match=r"must end in \.onnx, \.xml"):
         export(tiny(), tmp_path / "net.pt", size=(3, 12, 12))
     with pytest.raises(LeanconvError, match="samples must be at least 1"):
         export(tiny(), tmp_path / "net.onnx", size=(3, 12, 12), samples=0)

@@ -51,6 +51,7 @@ def find(
     A folder is a saved model or a run.
     """
     from leanconv.build import default_size, resolve
+    from leanconv.data.contract import contract_of
     from leanconv.rewrites import parse_step, rewrite
     from leanconv.train.runfolder import saved_model
 
@@ -58,7 +59,8 @@ def find(
     name = str(saved_model(name)) if Path(name).is_dir() else name
     model = resolve(name, {**read_options(options), **own}, trust_code=trust_code)
     sizes = [size] if isinstance(size, str) else size
-    shape = read_sizes(sizes) if sizes else default_size(name)
+    contract = contract_of(model)
+    shape = read_sizes(sizes) if sizes else default_size(name) if contract is None else contract.size
     done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None
     return Found(model, done, shape)
 

@@ -21,8 +21,10 @@ __all__ = [
     "RESIZES",
     "ClipContract",
     "InputContract",
+    "amended",
     "attach",
     "contract_of",
+    "for_size",
     "from_timm",
     "from_torchvision",
     "match_classes",
@@ -110,9 +112,14 @@ class InputContract:
             raise LeanconvError(f"an input contract of size {list(self.size)}: clip belongs to (3, frames, H, W) alone")
 
     def at(self, size: Sequence[int]) -> InputContract:
-        """The same at another resolution or number of frames; the short side of clips keeps its ratio to the size."""
+        """The same at another resolution or number of frames; the short side of clips keeps its ratio to the size.
+
+        Of images (3, H, W) for clips (3, frames, H, W): every other frame at 30 a second, cropped as the images were.
+        """
         clip = self.clip
-        if clip is not None and size[-1] != self.size[-1]:
+        if clip is None and len(size) == 4 and len(self.size) == 3:
+            clip = ClipContract(rate=2, fps=30.0, short_side=round(size[-1] / self.crop))
+        elif clip is not None and size[-1] != self.size[-1]:
             clip = replace(clip, short_side=round(clip.short_side * size[-1] / self.size[-1]))
         return replace(self, size=tuple(size), clip=clip)
 
@@ -144,6 +151,33 @@ def contract_of(model: nn.Module) -> InputContract | None:
 def attach(model: nn.Module, contract: InputContract) -> None:
     """Let `model` be fed as `contract` says: `save` stores it, and rewrites and elastic steps hand it on."""
     remember(model, replace(story_of(model) or Story(), contract=contract.to_json()))
+
+
+def for_size(story: Story, size: Sequence[Any]) -> Story:
+    """`story` of a network that is now given inputs of `size`: its contract, where it has one, says so too.
+
+    A contract is for one input; of several (`size` is a list of shapes) it stays as it is.
+    """
+    if story.contract is None or not all(isinstance(length, int) for length in size):
+        return story
+    return replace(story, contract=InputContract.from_json(story.contract).at(size).to_json())
+
+
+def amended(contract: InputContract | None, size: Sequence[int], given: Mapping[str, Any]) -> InputContract | None:
+    """`contract` for inputs of `size` with the fields that somebody has `given` now; None where nobody says enough.
+
+    Without a contract `given` must have `mean` and `std`: they are never guessed. The rest is then the central square
+    in one bilinear step, or with a `crop` the shorter side and a central cut, as timm and torchvision do; of clips 7/8.
+
+    >>> amended(None, (3, 8, 8), {"mean": (0.5,) * 3, "std": (0.2,) * 3, "crop": 0.875}).resize
+    'shorter_side'
+    """
+    if contract is None:
+        if not {"mean", "std"} <= given.keys():
+            return None
+        rule = {"resize": "shorter_side" if "crop" in given else "square", "crop": 0.875 if len(size) == 4 else 1.0}
+        contract = InputContract(size=(size[0], *size[-2:]), **{**rule, **given})
+    return replace(contract.at(size), **given)
 
 
 def from_timm(cfg: Mapping[str, Any]) -> InputContract | None:

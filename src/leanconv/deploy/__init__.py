@@ -6,6 +6,7 @@ from leanconv.deploy.bench import BACKENDS, BenchRow, bench
 from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
 from leanconv.deploy.fold import Folded, Kept, fold
+from leanconv.deploy.metadata import KEY, FileInput, input_of
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Densified",
     "Difference",
     "ExportReport",
+    "FileInput",
     "Folded",
+    "KEY",
     "Kept",
     "Runner",
     "bench",
@@ -22,6 +25,7 @@ __all__ = [
     "densify",
     "export",
     "fold",
+    "input_of",
     "onnxruntime_runner",
     "openvino_runner",
 ]

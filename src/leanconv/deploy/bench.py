@@ -18,8 +18,10 @@ from torch import nn
 
 from leanconv.cost import measure
 from leanconv.cost.latency import Latency, compare_latency, torch_threads
-from leanconv.deploy.export import quiet, refuse_elastic, to_onnx
+from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy
+from leanconv.deploy.onnx_file import to_onnx
+from leanconv.deploy.program import quiet
 from leanconv.deploy.verify import (
     Difference,
     Runner,

@@ -1,244 +1,314 @@
-"""A model as one ONNX file whose outputs have been compared with the model's.
+"""A model as one file whose outputs have been compared with the model's: ONNX, OpenVINO's IR, or torch's .pt2.
 
-The file is written under a temporary name, loaded by onnxruntime, compared with torch on fresh random inputs at several
-batch sizes, and only then given its name: a file that exists is a file that was verified.
+The file is written under a temporary name, run by what will run it, compared with torch on new inputs at several batch
+sizes, and only then given its name: a file that exists is a file that was verified.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import time
-import traceback
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
+from leanconv.data.contract import InputContract, contract_of
+from leanconv.deploy import onnx_file, openvino_file, pt2_file
+from leanconv.deploy.examples import Examples, Scores
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
-from leanconv.deploy.verify import compare, forward, one_line, onnxruntime_runner, random_inputs
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes
-from leanconv.dryrun.size import tensors_of
-from leanconv.errors import ExportError, LeanconvError, need
+from leanconv.deploy.metadata import input_of
+from leanconv.deploy.pixels import FromPixels
+from leanconv.deploy.plan import PRECISIONS, ExportPlan, planned
+from leanconv.deploy.verify import (
+    Difference,
+    Runner,
+    compare,
+    forward,
+    one_line,
+    onnxruntime_runner,
+    openvino_runner,
+    random_inputs,
+)
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module
+from leanconv.errors import ExportError, LeanconvError
 from leanconv.files import unwritable, whole_folder
 
-__all__ = ["ExportReport", "export", "quiet", "refuse_elastic", "to_onnx"]
+__all__ = ["ExportReport", "export", "refuse_elastic"]
 
-_SINGLE_FILE_BYTES = 2**31 - 2**26
-"""Weights up to here go into the file itself. protobuf ends at 2 GiB; the rest is left to the graph."""
 
-_CHATTY = (
-    "torch.onnx",
-    "torch.export",
-    "torch.fx",
-    "torch._export",
-    "onnxscript",
-    "onnx_ir",
-    "torch.utils.cpp_extension",
-)
+class _Format(NamedTuple):
+    """How files of one suffix are written and run; `require` gives what will run them, or raises `MissingExtra`."""
+
+    runs_on: str
+    require: Callable[[ExportPlan], str]
+    write: Callable[[nn.Module, Path, ExportPlan, Sequence[tuple[Any, ...]]], int | None]
+    run: Callable[[Path, ExportPlan], Runner]
+
+
+_FORMATS = {
+    # Looked up when called: each opens a file of its format.
+    ".onnx": _Format("onnxruntime", onnx_file.require, onnx_file.write, lambda path, plan: onnxruntime_runner(path)),
+    ".xml": _Format("OpenVINO", openvino_file.require, openvino_file.write, lambda path, plan: openvino_runner(path)),
+    ".pt2": _Format("torch", pt2_file.require, pt2_file.write, pt2_file.runner),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
     """What was written and how well it agrees.
 
-    `max_abs_difference` is the largest absolute difference between the outputs of onnxruntime and of torch over all
-    samples, `folded` the number of BatchNorms that went into convolutions, `bytes` the size of all `files`.
+    `max_abs_difference` is the largest absolute difference between the outputs of `backend` and of torch over all
+    samples, `folded` the number of BatchNorms that went into convolutions, `bytes` the size of all `files`. `opset` is
+    None for what is not ONNX; `scores` is None where no data were given; `remarks` are sentences for the user.
     """
 
     path: Path
+    precision: str
+    input_type: str
     max_abs_difference: float
     max_abs_output: float
     tolerance: float
     samples: int
     backend: str
-    opset: int
+    opset: int | None
     folded: int
     dynamic_batch: bool
+    dynamic_size: bool
     size: Sizes
+    contract: InputContract | None
+    scores: Scores | None
+    remarks: tuple[str, ...]
     seconds: float
     bytes: int
     files: tuple[Path, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists."""
-        return {**asdict(self), "path": str(self.path), "files": [str(file) for file in self.files]}
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "files": [str(file) for file in self.files],
+            "contract": None if self.contract is None else self.contract.to_json(),
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
 
 
 def export(
     model: nn.Module | ModelHolder,
     path: str | os.PathLike[str],
     *,
-    size: Size,
+    size: Size | None = None,
+    contract: InputContract | None = None,
+    input_type: str = "float32",
+    precision: str = "fp32",
+    data: Iterable[Any] | None = None,
+    calibration: int = 128,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    dynamic_size: bool = False,
+    tolerance: float | None = None,
     samples: int = 3,
     seed: int = 0,
     opset: int | None = None,
     fold: bool = True,
+    compiled: bool = False,
 ) -> ExportReport:
-    """Write `model` to the ONNX file `path` and return how well the file agrees with the model.
+    """Write `model` to the file `path` and return how well the file agrees with the model.
 
-    The input is called `input` and has the shape (batch, *size), with (C, L), (C, H, W) or (C, frames, H, W) as `size`;
+    The suffix says the format: .onnx, .xml (OpenVINO, its weights in a .bin beside it) or .pt2 (torch.export). The
+    input is called `input` and has the shape (batch, *size), with (C, L), (C, H, W) or (C, frames, H, W) as `size`;
     a network of several takes a list of sizes, and they are `input_0`, `input_1`, ... The outputs are `output` or
     `output_0`, `output_1`, ..., in the order of the dictionary, tuple or list that the model returns in evaluation. The
     model itself is not touched: a copy on the CPU in eval mode is exported, its BatchNorms folded first where that is
-    exact (`fold`); the file is compared with the unfolded model. Weights above 2 GB go to `<name>.data` beside the
-    file. A missing folder is made.
+    exact (`fold`); the file is compared with the unfolded model. ONNX weights above 2 GB go to `<name>.data` beside the
+    file. A missing folder is made. The file says how its input is made, see `deploy.metadata`.
 
     Args:
+        size: by default that of the contract.
+        contract: how inputs are made; by default the model's own.
+        input_type: "float32" for values that the contract normalises, "uint8" for pixels from 0 to 255, which the
+            file scales and normalises itself.
+        precision: "fp32", "fp16" or "int8".
+        data: re-iterable batches (inputs, labels), inputs as the contract says. The report then has the accuracy of the
+            model and of the file; int8 needs them, and is calibrated on `calibration` of them, which are not tested.
         dynamic_batch: leave the batch axis free; otherwise it is 1.
+        dynamic_size: leave the last two axes free too; the file is compared at two more sizes.
         tolerance: the largest difference from torch's outputs that is accepted, as a share of the largest number of
-            that output; rounding of 1e-7 is accepted too, in outputs of which it is less than a hundredth.
+            that output, by default that of `PRECISIONS`; rounding of 1e-7 is accepted too, in outputs of which it is
+            less than a hundredth.
         samples: inputs are compared at the batch sizes 1, 2, ..., `samples` (or that many times at 1).
-        seed: draws the random inputs.
+        seed: draws the random inputs, and the images for calibration.
         opset: ONNX operator set that the file must have; by default the one torch prefers.
+        compiled: a .pt2 that AOTInductor has compiled for this machine; takes minutes and a C++ compiler.
 
     Raises:
         ExportError: if the model cannot be exported (naming the construct) or not in that opset, the file cannot be
             written, or its outputs differ by more than `tolerance`. Nothing is left behind, and a file that had the
             name before stays.
-        MissingExtra: if onnx, onnxscript or onnxruntime is not installed.
+        MissingExtra: if what writes or runs the file is not installed.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> export(net, "net.onnx", size=(3, 16, 16)).max_abs_difference < 1e-4
     True
     """
     start = time.perf_counter()
-    model, size, path = as_module(model), check_sizes(size), Path(path)
-    if samples < 1:
-        raise LeanconvError(f"samples must be at least 1, otherwise nothing is verified, got {samples}")
-    if path.suffix != ".onnx":
-        raise LeanconvError(f"{path}: the name of an ONNX file must end in .onnx, got {path.suffix or 'no suffix'!r}")
+    model, path = as_module(model), Path(path)
     refuse_elastic(model, "export")
-    version = _require()
+    plan = planned(
+        path,
+        size,
+        contract_of(model) if contract is None else contract,
+        input_type=input_type,
+        precision=precision,
+        dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
+        tolerance=tolerance,
+        samples=samples,
+        seed=seed,
+        opset=opset,
+        compiled=compiled,
+        has_data=data is not None,
+    )
+    form = _FORMATS[path.suffix]
+    backend = form.require(plan)
     reference = eval_copy(model)
     subject, folded = reference, 0
     if fold:
-        result = fold_norms(reference, size, tolerance=tolerance, seed=seed)
+        exact = plan.tolerance if precision == "fp32" else PRECISIONS["fp32"]
+        result = fold_norms(reference, plan.size, tolerance=exact, seed=seed)
         subject, folded = result.model, len(result.folded)
+    if input_type == "uint8":
+        assert plan.about is not None  # `planned` saw to it
+        reference, subject = (FromPixels(network, plan.about.contract).eval() for network in (reference, subject))
+    remarks = _remarks(reference, plan)
+    examples = None if data is None else Examples(data, calibration if precision == "int8" else 0, seed)
+    drawn = [] if examples is None else [_given(reference, inputs) for inputs in examples.drawn]
     with whole_folder(path.parent, lambda reason: unwritable(path, reason, error=ExportError), last=path.name) as room:
         draft = room / path.name
-        opset = to_onnx(subject, draft, size=size, batch=None if dynamic_batch else 1, opset=opset)
-        batches = range(1, samples + 1) if dynamic_batch else [1] * samples
-        try:
-            # A new name for the runner at every step: it must let go of the draft before that is renamed.
-            difference = compare(reference, onnxruntime_runner(draft), size, batches=list(batches), seed=seed + 1)
-        except LeanconvError:
-            raise
-        except Exception as error:  # onnxruntime has no public base class for its errors
+        opset = form.write(subject, draft, plan, [(inputs,) for inputs in drawn])
+        if input_of(draft) != plan.about:
             raise ExportError(
-                f"{path}: onnxruntime cannot run the exported file for inputs of size {size}, batch sizes "
-                f"{min(batches)} to {max(batches)}: {one_line(error)}"
-            ) from error
-        if beyond := difference.beyond(tolerance):
-            gap, allowed, largest = beyond
-            raise ExportError(
-                f"{path}: the outputs of onnxruntime differ from torch's by up to {gap:.2e}, more than "
-                f"the {allowed:.2e} allowed (largest output {largest:.3g}, tolerance {tolerance:g}); the "
-                "file was not written. If outputs of that size may differ so much, pass a larger tolerance"
+                f"{path}: what the file says about its input is not what was written: a fault of leanconv"
             )
+        difference, scores = _verified(form, draft, plan, reference, drawn, examples)
         names = sorted((file.name for file in room.iterdir()), key=lambda name: name != path.name)
     files = tuple(path.with_name(name) for name in names)
     return ExportReport(
         path=path,
+        precision=precision,
+        input_type=input_type,
         max_abs_difference=difference.max_abs,
         max_abs_output=difference.max_output,
-        tolerance=tolerance,
+        tolerance=plan.tolerance,
         samples=difference.samples,
-        backend=f"onnxruntime {version}",
+        backend=backend,
         opset=opset,
         folded=folded,
         dynamic_batch=dynamic_batch,
-        size=size,
+        dynamic_size=dynamic_size,
+        size=plan.size,
+        contract=None if plan.about is None else plan.about.contract,
+        scores=scores,
+        remarks=remarks,
         seconds=time.perf_counter() - start,
         bytes=sum(file.stat().st_size for file in files),
         files=files,
     )
 
 
-def to_onnx(model: nn.Module, path: Path, *, size: Size, batch: int | None = None, opset: int | None = None) -> int:
-    """Write `model` (on the CPU, in eval mode) to `path`, unverified, and return the opset; see `export`.
+def _verified(
+    form: _Format,
+    draft: Path,
+    plan: ExportPlan,
+    reference: nn.Module,
+    drawn: Sequence[Tensor],
+    examples: Examples | None,
+) -> tuple[Difference, Scores | None]:
+    """What the file at `draft` gives beside the model; it is let go of before it is renamed."""
+    try:
+        runner = form.run(draft, plan)
+        difference = _compared(reference, runner, plan, drawn)
+        one_by_one = not plan.dynamic_batch
+        return difference, None if examples is None else examples.score(reference, runner, one_by_one=one_by_one)
+    except LeanconvError:
+        raise
+    except Exception as error:  # the backends have no public base class for their errors
+        raise ExportError(
+            f"{plan.path}: {form.runs_on} cannot run the exported file for inputs of size {plan.size}, batch sizes "
+            f"{min(plan.batches)} to {max(plan.batches)}: {one_line(error)}"
+        ) from error
 
-    The batch axis is free, or fixed to `batch`. An `OSError` of the write passes through.
+
+def _compared(reference: nn.Module, runner: Runner, plan: ExportPlan, drawn: Sequence[Tensor]) -> Difference:
+    """How far the outputs are apart; `ExportError` where that is more than the plan allows.
+
+    Ranges that are calibrated on images are compared on images (those `drawn`): noise goes beyond them.
     """
-    # Not 1 where the axis is free: a one may be taken for an axis to broadcast.
-    inputs = random_inputs(model, size, 2 if batch is None else batch, seed=0)
-    free = {0: torch.export.Dim("batch")}
-    shapes = pytree.tree_map(lambda _: free, inputs) if batch is None else None
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    with quiet(), torch.no_grad():
-        answer = forward(model, *pytree.tree_map(torch.clone, inputs))
-        odd = next(
-            (leaf for leaf in pytree.tree_leaves(answer) if not isinstance(leaf, (torch.Tensor, type(None)))), None
-        )
-        if odd is not None:
-            raise ExportError(
-                f"{type(model).__name__} cannot be exported to ONNX: it returns {type(odd).__name__} among its "
-                "outputs, and a file has tensors only, in tuples, lists and dictionaries"
-            )
-        outputs = _names("output", answer)
+    found = []
+    for size in (plan.size, *plan.other_sizes):
+        inputs: list[tuple[Any, ...]] = []
+        if drawn and size == plan.size:
+            pile, starts = torch.cat(list(drawn)), [sum(plan.batches[:number]) for number in range(plan.samples)]
+            inputs = [(pile[a : a + n],) for a, n in zip(starts, plan.batches, strict=True) if a < len(pile)]
         try:
-            # Exported here, not inside torch.onnx: that would retry in other ways and lose where it failed.
-            with redirect_stderr(StringIO()):  # a failure prints the whole graph
-                program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-            onnx_program = torch.onnx.export(
-                program,
-                input_names=_names("input", inputs),
-                output_names=outputs,
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
+            difference = compare(reference, runner, size, batches=plan.batches, seed=plan.seed + 1, inputs=inputs)
+        except LeanconvError as error:
+            if size == plan.size:
+                raise
+            raise ExportError(f"{plan.path}: {_fixed(size)}: {error}") from error
         except Exception as error:
-            raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_construct(error)}") from error
-        if onnx_program is None:
-            raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: torch.onnx.export gave nothing")
-        _check_contract(type(model).__name__, onnx_program.model, outputs, opset)
-        onnx_program.save(path, external_data=weights > _SINGLE_FILE_BYTES)
-    return int(onnx_program.model.opset_imports[""])
+            if size == plan.size:
+                raise
+            raise ExportError(f"{plan.path}: {_fixed(size)}: {one_line(error)}") from error
+        if beyond := difference.beyond(plan.tolerance):
+            gap, allowed, largest = beyond
+            at = "" if size == plan.size else f"{_fixed(size)}: "
+            raise ExportError(
+                f"{plan.path}: {at}the outputs of the file differ from torch's by up to {gap:.2e}, more than "
+                f"the {allowed:.2e} allowed (largest output {largest:.3g}, tolerance {plan.tolerance:g}); the "
+                "file was not written. If outputs of that size may differ so much, pass a larger tolerance"
+            )
+        found.append(difference)
+    return Difference(
+        outputs=tuple(pair for difference in found for pair in difference.outputs),
+        samples=sum(difference.samples for difference in found),
+    )
 
 
-def _names(stem: str, tree: object) -> list[str]:
-    """The names of the tensors in a nest of inputs or outputs."""
-    count = len(tensors_of(tree))
-    return [stem] if count == 1 else [f"{stem}_{number}" for number in range(count)]
+def _fixed(size: Sizes) -> str:
+    return (
+        f"its size cannot be dynamic (leave dynamic_size, --dynamic-size, out, and export each size that is needed): a "
+        f"file for all sizes is compared at {size} too, and there it fails"
+    )
 
 
-def _check_contract(name: str, written: Any, outputs: list[str], opset: int | None) -> None:
-    """Raise `ExportError` where torch wrote another operator set than it was asked for, or other names."""
-    if opset not in (None, (got := int(written.opset_imports[""]))):
-        raise ExportError(
-            f"{name} cannot be written in ONNX opset {opset}: torch writes it in opset {got} and cannot bring it to "
-            "that one, and a file of another opset may not run where it is to; leave opset= out or ask for a newer one"
+def _given(reference: nn.Module, inputs: Tensor) -> Tensor:
+    """What the file is given for normalised `inputs`."""
+    return reference.pixels(inputs) if isinstance(reference, FromPixels) else inputs
+
+
+def _remarks(reference: nn.Module, plan: ExportPlan) -> tuple[str, ...]:
+    """What the user should know; `ExportError` for a contract that is another network's."""
+    if plan.about is None:
+        return (
+            "the file does not say how its input is made (size, crop, mean, std, classes), because the model has no "
+            "input contract: whoever runs it has to know; --mean R,G,B --std R,G,B say it",
         )
-    found = [value.name for value in written.graph.outputs]
-    if found != outputs:
+    names = plan.about.contract.class_names
+    with torch.inference_mode():
+        outputs = forward(reference, *random_inputs(reference, plan.size, 1, plan.seed))
+    if names is None or not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] == len(names):
+        return ()
+    if outputs.shape[1] < len(names):
         raise ExportError(
-            f"{name} cannot be exported to ONNX: its file has the outputs {found}, and the model returns "
-            f"{len(outputs)} tensors: return each tensor once"
+            f"{plan.path}: the network has {outputs.shape[1]} outputs, and its input contract names {len(names)} "
+            f"classes ({', '.join(names[:3])}, ...): it is another network's; attach the right one"
         )
-
-
-def _require() -> str:
-    """The version of onnxruntime; raises `MissingExtra` before any work is done."""
-    import importlib
-
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            module = importlib.import_module(package)
-        except ImportError as error:
-            raise need(package, "export", "export to ONNX") from error
-    return str(module.__version__)
+    return (f"the network has {outputs.shape[1]} outputs, and only the first {len(names)} of them have class names",)
 
 
 def refuse_elastic(model: nn.Module, verb: str) -> None:
@@ -249,40 +319,3 @@ def refuse_elastic(model: nn.Module, verb: str) -> None:
         raise ExportError(
             f"{verb} takes one network, and an elastic network is many: give it net.extract(width=..., resolution=...)"
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the exporters log and warn about themselves; the model's own warnings pass."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(torch|onnx|onnxscript|onnx_ir|copyreg)(\.|$)")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _construct(error: BaseException) -> str:
-    """What in the model could not be exported: the operator, or the line of its forward, and the exporter's reason."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for link in reversed(chain):
-        if found := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(link)):
-            return f"ONNX has no operator for {found[1]}; replace it by others, or export the part before it"
-    if "Constraints violated" in str(chain[0]):
-        return "it fixes its batch size, by a reshape or a loop over the batch; pass dynamic_batch=False"
-    place = ""
-    for link in chain:
-        for frame in traceback.extract_tb(link.__traceback__):
-            if f"{os.sep}torch{os.sep}" not in frame.filename and frame.filename != __file__ and frame.line:
-                place = f"at `{frame.line}` ({Path(frame.filename).name}, line {frame.lineno}): "
-    reason = one_line(chain[-1])
-    if "data-dependent" in reason:
-        reason = "the course of the network depends on values of its input, not only on their shape"
-    return place + reason

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from leanconv.deploy.pixels import FromPixels
 from leanconv.dryrun import Size, arguments, check_sizes
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, LeanconvError, need
@@ -82,10 +83,13 @@ class Difference:
 def random_inputs(model: nn.Module, size: Size, batch: int, seed: int) -> tuple[Any, ...]:
     """The arguments of a forward: standard normal batches on the CPU in the type of the weights, by a seed of its own.
 
-    `size` is the shape of one input without the batch axis, or a list of several.
+    `size` is the shape of one input without the batch axis, or a list of several. For a network that is given pixels
+    they are pixels, every value from 0 to 255 as likely.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     draw = torch.Generator().manual_seed(seed)
+    if isinstance(model, FromPixels):
+        return (torch.randint(0, 256, (batch, *size), dtype=torch.uint8, generator=draw),)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     return arguments(
         model, check_sizes(size), lambda shape: torch.randn((batch, *shape), generator=draw, device="cpu").to(dtype)
     )
@@ -117,11 +121,18 @@ def one_line(error: BaseException) -> str:
 
 
 def compare(
-    model: nn.Module, runner: Runner, size: Size, *, batches: Sequence[int] = (1, 2, 3), seed: int = 0
+    model: nn.Module,
+    runner: Runner,
+    size: Size,
+    *,
+    batches: Sequence[int] = (1, 2, 3),
+    seed: int = 0,
+    inputs: Sequence[tuple[Any, ...]] = (),
 ) -> Difference:
     """Run `model` (on the CPU, in eval mode) and `runner` on fresh random inputs and measure how far apart they are.
 
-    One batch per entry of `batches`, each with a seed of its own. Raises `ExportError` when the two do not give the
+    One batch per entry of `batches`, each with a seed of its own; or `inputs`, arguments of a forward for each batch.
+    Raises `ExportError` when the two do not give the
     same number of outputs with the same shapes, or no finite number at all, `LeanconvError` when the
     model does not run on `size`; whatever the runner itself raises passes through.
 
@@ -132,18 +143,18 @@ def compare(
     size = check_sizes(size)
     found: list[tuple[float, float]] = []
     numbers = 0
-    for index, batch in enumerate(batches):
-        inputs = random_inputs(model, size, batch, seed + index)
+    drawn = inputs or [random_inputs(model, size, batch, seed + index) for index, batch in enumerate(batches)]
+    for index, given in enumerate(drawn):
         with torch.inference_mode():
             # The runner gets its own copy: it may be a module that works in place. A network that draws draws the same.
             with isolated(seed, index):
-                expected = list(_leaves(forward(model, *pytree.tree_map(Tensor.clone, inputs))))
+                expected = list(_leaves(forward(model, *pytree.tree_map(Tensor.clone, given))))
             with isolated(seed, index):
-                actual = list(_leaves(runner(*inputs)))
+                actual = list(_leaves(runner(*given)))
         shapes = [tuple(y.shape) for y in expected], [tuple(y.shape) for y in actual]
         if shapes[0] != shapes[1]:
             raise ExportError(
-                f"for inputs of shape {shapes_in(inputs)} the model gives outputs of shapes {shapes[0]}, "
+                f"for inputs of shape {shapes_in(given)} the model gives outputs of shapes {shapes[0]}, "
                 f"the runner gives {shapes[1]}: they are not the same network"
             )
         here = [(_gap(y, z), _largest(y)) for y, z in zip(expected, actual, strict=True)]
@@ -154,7 +165,7 @@ def compare(
         raise ExportError(
             f"the model gives no output or no finite number for inputs of size {size}, so that nothing can be compared"
         )
-    return Difference(outputs=tuple(found), samples=sum(batches))
+    return Difference(outputs=tuple(found), samples=sum(len(tensors_of(given)[0]) for given in drawn))
 
 
 def _gap(y: Tensor, z: Tensor) -> float:
@@ -196,7 +207,7 @@ def onnxruntime_runner(path: str | os.PathLike[str], *, threads: int | None = No
     except ImportError as error:
         raise need("onnxruntime", "export", "running an ONNX file") from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings are about optimizations it did not find
+    options.log_severity_level = 4  # what it logs as an error it raises, too
     # Its idle threads spin by default, and would steal time from whatever is measured next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:

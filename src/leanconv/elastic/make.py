@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from leanconv.data.contract import for_size
 from leanconv.dryrun import DryRun, ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, one_line, shapes_of
 from leanconv.dryrun.size import positional
 from leanconv.elastic.coupling.find import find
@@ -148,7 +149,7 @@ def _made(
     if high > 1:
         _widen(copied, active)
     _probe(net, size)
-    remember(net, story.then("elastic", settings))
+    remember(net, for_size(story.then("elastic", settings), size))
     net.update_story()
     return net
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.data.contract import for_size
 from leanconv.dryrun import Sizes, as_written, check_sizes, duplicate
 from leanconv.elastic.backward import begin_forward, in_backward, recall_in_backward
 from leanconv.elastic.inputs import Inputs
@@ -187,9 +188,10 @@ class ElasticNet(nn.Module):
         """The network at `width` (None: the largest) built of plain modules that own their tensors.
 
         For export, folding and honest timing. `resolution` and `frames` (None: the native ones) pick the BatchNorm
-        statistics; the result resizes nothing. With `calibrated=False` a configuration that was never measured gets
-        mean 0 and variance 1: good for counting and timing, not for answers. The training mode is kept. A module whose
-        own code holds channel counts keeps its class under a parent that replaces them.
+        statistics; the result resizes nothing, and its input contract is for that size. With `calibrated=False` a
+        configuration that was never measured gets mean 0 and variance 1: good for counting and timing, not for answers.
+        The training mode is kept. A module whose own code holds channel counts keeps its class under a parent that
+        replaces them.
 
         Raises `NotCalibrated` where statistics are missing, `LeanconvError` for a configuration the network does not
         have.
@@ -232,7 +234,8 @@ class ElasticNet(nn.Module):
                 module._buffers[name] = b if b is None else b.clone()
         settings = {"width": float(config.width), "resolution": config.resolution}
         settings |= {} if config.frames is None else {"frames": config.frames}
-        remember(static, (story_of(self) or Story()).then("elastic", {"extract": settings}))
+        story = (story_of(self) or Story()).then("elastic", {"extract": settings})
+        remember(static, for_size(story, self.inputs.at(config)))
         return static
 
     def extra_repr(self) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leanconv.data.contract import ClipContract, InputContract, contract_of
+from leanconv.data.contract import InputContract, amended, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
@@ -97,15 +96,10 @@ def _contract(
             raise
     wanted = tuple(size or own or ())
     _check_size(wanted, len(own or wanted))
-    if contract is None:
-        if not {"mean", "std"} <= given.keys():
-            raise LeanconvError(f"{path}: {_asks()}")
-        rule = "shorter_side" if "crop" in given else "square"
-        given = {"resize": rule, **given}
-        contract = InputContract(size=wanted, clip=_clip(wanted), **given)
-    if contract.clip is None and len(wanted) == 4:  # of images, for a network that was inflated since
-        contract = replace(contract, size=wanted, clip=_clip(wanted))
-    return replace(contract.at(wanted), **given)
+    said = amended(contract, wanted, given)
+    if said is None:
+        raise LeanconvError(f"{path}: {_asks()}")
+    return said
 
 
 def _asks() -> str:
@@ -114,11 +108,6 @@ def _asks() -> str:
         " --mean R,G,B --std R,G,B (of values from 0 to 1; ImageNet's are .485,.456,.406 and .229,.224,.225), and"
         " where they were not the central square in one bilinear step, --crop and --interpolation"
     )
-
-
-def _clip(size: Sequence[int]) -> ClipContract | None:
-    """Every other frame at 30 a second, for a network for clips of which nobody says more."""
-    return ClipContract(rate=2, fps=30.0, short_side=round(size[-1] * 8 / 7)) if len(size) == 4 else None
 
 
 def _reading(recipe: Recipe) -> dict[str, Any]:

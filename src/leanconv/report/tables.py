@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from leanconv.cost import Cost
     from leanconv.cost.latency import Latency
     from leanconv.deploy import BenchRow, ExportReport
+    from leanconv.deploy.examples import Scores
     from leanconv.query.table import Row
 
 __all__ = [
@@ -313,32 +314,49 @@ def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> TextTa
 
 
 def export_table(reports: Sequence[ExportReport], *, title: str = "exported and verified") -> TextTable:
-    """Exported files with their size and how far their outputs are from torch's."""
+    """Exported files: their size, how far their outputs are from torch's, and what they score where that was tested."""
+    scored = any(report.scores is not None for report in reports)
     return TextTable(
         title=title,
         columns=(
             Column("file", "left"),
             Column("size"),
-            Column("opset"),
+            Column("form", "left"),
             Column("differs"),
             Column("samples"),
+            *((Column("top-1 [%]"), Column("95 %"), Column("in torch [%]")) if scored else ()),
             Column("time [s]"),
         ),
         rows=tuple(
             (
                 str(report.path),
                 binary(report.bytes),
-                str(report.opset),
+                f"{report.precision}{'' if report.opset is None else f', opset {report.opset}'}",
                 scientific(report.max_abs_difference),
                 str(report.samples),
+                *(_scored(report.scores) if scored else ()),
                 f"{report.seconds:.1f}",
             )
             for report in reports
         ),
-        notes=tuple(
-            f"differs: largest absolute difference of the outputs from torch's, on {backend}."
-            for backend in dict.fromkeys(report.backend for report in reports)
+        notes=(
+            *(
+                f"differs: largest absolute difference of the outputs from torch's, on {backend}."
+                for backend in dict.fromkeys(report.backend for report in reports)
+            ),
+            *dict.fromkeys(remark for report in reports for remark in report.remarks),
         ),
+    )
+
+
+def _scored(scores: Scores | None) -> tuple[str, str, str]:
+    if scores is None:
+        return "", "", ""
+    low, high = scores.intervals[1]
+    return (
+        percent(scores.file / scores.images, 2),
+        f"{percent(low, 1)} to {percent(high, 1)}",
+        percent(scores.model / scores.images, 2),
     )
 
 

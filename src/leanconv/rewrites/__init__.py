@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from leanconv.data.contract import for_size
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, duplicate
 from leanconv.errors import RewriteError
 from leanconv.ops.operator import ConvRewrite
@@ -108,6 +109,7 @@ def rewrite(
         changed = [change.name for change in applied.changes]
         order = check_still_runs(new, size, order, changed, selects=step.selects, same_shapes=not applied.proven)
         changes += [replace(change, ran=order.ran(change.name)) for change in applied.changes]
+        story = for_size(story, size) if applied.size else story
     remember(new, story)
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows), size)
 
