@@ -70,6 +70,18 @@ def gradients(net: nn.Module, size: int) -> dict[str, Tensor | None]:
     return found
 
 
+def learnable(net: nn.Module, sizes: Sequence[int]) -> tuple[int, set[str]]:
+    """The first size at which the dense network trains (a head that only training has may need more), what it learns."""
+    for size in sizes:
+        torch.manual_seed(0)
+        try:
+            return size, {name for name, gradient in gradients(net, size).items() if gradient is not None}
+        except RuntimeError as error:
+            if "Output size is too small" not in str(error) and "Kernel size can't be greater" not in str(error):
+                raise
+    raise AssertionError(f"it trains at none of {sizes}")
+
+
 def circular(net: nn.Module) -> None:
     """Make paddings continue the map round its border, so that a constant map stays one."""
     for module in net.modules():
@@ -132,9 +144,7 @@ def walk(dense: nn.Module, sizes: Sequence[int], *, double: bool = True) -> Walk
         assert shapes(net, size) == shapes(dense, size), size
 
     taken = [size for size in (64, 65, 96, 128, *sizes, 256) if size in sizes or runs(dense, size)]
-    small = taken[0]
-    torch.manual_seed(0)
-    learnt = {name for name, gradient in gradients(dense, small).items() if gradient is not None}
+    small, learnt = learnable(dense, taken)
     torch.manual_seed(0)
     for name, gradient in gradients(net, small).items():
         if _dense_name(name) in learnt:
