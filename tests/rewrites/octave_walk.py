@@ -71,7 +71,7 @@ def gradients(net: nn.Module, size: int) -> dict[str, Tensor | None]:
 
 
 def learnable(net: nn.Module, sizes: Sequence[int]) -> tuple[int, set[str]]:
-    """The first size at which the dense network trains (a head that only training has may need more), what it learns."""
+    """The first size at which the dense network trains, as heads for training may need more, and what it learns."""
     for size in sizes:
         torch.manual_seed(0)
         try:
