@@ -162,7 +162,7 @@ def merge_outputs(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 def _run_as_it_is(code: CodeType) -> None:
-    """Where a network is compiled, torch compiles its own hooks one by one, without the gradients of maps: not this one.
+    """Keep torch from compiling this hook of a compiled network by itself, which loses the gradients of maps.
 
     What `torch._dynamo.skip_code` does, without loading the compiler.
     """
