@@ -306,6 +306,7 @@ def test_trains_alike_compiled() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch asks for itself
 def test_compiles_where_the_output_is_at_two_resolutions() -> None:
     """The hook that merges it is given such a map; and so is a part of a network that alone is compiled."""
 
@@ -314,12 +315,29 @@ def test_compiles_where_the_output_is_at_two_resolutions() -> None:
             return self.b(self.a(self.stem(x)))
 
     torch._dynamo.reset()
-    net = rewrite(Body(), Octave(last=True), size=SIZE).model.eval()
-    part = copy.deepcopy(net)
-    part.b = torch.compile(part.b, fullgraph=True, backend="aot_eager")
-    for compiled in (torch.compile(net, fullgraph=True, backend="aot_eager"), part):
+    net = rewrite(Body(), Octave(last=True), size=SIZE).model.double()
+    part, whole, inner = (copy.deepcopy(net) for _ in range(3))
+    part.a = torch.compile(part.a, fullgraph=True, backend="aot_eager")
+    for compiled in (torch.compile(whole, fullgraph=True, backend="aot_eager"), part):
         with torch.no_grad():
-            torch.testing.assert_close(compiled(images()), net(images()))
+            torch.testing.assert_close(compiled.eval()(images().double()), net.eval()(images().double()))
+        for size in (32, 32, 24):
+            torch.manual_seed(0)
+            twin = copy.deepcopy(net).train()
+            compiled.load_state_dict({k: twin.state_dict()[k.replace("_orig_mod.", "")] for k in compiled.state_dict()})
+            wanted, got = twin(images(2, size).double()), compiled.train()(images(2, size).double())
+            torch.testing.assert_close(got, wanted)
+            for y in (wanted, got):
+                (y.square().mean() + y[:, :1].mean()).backward()
+            learnt = {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients(compiled).items()}
+            for name, gradient in gradients(twin).items():
+                torch.testing.assert_close(learnt[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+    inner.b = torch.compile(inner.b, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(inner.eval()(images().double()), net.eval()(images().double()))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="a map at two resolutions enters a compiled region while gradients are"):
+        inner.train()(images().double())
 
 
 IN_COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -20,8 +20,13 @@ SIZES = (224, 225)
 REFUSED = {
     **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"), "no convolution would emit"),
     **dict.fromkeys(("swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t"), "no convolution would emit"),
+    **dict.fromkeys(
+        ("convnext_base", "convnext_large", "convnext_small", "convnext_tiny"), "no convolution would emit"
+    ),
+    "alexnet": "no convolution would emit",
 }
-"""Network -> why it is refused: a transformer has one convolution, which makes its patches."""
+"""Network -> why it is refused: a transformer has one convolution, which makes its patches; ConvNeXt's are the stem,
+patches and depthwise ones, which follow their input; all of AlexNet's behind the stem are its last stage."""
 
 FAST = ("squeezenet1_1",)
 NATIVE = {"inception_v3": 299}

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from leanconv.errors import LeanconvError
 from leanconv.ops.octave_parts import Runs, double, halve, interleave, take
 
 __all__ = [
@@ -89,6 +90,12 @@ class OctaveMap(Tensor):
         self.seen = _versions(self) if self.joined else None
 
     def __tensor_flatten__(self) -> tuple[list[str], Runs]:
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and _has_history(self):
+            raise LeanconvError(
+                "a map at two resolutions enters a compiled region while gradients are recorded, and compilers do not "
+                "lead them back to its two parts: compile the whole network (torch.compile(network, fullgraph=True) "
+                "names what breaks it into regions), or this region without gradients"
+            )
         return ["high", "low"], self.runs
 
     @staticmethod
@@ -115,6 +122,12 @@ class OctaveMap(Tensor):
 def _is_followed(high: Tensor, low: Tensor) -> bool:
     """Whether autograd writes down what is done with the parts."""
     return torch.is_grad_enabled() and (high.requires_grad or low.requires_grad)
+
+
+def _has_history(x: OctaveMap) -> bool:
+    """Whether autograd leads a gradient of the map itself anywhere."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.grad_fn is not None
 
 
 def _versions(x: OctaveMap) -> tuple[int, int]:
@@ -196,7 +209,7 @@ def _catch_up(x: OctaveMap) -> None:
         with torch._C.DisableTorchFunction():
             node = x.grad_fn
         if node is not None:  # it comes out of a custom autograd function
-            x.high, x.low = _Parts.apply(x)
+            x.high, x.low = _Parts.apply(x, node.name() == "CompiledFunctionBackward")
             x.joined, x.seen = True, _versions(x)
 
 
@@ -377,19 +390,20 @@ def _of_parts(gradient: Tensor, runs: Runs, sizes: tuple[torch.Size, torch.Size]
 
 
 class _Parts(torch.autograd.Function):
-    """The map -> (high, low), for a map that autograd has made."""
+    """The map -> (high, low), for a map that autograd has made; a compiler wants a map as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: OctaveMap) -> tuple[Tensor, Tensor]:
-        ctx.runs, ctx.size = x.runs, (x.high.shape[0], sum(x.runs), *x.high.shape[2:])
+    def forward(ctx: Any, x: OctaveMap, compiled: bool) -> tuple[Tensor, Tensor]:
+        ctx.runs, ctx.compiled = x.runs, compiled
         return x.high.detach(), x.low.detach()
 
     @staticmethod
-    def backward(ctx: Any, high: Tensor, low: Tensor) -> Tensor:
-        full = high.new_zeros(ctx.size, requires_grad=True)
+    def backward(ctx: Any, high: Tensor, low: Tensor) -> tuple[Tensor, None]:
+        full = high.new_zeros((high.shape[0], sum(ctx.runs), *high.shape[2:]), requires_grad=True)
         with torch.enable_grad():
             x = split(full, ctx.runs)
-        return torch.autograd.grad((x.high, x.low), full, (_plain(high), _plain(low)))[0]
+        gradient = torch.autograd.grad((x.high, x.low), full, (_plain(high), _plain(low)))[0]
+        return (split(gradient, ctx.runs) if ctx.compiled else gradient), None
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ methods and whatever its forward does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import CodeType
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -150,15 +152,32 @@ def _replace(model: nn.Module, plan: Plan, options: ConvOptions) -> tuple[nn.Mod
 
 def merge_outputs(_: nn.Module, __: Any, output: Any) -> Any:
     """A forward hook: what a network hands out is at full resolution."""
+    if torch.compiler.is_compiling():  # as a part of a larger network
+        return _merged(output)
+    merge: Any = _merged
+    if "torch._dynamo" in sys.modules:
+        merge = torch.compiler.disable(_merged)  # type: ignore[no-untyped-call]
+    with torch._C.DisableTorchFunction():  # a hook is no part of the forward that others watch
+        return merge(output)
 
+
+def _run_as_it_is(code: CodeType) -> None:
+    """Keep torch from compiling this hook of a compiled network by itself, which loses the gradients of maps.
+
+    What `torch._dynamo.skip_code` does, without loading the compiler.
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+    frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, default))
+
+
+_run_as_it_is(merge_outputs.__code__)
+
+
+def _merged(output: Any) -> Any:
     def merged(value: Any) -> Any:
         value = settled(value)
-        if not isinstance(value, OctaveMap):
-            return value
-        if torch.compiler.is_compiling():  # where nobody watches, and a mode without functions has no fake tensors
-            return full_map(value)
-        with torch._C.DisableTorchFunction():  # a hook is no part of the forward that others watch
-            return full_map(value)
+        return full_map(value) if isinstance(value, OctaveMap) else value
 
     return pytree.tree_map(merged, output)
 
