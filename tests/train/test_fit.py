@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -56,7 +57,8 @@ def test_the_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     lines = said.out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1/2  loss ")
-    assert "validation accuracy" in lines[0]
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{4}  val \d+\.\d\d % \(\d+\.\d-\d+\.\d\)  \d+\.\d s", lines[0])
+    assert len(lines[0]) <= 60
 
 
 def test_tensorboard_has_the_same_figures(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_run_reports_on_the_test_part(tmp_path: Path, capfd: pytest.CaptureFix
     assert done.images is not None
     assert done.images.top1 == told["top1"] == evaluate(done.net, open_data(recipe).eval_loader()).top1
     assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 8
-    assert "validation accuracy" in capfd.readouterr().out
+    assert "  val " in capfd.readouterr().out
     for folder in (root / "test").iterdir():
         for file in folder.iterdir():
             file.unlink()

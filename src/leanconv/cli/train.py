@@ -63,8 +63,8 @@ def run(
         config = out / "config.yaml"
     if [recipe, config, model].count(None) != 2:
         raise LeanconvError(
-            "train needs a recipe's name (leanconv list --recipes), --model MODEL with --data, or --config FILE, and one "
-            "of them alone; to go on with a run: leanconv train --resume --out DIR"
+            "train needs a recipe's name (leanconv list --recipes), --model MODEL with --data, or --config FILE, and"
+            " one of them alone; to go on with a run: leanconv train --resume --out DIR"
         )
     if model is None and (elastic or teacher or new_classifier):
         raise LeanconvError(

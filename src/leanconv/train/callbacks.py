@@ -53,7 +53,7 @@ class Record(pl.Callback):
         self.data = data
         self.row: dict[str, float] = {}
         self.samples = {"video": "clips"}.get(data.unit, f"{data.unit}s")
-        self.part = "validation" if data.has_validation else "test"
+        self.part = "val" if data.has_validation else "test"
         self._rate = 0.0
         self._start = 0.0
         self._training = 0.0
@@ -158,13 +158,11 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        row, samples = self.record.row, self.record.samples
-        speed = row[f"{samples}_per_second"]
+        row = self.record.row
         low, high = (100 * row[f"val_{end}"] for end in ("low", "high"))
-        line = (
-            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  {self.record.part} accuracy"
-            f" {100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})  {speed:,.0f} {samples}/s"
-            f"  {row['seconds']:.1f} s"
+        line = (  # within 60 columns; the speed is in metrics.csv
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  {self.record.part}"
+            f" {100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})  {row['seconds']:.1f} s"
         )
         if self._bar is None:
             print(line, flush=True)
