@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,13 @@ def test_a_class_may_be_called_training(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_used_is_said(tmp_path: Path) -> None:
     root = folder_set(tmp_path)
-    (root / "test" / "cat").mkdir(parents=True)
-    assert opened(root).remarks == (f"{root / 'test'} is not used, val/ is",)
+    shutil.copytree(root / "val", root / "test")
+    data = opened(root)
+    assert data.has_validation
+    assert (data.val_size, data.test_size, data.remarks) == (8, 8, ())
+    assert opened(root, testing=True).remarks == (f"{root / 'val'} is not used, test/ is",)
+    shutil.copytree(root / "val", root / "valid")
+    assert opened(root).remarks == (f"{root / 'valid'} is not used, test/ is",)
 
 
 def test_only_a_test_part_is_nothing_to_train_on(tmp_path: Path) -> None:

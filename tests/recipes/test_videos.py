@@ -123,7 +123,7 @@ def test_what_a_run_on_videos_leaves(moving_digits: str, tmp_path: Path, capfd: 
     recipe = tiny("ip_csn_26_moving_digits", moving_digits)
     result = run_recipe(recipe, tmp_path / "run")
     out = tmp_path / "run"
-    assert "clips/s" in capfd.readouterr().out
+    assert "  test " in capfd.readouterr().out
     assert result.videos is not None
     assert (result.videos.videos, result.videos.clips, result.videos.classes) == (8, 16, 6)
     told = json.loads((out / "videos.json").read_text())
@@ -136,7 +136,7 @@ def test_what_a_run_on_videos_leaves(moving_digits: str, tmp_path: Path, capfd: 
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
-    assert {row["label"] for row in rows} == {"left"}  # the first eight in file order
+    assert len({row["label"] for row in rows}) == 6, "a short test sees every class"
     assert sum(row["label"] == row["prediction"] for row in rows) / 8 == result.videos.video1
     assert (out / "contact_sheet.png").stat().st_size > 2000
     assert not (out / "problems.csv").exists()

@@ -16,6 +16,7 @@ import typer
 
 from leanconv.cli import (
     bench,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -63,6 +64,7 @@ app.command("plan")(_verb(plan.run))
 app.command("rewrite")(_verb(rewrite.run))
 app.command("train")(_verb(train.run))
 app.command("eval")(_verb(evaluate.run))
+app.command("compare")(_verb(compare.run))
 app.command("table")(_verb(table.run))
 app.command("pick")(_verb(pick.run))
 app.command("run")(_verb(run.run))

@@ -100,7 +100,7 @@ def run(
         if any(value is not None for value in (clips, crops, baseline)):
             raise LeanconvError(f"{model} is tested on images: --clips, --crops and --baseline are for videos")
         tested, figures = _images(model, loaded, views, width, resolution)
-    figures |= _left_out(loaded.data)
+    figures |= {"part": "test" if loaded.data.has_test else "validation", **_left_out(loaded.data)}
     by_class = _by_class(tested, loaded.data, confusions, per_class)
     if json:
         told = {**figures, **({"per_class": by_class} if per_class else {})}
@@ -114,6 +114,8 @@ def run(
     for path in (predictions, contact_sheet, confusions):
         if path is not None:
             typer.echo(f"written: {path}")
+    if not loaded.data.has_test:
+        typer.echo("the data has no test part: this is its validation part, by which the best epoch was chosen")
     for remark in loaded.data.remarks:
         typer.echo(remark)
 

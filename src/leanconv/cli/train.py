@@ -56,15 +56,15 @@ def run(
     --resume --out DIR.
     """
     from leanconv.recipes import change, finetune, get_recipe, read_recipe, run_recipe, to_yaml
-    from leanconv.report import percent, print_table, query_table
+    from leanconv.report import percent, percent_interval, print_table, query_table
     from leanconv.train import is_main_process
 
     if recipe is None and config is None and resume and out is not None:
         config = out / "config.yaml"
     if [recipe, config, model].count(None) != 2:
         raise LeanconvError(
-            "train needs a recipe's name (leanconv list --recipes), --model MODEL with --data, or --config FILE, and one "
-            "of them alone; to go on with a run: leanconv train --resume --out DIR"
+            "train needs a recipe's name (leanconv list --recipes), --model MODEL with --data, or --config FILE, and"
+            " one of them alone; to go on with a run: leanconv train --resume --out DIR"
         )
     if model is None and (elastic or teacher or new_classifier):
         raise LeanconvError(
@@ -95,10 +95,14 @@ def run(
     if not is_main_process():
         return
     fitted = result.fit
-    typer.echo(
-        f"test accuracy {percent(fitted.accuracy, 2)} % (best {percent(fitted.best_accuracy, 2)} % in epoch "
-        f"{fitted.best_epoch}), {fitted.seconds:.0f} s"
-    )
+    best = ""
+    if fitted.best_accuracy is not None:
+        best = f" (best {percent(fitted.best_accuracy, 2)} % in epoch {fitted.best_epoch})"
+    typer.echo(f"{fitted.part} accuracy {percent(fitted.accuracy, 2)} %{best}, {fitted.seconds:.0f} s")
+    if result.images is not None and fitted.part == "validation":
+        tested = result.images
+        interval = percent_interval(*tested.intervals["top1"])
+        typer.echo(f"saved model: top-1 {percent(tested.top1, 2)} % ({interval}) on {tested.images} images")
     if result.videos is not None:
         videos = result.videos
         five = "" if videos.video5 is None else f", video@5 {percent(videos.video5, 2)} %"

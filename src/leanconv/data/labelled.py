@@ -9,18 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from leanconv.data.contract import InputContract
 from leanconv.data.loaders import Loader, Source, epoch_order, every_nth, share_out
-from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.splits import Problem, spread_sample
 from leanconv.errors import DataError, unknown
 from leanconv.files import write_text
 
-__all__ = ["LabelledData", "check_counts", "check_statistics", "reader_of"]
+__all__ = ["LabelledData", "Part", "check_counts", "check_share", "check_statistics", "held_out_remark", "reader_of"]
+
+Part = Literal["train", "val", "test"]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of pixels in 0..1."""
@@ -52,6 +54,19 @@ def check_counts(name: str, least: int, **counts: int) -> None:
             raise DataError(f"{name}: {what} must be at least {least}, got {value}")
 
 
+def check_share(name: str, validation: float) -> None:
+    """Raise `DataError` for a share of the training part that cannot be held out."""
+    if not 0 <= validation < 1:
+        raise DataError(
+            f"{name}: validation is the share of training files that is held out, from 0 to below 1, got {validation}"
+        )
+
+
+def held_out_remark(held: int, whole: int, what: str) -> str:
+    """That a validation part was made."""
+    return f"{held} of the {whole} training {what} are held out to choose by (validation=0 trains on all of them)"
+
+
 def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Raise `DataError` for a given mean or standard deviation that no pixels in 0..1 can have."""
     if mean is not None and (len(mean) != 3 or not all(0 <= value <= 1 for value in mean)):
@@ -61,7 +76,10 @@ def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[floa
 
 
 class LabelledData(ABC, Generic[S]):
-    """Training and test batches of one set.
+    """Training, validation and test batches of one set.
+
+    What is chosen while training (the best epoch) is chosen on the validation part; what is reported is measured on the
+    test part.
 
     Batches are (pixels float32 (n, 3, ..., side, side), normalised by `mean` and `std`; labels int64 (n,)). Files that
     cannot be used are passed over and listed in `problems`.
@@ -94,8 +112,18 @@ class LabelledData(ABC, Generic[S]):
         self._remarks = remarks
 
     @abstractmethod
-    def _source(self, *, training: bool) -> S:
-        """Where the pixels of a half come from."""
+    def _source(self, part: Part) -> S:
+        """Where the pixels of a part come from."""
+
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether there is a part to choose by."""
+
+    @property
+    @abstractmethod
+    def has_test(self) -> bool:
+        """Whether the part to report on is another one than that to choose by."""
 
     @abstractmethod
     def _mean_and_std(self) -> Statistics: ...
@@ -121,10 +149,15 @@ class LabelledData(ABC, Generic[S]):
         return len(self._test)
 
     @property
+    def val_size(self) -> int:
+        """Validation files, counted as the others; 0 without that part."""
+        return len(self._val) if self.has_validation else 0
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """The files that cannot be used, as far as they have been asked for."""
         found: dict[str, Problem] = {}
-        for half in ("_train", "_test"):
+        for half in ("_train", "_val", "_test"):
             if half in self.__dict__:  # to ask for it here would decode it
                 found |= self.__dict__[half].problems
         return tuple(found.values())
@@ -159,10 +192,28 @@ class LabelledData(ABC, Generic[S]):
         finish = partial(self._finish_training, self.epoch, rank * (total // world), total)
         return Loader(source=self._train, chunks=chunks, epoch=self.epoch, finish=finish)
 
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Loader:
-        """The test batches in file order, nothing dropped; process `rank` of `world` gets every `world`-th file."""
-        chunks = every_nth(self.test_size, self.batch_size, rank, world)
-        return Loader(source=self._test, chunks=chunks, epoch=None, finish=lambda _, pixels: self._normalised(pixels))
+    def val_loader(self, *, rank: int = 0, world: int = 1, limit: int | None = None) -> Loader:
+        """As `eval_loader`, of the validation part; the very batches of the test where there is no such part."""
+        return self._tested(self._val if self.has_validation else self._test, rank, world, limit)
+
+    def eval_loader(self, *, rank: int = 0, world: int = 1, limit: int | None = None) -> Loader:
+        """The test batches in file order, nothing dropped; process `rank` of `world` gets every `world`-th file.
+
+        With `limit`, so many files at most, drawn by the seed over all classes.
+        """
+        return self._tested(self._test, rank, world, limit)
+
+    def _tested(self, source: S, rank: int, world: int, limit: int | None) -> Loader:
+        numbers = self._sample(source, limit)
+        chunks = tuple(
+            tuple(numbers[place] for place in chunk) for chunk in every_nth(len(numbers), self.batch_size, rank, world)
+        )
+        return Loader(source=source, chunks=chunks, epoch=None, finish=lambda _, pixels: self._normalised(pixels))
+
+    def _sample(self, source: S, limit: int | None) -> Sequence[int]:
+        """The numbers of the items of `source` that a test of at most `limit` takes."""
+        count = len(source)
+        return range(count) if limit is None or limit >= count else spread_sample(source.labels, limit, self.seed)
 
     def write_problems(self, path: str | os.PathLike[str]) -> Path:
         """Write the file and the reason of every problem as CSV, with the header alone when there is none."""
@@ -192,8 +243,12 @@ class LabelledData(ABC, Generic[S]):
 
     @cached_property
     def _train(self) -> S:
-        return self._source(training=True)
+        return self._source("train")
+
+    @cached_property
+    def _val(self) -> S:
+        return self._source("val") if self.has_test else self._test
 
     @cached_property
     def _test(self) -> S:
-        return self._source(training=False)
+        return self._source("test")

@@ -59,6 +59,10 @@ class Stream:
     def __len__(self) -> int:
         return len(self.files.labels) * self.repeats
 
+    @property
+    def labels(self) -> Tensor:
+        return self.files.labels.repeat(self.repeats)
+
     def name(self, index: int) -> str:
         return self.files.name(index % len(self.files.labels))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from leanconv.errors import unknown
+from leanconv.recipes.compare import TestedRun, paired_with
 from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
@@ -34,6 +35,7 @@ __all__ = [
     "LoadedRun",
     "Recipe",
     "RunResult",
+    "TestedRun",
     "VideoSettings",
     "build_model",
     "change",
@@ -43,6 +45,7 @@ __all__ = [
     "list_recipes",
     "load_run",
     "open_data",
+    "paired_with",
     "read_recipe",
     "run_recipe",
     "score_images",

@@ -72,10 +72,12 @@ _RENAMED = {"data.size": "data.resolution"}
 
 
 def _of_today(data: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the data as they are called now; where all but `exif` are there, the run ignored it."""
+    """The settings of the data as they are called now; where all of the first version
+    are there, the run did without the later ones."""
     data = {_RENAMED.get(f"data.{name}", f"data.{name}").removeprefix("data."): data[name] for name in data}
     if {"spec", "resolution", "augment", "batch_size", "workers", "video"} <= data.keys():
         data.setdefault("exif", False)
+        data.setdefault("validation", 0.0)
     return data
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from leanconv.files import write_text
+from leanconv.recipes.settings import Recipe
 from leanconv.report.contact_sheet import ContactRow, evenly_spaced, save_image_sheet
 from leanconv.train import Evaluation, Prediction, called, evaluate, save_predictions
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData
 
-__all__ = ["contact_rows", "image_figures", "pixels_of", "score_images"]
+__all__ = ["contact_rows", "image_figures", "at_largest", "pixels_of", "score_image_run", "score_images"]
 
 _SHOWN = 48
 
@@ -23,14 +27,19 @@ _Kept = dict[int, Tensor | None]
 
 
 def score_images(
-    net: nn.Module, data: ImageData, *, predictions: Path | None = None, contact_sheet: Path | None = None
+    net: nn.Module,
+    data: ImageData,
+    *,
+    limit: int | None = None,
+    predictions: Path | None = None,
+    contact_sheet: Path | None = None,
 ) -> Evaluation:
-    """Test `net` on the test images.
+    """Test `net` on the test images, or on `limit` of them drawn over all classes.
 
     Writes a row per image to the CSV file `predictions`, and up to 48 images, evenly spread over the set and as the
     network saw them, to the PNG `contact_sheet`. Raises as `evaluate`.
     """
-    loader = data.eval_loader()
+    loader = data.eval_loader(limit=limit)
     chosen = evenly_spaced(loader.items, _SHOWN) if contact_sheet is not None else []
     kept: _Kept = dict.fromkeys(chosen)
     evaluation = evaluate(net, _keeping(loader, kept), names=loader.names)
@@ -40,6 +49,33 @@ def score_images(
         shown = [(evaluation.predictions[number], image) for number, image in kept.items() if image is not None]
         save_image_sheet(contact_rows(shown, data.class_names, data.mean, data.std), contact_sheet)
     return evaluation
+
+
+def score_image_run(net: nn.Module, data: ImageData, recipe: Recipe, out: Path) -> Evaluation:
+    """Test the network of a finished run, an elastic one at its largest; writes `evaluation.json`, `predictions.csv`.
+
+    Data without a test part is tested on its validation part, and `evaluation.json` says so. `steps_per_epoch` cuts
+    this test short as it does every other.
+    """
+    with at_largest(net, recipe.accelerator):
+        evaluation = score_images(net, data, limit=recipe.test_limit, predictions=out / "predictions.csv")
+    figures = {"part": "test" if data.has_test else "validation", **image_figures(evaluation)}
+    write_text(out / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    return evaluation
+
+
+@contextmanager
+def at_largest(net: nn.Module, accelerator: str) -> Iterator[None]:
+    """Have `net` where training had it, for training hands it back on the CPU; an elastic one at its largest."""
+    import torch
+
+    from leanconv.elastic import ElasticNet
+
+    if accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        net.cuda()
+    with net.at(net.widths[1], net.resolutions[0]) if isinstance(net, ElasticNet) else nullcontext():
+        yield
+    net.cpu()
 
 
 def image_figures(evaluation: Evaluation) -> dict[str, Any]:

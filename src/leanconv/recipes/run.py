@@ -15,9 +15,10 @@ from leanconv.errors import LeanconvError
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetune import load_teacher, take_weights
+from leanconv.recipes.images import score_image_run
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
-from leanconv.train import Classify, ClassifyWithTower, FitResult, VideoEvaluation, fit, is_main_process
+from leanconv.train import Classify, ClassifyWithTower, Evaluation, FitResult, VideoEvaluation, fit, is_main_process
 from leanconv.train.check import outputs_of
 from leanconv.train.runfolder import saved_model
 
@@ -33,8 +34,9 @@ __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 class RunResult:
     """What a run left: the trained network (also in `model_folder`), its figures and, if elastic, its query table.
 
-    `videos` is the test on whole videos, for a recipe that trains on clips of them. In a distributed run all processes
-    measure the table together, and the first one alone saves and tests videos.
+    `images` is the test of the last weights on images, an elastic network at its largest; `videos` that on whole
+    videos, for a recipe that trains on clips of them. In a distributed run all processes measure the table together,
+    and the first one alone saves and tests.
     """
 
     recipe: Recipe
@@ -42,6 +44,7 @@ class RunResult:
     net: nn.Module
     model_folder: Path
     table: QueryTable | None = None
+    images: Evaluation | None = None
     videos: VideoEvaluation | None = None
 
 
@@ -67,6 +70,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
             mean=video.mean,
             std=video.std,
             contract=contract,
+            validation=settings.held_out,
         )
     from leanconv.data import VIDEO_KINDS, open_images
 
@@ -86,6 +90,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
         mean=settings.mean,
         std=settings.std,
         contract=contract,
+        validation=settings.held_out,
     )
 
 
@@ -170,7 +175,8 @@ def run_recipe(
     """Carry out `recipe` in the run folder `out`: what `fit` writes, then `model/` and, if elastic, the table.
 
     The table is `table.json` and `table.csv`; `latency` says whether it has milliseconds as well. Networks for video
-    are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `contact_sheet.png`. Raises as
+    are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `contact_sheet.png`; those for
+    images leave `evaluation.json` and `predictions.csv`. Raises as
     `open_images`, `open_videos`, `create_model`, `rewrite`, `take_weights` and `fit`.
     """
     out = Path(out)
@@ -183,7 +189,7 @@ def run_recipe(
     data = _normalised_as(contract_of(net), recipe, data)
     said = data.remarks
     if progress and is_main_process():
-        _print_remarks(said)
+        _print_remarks((*said, *_parts(data)))
     objective: nn.Module
     if recipe.auxiliary or recipe.drop_path:
         batches = len(data.train_loader())
@@ -224,8 +230,26 @@ def run_recipe(
     from leanconv.build import save
 
     folder = save(net, out / "model", size=recipe.data.input_size)
-    videos = None if recipe.data.video is None else score_run(net, cast("VideoData", data), recipe, out)
-    return RunResult(recipe=recipe, fit=result, net=net, model_folder=folder, table=table, videos=videos)
+    done = RunResult(recipe=recipe, fit=result, net=net, model_folder=folder, table=table)
+    if recipe.data.video is None:
+        return replace(done, images=score_image_run(net, cast("ImageData", data), recipe, out))
+    return replace(done, videos=score_run(net, cast("VideoData", data), recipe, out))
+
+
+def _parts(data: ImageData | VideoData) -> list[str]:
+    """A sentence on what is chosen by which part of the data, where it may surprise."""
+    what = f"{data.unit}s"
+    if not data.has_validation:
+        return [
+            "no validation part: epochs are tested on the test part, and nothing is chosen by it (data.validation=0.1"
+            f" holds out a tenth of the training {what})"
+        ]
+    if not data.has_test:
+        return [
+            f"no test part: the accuracy is that of the validation {what}, by which the best epoch is chosen; the saved"
+            " model is that of the last epoch"
+        ]
+    return []
 
 
 def _normalised_as(

@@ -48,7 +48,9 @@ class DataSettings:
     `resolution` is the side in pixels of what the network sees. With `video` the data are videos: the arguments of
     `leanconv.data.open_videos`.
     `exif` turns photographs as their EXIF record says. `mean` and `std` are of pixels in 0..1 (null: those of the
-    weights that training starts from, else of the training images); those of clips are in `video`.
+    weights that training starts from, else of the training images); those of clips are in `video`. `validation` is the
+    share of the training part that is held out to choose the best epoch by, where the data has no validation part
+    (null: a tenth of one's own folders and lists, none of a published set, on all of which the papers train).
     """
 
     spec: str = "digits"
@@ -59,7 +61,14 @@ class DataSettings:
     exif: bool = True
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    validation: float | None = None
     video: VideoSettings | None = None
+
+    @property
+    def held_out(self) -> float:
+        """The share of the training part that is held out as a validation part."""
+        own = self.spec.partition(":")[0] in ("folder", "parquet", "video-folder", "video-csv")
+        return self.validation if self.validation is not None else 0.1 if own else 0.0
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -205,6 +214,11 @@ class Recipe:
             raise LeanconvError("auxiliary and drop_path are not part of mutual learning: set them to 0")
         if self.elastic is not None and self.label_smoothing:
             raise LeanconvError("label_smoothing is not part of mutual learning: set it to 0 or elastic to null")
+
+    @property
+    def test_limit(self) -> int | None:
+        """On how many files a test is made at most: `steps_per_epoch` cuts it short as it does an epoch."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.data.batch_size
 
     def fit_settings(self) -> FitSettings:
         """The part that `leanconv.train.fit` takes."""

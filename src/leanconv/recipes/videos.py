@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from leanconv.recipes.images import pixels_of
+from leanconv.recipes.images import at_largest, pixels_of
 from leanconv.recipes.settings import Recipe
 from leanconv.train import VideoEvaluation, VideoPrediction, VideoSample, called, evaluate_videos, save_predictions
 
@@ -34,14 +31,15 @@ def score_videos(
     predictions: Path | None = None,
     contact_sheet: Path | None = None,
 ) -> VideoEvaluation:
-    """Test `net` on `clips` clips and `crops` crops of every test video (or the first `limit`).
+    """Test `net` on `clips` clips and `crops` crops of every test video, or of `limit` drawn over all classes.
 
     Writes a row per video to the CSV file `predictions`, and the middle clip of twelve videos, evenly spread over the
     set, to the PNG `contact_sheet`. Raises as `evaluate_videos`.
     """
     from leanconv.report.contact_sheet import ContactRow, evenly_spaced, save_contact_sheet
 
-    total = data.test_size if limit is None else min(limit, data.test_size)
+    loader = data.test_loader(clips=clips, crops=crops, limit=limit)
+    total = len(loader)
     shown = set() if contact_sheet is None else set(evenly_spaced(total, _ROWS))
     rows: list[ContactRow] = []
     seen = 0
@@ -62,8 +60,7 @@ def score_videos(
             )
         seen += 1
 
-    samples: Iterable[VideoSample] = islice(data.test_loader(clips=clips, crops=crops), limit)
-    evaluation = evaluate_videos(net, samples, crop=data.resolution, watch=watch)
+    evaluation = evaluate_videos(net, loader, crop=data.resolution, watch=watch)
     if predictions is not None:
         save_predictions(predictions, evaluation.predictions, data.class_names)
     if contact_sheet is not None:
@@ -77,27 +74,21 @@ def score_run(net: nn.Module, data: VideoData, recipe: Recipe, out: Path) -> Vid
     Writes `videos.json`, `predictions.csv` and `contact_sheet.png` into `out`. `steps_per_epoch` cuts this test short
     as it does every other.
     """
-    import torch
-
-    from leanconv.elastic import ElasticNet
     from leanconv.files import write_text
     from leanconv.train.runfolder import write_problems
 
     video = recipe.data.video
     assert video is not None
-    if recipe.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        net.cuda()  # training hands the network back on the CPU
-    with net.at(net.widths[1], net.resolutions[0]) if isinstance(net, ElasticNet) else nullcontext():
+    with at_largest(net, recipe.accelerator):
         evaluation = score_videos(
             net,
             data,
             clips=video.test_clips,
             crops=video.test_crops,
-            limit=None if recipe.steps_per_epoch is None else recipe.steps_per_epoch * recipe.data.batch_size,
+            limit=recipe.test_limit,
             predictions=out / "predictions.csv",
             contact_sheet=out / "contact_sheet.png",
         )
-    net.cpu()
     figures = video_figures(evaluation, clips=video.test_clips, crops=video.test_crops)
     write_text(out / "videos.json", json.dumps(figures, indent=2) + "\n")
     if data.problems:

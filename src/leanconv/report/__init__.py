@@ -6,6 +6,7 @@ from leanconv.report.accuracy import classes_table, videos_table
 from leanconv.report.confusions import plot_confusions
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
+from leanconv.report.runs import plot_runs, runs_table
 from leanconv.report.serve_log import plot_serve_log, serve_table
 from leanconv.report.tables import (
     bench_table,
@@ -38,10 +39,12 @@ __all__ = [
     "plot_accuracy_latency",
     "plot_accuracy_macs",
     "plot_confusions",
+    "plot_runs",
     "plot_serve_log",
     "print_table",
     "query_table",
     "ratio",
+    "runs_table",
     "save_curves",
     "serve_table",
     "si",

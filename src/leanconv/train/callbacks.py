@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from leanconv.errors import LeanconvError
+from leanconv.intervals import of_share
 from leanconv.train.runfolder import read_rows, write_problems, write_rows
 from leanconv.train.tasks import Data, Task
 
@@ -52,6 +53,7 @@ class Record(pl.Callback):
         self.data = data
         self.row: dict[str, float] = {}
         self.samples = {"video": "clips"}.get(data.unit, f"{data.unit}s")
+        self.part = "val" if data.has_validation else "test"
         self._rate = 0.0
         self._start = 0.0
         self._training = 0.0
@@ -73,13 +75,17 @@ class Record(pl.Callback):
                 " last.ckpt still holds the epoch before"
             )
         metrics = trainer.callback_metrics
+        accuracy, count = float(metrics["val_accuracy"]), int(metrics["val_count"])
+        interval = of_share(accuracy, count)
         self.row = {
             "epoch": epoch,
             "step": trainer.global_step,
             "lr": self._rate,
             **losses,
             "val_loss": float(metrics["val_loss"]),
-            "val_accuracy": float(metrics["val_accuracy"]),
+            "val_accuracy": accuracy,
+            "val_low": interval.low,
+            "val_high": interval.high,
             "seconds": round(time.perf_counter() - self._start, 3),
             f"{self.samples}_per_second": round(self.task.samples / max(self._training, 1e-9), 1),
         }
@@ -152,11 +158,11 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        row, samples = self.record.row, self.record.samples
-        speed = row[f"{samples}_per_second"]
-        line = (
-            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  test accuracy"
-            f" {100 * row['val_accuracy']:.2f} %  {speed:,.0f} {samples}/s  {row['seconds']:.1f} s"
+        row = self.record.row
+        low, high = (100 * row[f"val_{end}"] for end in ("low", "high"))
+        line = (  # within 60 columns; the speed is in metrics.csv
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  {self.record.part}"
+            f" {100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})  {row['seconds']:.1f} s"
         )
         if self._bar is None:
             print(line, flush=True)

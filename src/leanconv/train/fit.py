@@ -45,6 +45,8 @@ def fit(
 ) -> FitResult:
     """Train `objective` (see `Objective`) in place on `data`, and leave a run folder at `out`.
 
+    After every epoch it is tested on the validation part of `data`, by which `best.ckpt` is chosen. Data without such a
+    part is tested on its test part; then there is no `best.ckpt`, for what is reported must not be chosen by.
     `config` is what `config.yaml` should say (default: `settings`); a resumed run must be given the same one. With
     `resume` the run continues after the last epoch that `out/last.ckpt` holds and ends, on a CPU and with as many
     threads, with the very weights of a run that was never interrupted. At the end the objective holds the last weights
@@ -66,13 +68,14 @@ def fit(
     start = time.perf_counter()
     # What can be refused without a run folder is refused here, before there is one.
     loader = data.train_loader()
-    batches, _ = len(loader), len(data.eval_loader())
+    batches, _ = len(loader), len(data.val_loader())
     objective.train()
     _check(objective, data, loader, settings)
     task = Task(objective, settings, batches)
     record = Record(out, data, task)
     with _quiet():
-        trainer = _trainer(settings, out, record, Progress(record, settings.epochs) if progress else None)
+        bar = Progress(record, settings.epochs) if progress else None
+        trainer = _trainer(settings, out, record, bar, choose=data.has_validation)
         if is_main_process():
             checkpoint = prepare_run_folder(out, asdict(settings) if config is None else config, resume=resume)
         else:  # the first process prepares the folder for all
@@ -81,7 +84,7 @@ def fit(
             return _result(out, data, start, progress)
         before = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(task, datamodule=Feed(data), ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(task, datamodule=Feed(data, _limit(data, settings)), ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:
             raise
         except SystemExit:
@@ -106,8 +109,16 @@ def _check(objective: nn.Module, data: Data, loader: Any, settings: FitSettings)
     check_training(objective, size, classes, max(len(chunks[0]) // world, 1), sample=sample)
 
 
-def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:
-    """Lightning's Trainer; `LeanconvError` for devices that this machine does not have."""
+def _limit(data: Data, settings: FitSettings) -> int | None:
+    """On how many files an epoch is tested at most: as many as it trains on."""
+    return None if settings.steps_per_epoch is None else settings.steps_per_epoch * data.batch_size
+
+
+def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any, *, choose: bool) -> Any:
+    """Lightning's Trainer, which keeps the best epoch if it may `choose` one.
+
+    `LeanconvError` for devices that this machine does not have.
+    """
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -121,7 +132,7 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:
         out, "best", monitor="val_accuracy", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
     )
     last = ModelCheckpoint(out, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks = [Seeds(settings.seed), record, *([bar] if bar is not None else []), best, last]
+    callbacks = [Seeds(settings.seed), record, *([bar] if bar is not None else []), *([best] if choose else []), last]
     if settings.ema is not None:
         callbacks.insert(0, EMAWeightAveraging(decay=settings.ema))
     devices, nodes = settings.devices, settings.nodes
@@ -138,7 +149,6 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any) -> Any:
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
             limit_train_batches=settings.steps_per_epoch,
-            limit_val_batches=settings.steps_per_epoch,
             callbacks=callbacks,
             logger=TensorBoardLogger(out, name="tensorboard", version=""),
             plugins=[AtomicCheckpointIO()],
@@ -188,7 +198,7 @@ def _result(out: Path, data: Data, start: float, progress: bool) -> FitResult:
     history = read_rows(out / "metrics.csv")
     if not history:
         raise LeanconvError(f"{out}: the run left no metrics.csv, it cannot have finished an epoch")
-    best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+    best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"])) if data.has_validation else None
     problems = tuple((name, reason) for name, reason in data.problems)
     if problems:
         path = write_problems(out, problems, data.unit)
@@ -200,8 +210,9 @@ def _result(out: Path, data: Data, start: float, progress: bool) -> FitResult:
         out=out,
         epochs=len(history),
         accuracy=history[-1]["val_accuracy"],
-        best_accuracy=best["val_accuracy"],
-        best_epoch=int(best["epoch"]),
+        part="validation" if data.has_validation else "test",
+        best_accuracy=None if best is None else best["val_accuracy"],
+        best_epoch=None if best is None else int(best["epoch"]),
         seconds=time.perf_counter() - start,
         history=tuple(history),
         problems=problems,

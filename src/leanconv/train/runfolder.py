@@ -5,7 +5,7 @@ environment.json   versions, machine and command line of the start and of every 
 metrics.csv        one row per epoch
 tensorboard/       the same for TensorBoard
 last.ckpt          the state after the last finished epoch; `resume` continues from here
-best.ckpt          the state of the epoch with the best test accuracy
+best.ckpt          the state of the epoch with the best validation accuracy, where there is a validation part
 problems.csv       images or videos that could not be read, when there are any
 
 A finished run of a recipe also holds its network, in `model/`.

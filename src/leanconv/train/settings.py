@@ -21,7 +21,8 @@ class FitSettings:
     `precision` is 32-true, bf16-mixed or 16-mixed; `ema` the decay of an exponential moving average of the weights
     (None for none; the averaged weights are then the ones tested and kept); `accumulate` batches make one optimizer
     step; `clip` bounds the norm of the gradient; `steps_per_epoch` cuts every epoch, and every test, short (for trying
-    things out). `devices` and `nodes` count processes of a distributed run; each process must see the same data.
+    things out), each to a sample drawn over all classes. `devices` and `nodes` count processes of a distributed run;
+    each process must see the same data.
     """
 
     epochs: int = 10
@@ -56,13 +57,18 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """What a run came to; `history` holds the rows of `metrics.csv`, one per epoch."""
+    """What a run came to; `history` holds the rows of `metrics.csv`, one per epoch.
+
+    `accuracy` is that of the last epoch, on the `part` of the data that epochs were tested on, validation or test; the
+    best epoch is None where there is no validation part to choose it by.
+    """
 
     out: Path
     epochs: int
+    part: str
     accuracy: float
-    best_accuracy: float
-    best_epoch: int
+    best_accuracy: float | None
+    best_epoch: int | None
     seconds: float
     history: tuple[dict[str, float], ...]
     problems: tuple[tuple[str, str], ...] = ()

@@ -32,11 +32,19 @@ class Batches(Protocol):
 class Data(Protocol):
     """What training needs of a data set; `ImageData` and `VideoData` of `leanconv.data` have it.
 
+    `has_validation` says whether there is a part to choose by; without it an epoch is tested on the test part, and
+    nothing is chosen.
     `unit` is what one of its files is called in tables and messages: image, video.
     """
 
     @property
     def unit(self) -> str: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def has_validation(self) -> bool: ...
 
     @property
     def problems(self) -> tuple[tuple[str, str], ...]: ...
@@ -45,15 +53,19 @@ class Data(Protocol):
 
     def train_loader(self, *, rank: int = 0, world: int = 1) -> Batches: ...
 
-    def eval_loader(self, *, rank: int = 0, world: int = 1) -> Batches: ...
+    def val_loader(self, *, rank: int = 0, world: int = 1, limit: int | None = None) -> Batches: ...
 
 
 class Feed(pl.LightningDataModule):
-    """The share of this process; the training loader is made anew for every epoch."""
+    """The share of this process; the training loader is made anew for every epoch.
 
-    def __init__(self, data: Data) -> None:
+    With `limit` an epoch is tested on so many files at most, drawn over all classes.
+    """
+
+    def __init__(self, data: Data, limit: int | None = None) -> None:
         super().__init__()
         self.data = data
+        self.limit = limit
 
     def train_dataloader(self) -> Batches:
         trainer = cast(pl.Trainer, self.trainer)
@@ -62,7 +74,7 @@ class Feed(pl.LightningDataModule):
 
     def val_dataloader(self) -> Batches:
         trainer = cast(pl.Trainer, self.trainer)
-        return self.data.eval_loader(rank=trainer.global_rank, world=trainer.world_size)
+        return self.data.val_loader(rank=trainer.global_rank, world=trainer.world_size, limit=self.limit)
 
 
 class Task(pl.LightningModule):
@@ -113,7 +125,7 @@ class Task(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         correct, loss, count = self.trainer.strategy.reduce(self._tested, reduce_op="sum").tolist()
         distributed = self.trainer.world_size > 1
-        for name, value in (("val_accuracy", correct / count), ("val_loss", loss / count)):
+        for name, value in (("val_accuracy", correct / count), ("val_loss", loss / count), ("val_count", count)):
             self.log(name, torch.tensor(value, dtype=torch.float64), logger=False, sync_dist=distributed)
 
     def configure_optimizers(self) -> Any:

@@ -19,14 +19,23 @@ from leanconv.data.images.augment import AUGMENTS, Augment, crop_and_mirror, cut
 from leanconv.data.images.decode import decode_all
 from leanconv.data.images.files import ImageFiles
 from leanconv.data.images.prepare import Prepare
-from leanconv.data.labelled import LabelledData, Statistics, check_counts, check_statistics, reader_of
+from leanconv.data.labelled import (
+    LabelledData,
+    Part,
+    Statistics,
+    check_counts,
+    check_share,
+    check_statistics,
+    held_out_remark,
+    reader_of,
+)
 from leanconv.data.loaders import Memory
 from leanconv.data.sets.cifar import cifar10, cifar100
 from leanconv.data.sets.digits import digits
 from leanconv.data.sets.folder import image_folder
 from leanconv.data.sets.imagenet import imagenet
 from leanconv.data.sets.parquet import parquet
-from leanconv.data.sets.splits import ImageSet, Relabelled
+from leanconv.data.sets.splits import ImageSet, Relabelled, Split, Subset, validation_part
 from leanconv.data.sets.svhn import svhn
 from leanconv.data.sets.timm_sets import timm_set
 from leanconv.data.stream import Stream
@@ -73,6 +82,7 @@ def open_images(
     memory_limit: int = 2**30,
     contract: InputContract | None = None,
     testing: bool = False,
+    validation: float = 0.0,
 ) -> ImageData:
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
     `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
@@ -83,6 +93,8 @@ def open_images(
     ImageNet's for images decoded on the way. With `exif` photographs are turned as their EXIF record says, which timm
     and torchvision do not do.
 
+    Where the set has no validation part of its own, the share `validation` of every class of the training part is held
+    out as one, drawn by `seed`.
     With a `contract`, that of a trained network, the test images are what it says, whatever `resolution`, `mean`,
     `std`, `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a
     set that is not split yet is all test.
@@ -100,9 +112,12 @@ def open_images(
     recipe = find_augment(augment)
     if testing and spec.partition(":")[0] in _SPLIT_HERE:
         read = partial(read, testing=True)
+    check_share(spec, validation)
     images = read()
     if testing:
-        images = replace(images, train=None)
+        images = replace(images, train=None, val=None)
+    elif validation and images.val is None and images.train is not None:
+        images = _holding_out(images, images.train, validation, seed)
     if contract is not None:
         resolution, mean, std, exif = _square(spec, contract), *_three(spec, contract), contract.exif
         images = _as_known(spec, images, contract)
@@ -119,6 +134,15 @@ def open_images(
         std=std,
         memory_limit=memory_limit,
     )
+
+
+def _holding_out(images: ImageSet, train: Split, share: float, seed: int) -> ImageSet:
+    names = [train.name(index) for index in range(len(train.labels))]
+    kept, held = validation_part(train.labels, names, share, seed)
+    if not held:
+        return images
+    told = held_out_remark(len(held), len(names), "images")
+    return replace(images, train=Subset(train, kept), val=Subset(train, held), remarks=(*images.remarks, told))
 
 
 def _square(spec: str, contract: InputContract) -> int:
@@ -146,10 +170,13 @@ def _as_known(spec: str, images: ImageSet, contract: InputContract) -> ImageSet:
     places, told = match_classes(spec, images.class_names, contract.class_names)
     table = torch.tensor(places, dtype=torch.int64)
     train = images.train and Relabelled(images.train, table[images.train.labels])
+    test = Relabelled(images.test, table[images.test.labels])
+    val = test if images.val is images.test else images.val and Relabelled(images.val, table[images.val.labels])
     return replace(
         images,
         train=train,
-        test=Relabelled(images.test, table[images.test.labels]),
+        val=val,
+        test=test,
         class_names=contract.class_names,
         remarks=(*images.remarks, *([told] if told else [])),
     )
@@ -187,12 +214,21 @@ class ImageData(LabelledData[Memory | Stream]):
         self._evaluation = evaluation or augment.evaluation(resolution)
         self._exif = exif
         self._given = mean or images.mean, std or images.std
-        count = len(images.test.labels) + (0 if images.train is None else len(images.train.labels))
+        parts = {id(part): len(part.labels) for part in (images.train, images.val, images.test) if part is not None}
+        count = sum(parts.values())
         pixels = self.channels * resolution**2 * count
         self.in_memory = not augment.per_image and pixels <= memory_limit
 
-    def _source(self, *, training: bool) -> Memory | Stream:
-        split = self._images.train if training else self._images.test
+    @property
+    def has_validation(self) -> bool:
+        return self._images.val is not None
+
+    @property
+    def has_test(self) -> bool:
+        return self._images.val is not self._images.test
+
+    def _source(self, part: Part) -> Memory | Stream:
+        split: Split | None = getattr(self._images, part)
         if split is None:
             raise DataError("this data was opened to be tested on, it has no training part")
         if not self.in_memory:
@@ -200,7 +236,7 @@ class ImageData(LabelledData[Memory | Stream]):
             return Stream(files=files, workers=self._workers)
         # What is augmented batch by batch is prepared for training as for the test.
         pixels, labels, problems, turned = decode_all(split, self._evaluation, exif=self._exif)
-        if training:
+        if part == "train":
             missing = sorted(set(split.labels.tolist()) - set(labels.tolist()))
             if missing:
                 raise DataError(
@@ -214,7 +250,8 @@ class ImageData(LabelledData[Memory | Stream]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """As of every set, and how many images were turned."""
-        halves = [self.__dict__[half] for half in ("_train", "_test") if half in self.__dict__]
+        halves = [self.__dict__[half] for half in ("_train", "_val", "_test") if half in self.__dict__]
+        halves = list({id(half): half for half in halves}.values())  # the validation part may be the test part
         turned = sum(half.turned if isinstance(half, Memory) else len(half.notes) for half in halves)
         if not turned:
             return super().remarks

@@ -48,7 +48,9 @@ class _Kind:
 
 
 _TRAIN_NAMES = ("train", "training")
-_TEST_NAMES = ("val", "valid", "validation", "test")
+_VAL_NAMES = ("val", "valid", "validation")
+_TEST_NAMES = ("test", *_VAL_NAMES)
+"""The first of these that is there is reported on."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,18 @@ class FolderFiles:
 
 @dataclass(frozen=True)
 class _Halves:
-    """Training files (None where there are none), test files, class names and remarks."""
+    """Training files (None where there are none), test files, class names, remarks, and files to choose by."""
 
     train: FolderFiles | None
     test: FolderFiles
     names: tuple[str, ...]
     remarks: tuple[str, ...]
+    val: FolderFiles | None = None
 
 
 def image_folder(path: str, *, testing: bool = False) -> ImageSet:
-    """Read `PATH/train/<class>/*` and `PATH/val/<class>/*` (or `valid`, `validation`, `test`), or split
-    `PATH/<class>/*`.
+    """Read `PATH/train/<class>/*`, `PATH/val/<class>/*` (or `valid`, `validation`) and `PATH/test/<class>/*`, or split
+    `PATH/<class>/*`. One of the last two may be absent.
 
     Classes are the folder names in alphabetical order; files below a class folder are found at any depth, each once
     whatever links lead to it. Without a `train` folder a fixed fifth of every class is held out, chosen by a hash of
@@ -92,7 +95,7 @@ def image_folder(path: str, *, testing: bool = False) -> ImageSet:
     Raises `DataError` for a missing folder, an empty class, and a test class that training does not have.
     """
     found = _halves(path, _Kind("image", "folder", image_suffixes()), testing)
-    return ImageSet(train=found.train, test=found.test, class_names=found.names, remarks=found.remarks)
+    return ImageSet(train=found.train, test=found.test, val=found.val, class_names=found.names, remarks=found.remarks)
 
 
 def video_folder(path: str, prefix: str = "video-folder", *, testing: bool = False) -> VideoSet:
@@ -102,7 +105,9 @@ def video_folder(path: str, prefix: str = "video-folder", *, testing: bool = Fal
     """
     found = _halves(path, _Kind("video", prefix, SUFFIXES), testing)
     train = None if found.train is None else _as_videos(found.train)
-    return VideoSet(train=train, test=_as_videos(found.test), class_names=found.names, remarks=found.remarks)
+    test = _as_videos(found.test)
+    val = None if found.val is None else test if found.val is found.test else _as_videos(found.val)
+    return VideoSet(train=train, test=test, val=val, class_names=found.names, remarks=found.remarks)
 
 
 def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
@@ -119,24 +124,22 @@ def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
     if train_root is not None:
         if not tests:
             raise DataError(
-                f"{kind.prefix}:{path}: found {train_root.name}/ but none of {', '.join(_TEST_NAMES)} beside it, and"
-                f" accuracy must be measured on other {kind.what}s; add one, or name the train folder itself to have it"
-                " split (a class cannot be called train)"
+                f"{kind.prefix}:{path}: found {train_root.name}/ but none of {', '.join((*_VAL_NAMES, 'test'))} beside"
+                f" it, and accuracy must be measured on other {kind.what}s; add one, or name the train folder itself to"
+                " have it split (a class cannot be called train)"
             )
         names = class_folders(train_root)
-        present = class_folders(tests[0], least=1)
-        if foreign := sorted(set(present) - set(names)):
-            raise DataError(
-                f"{tests[0]}: class {foreign[0]!r} is not a class of {train_root} (expected among {len(names)}:"
-                f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
-            )
-        remarks = [*unused, *_absent(tests[0], names, present)]
-        test, test_ids, told = _files(tests[0], present, names, kind)
+        test, test_ids, remarks = _part(tests[0], train_root, names, kind)
         if testing:
-            return _Halves(None, test, tuple(names), (*remarks, *told))
+            return _Halves(None, test, tuple(names), (*unused, *remarks))
         train, train_ids, more = _files(train_root, names, names, kind)
-        remarks += [*more, *told, *shared_files(train_ids, test_ids, kind.what)]
-        return _Halves(train, test, tuple(names), tuple(remarks))
+        remarks = [*more, *remarks, *shared_files(train_ids, test_ids, f"test {kind.what}")]
+        val = test if tests[0].name.lower() in _VAL_NAMES else None
+        if val is None and len(tests) > 1:  # beside the test a part to choose by
+            val, val_ids, told = _part(tests[1], train_root, names, kind)
+            remarks += [*told, *shared_files(train_ids, val_ids, f"validation {kind.what}")]
+            unused = unused[1:]
+        return _Halves(train, test, tuple(names), (*unused, *remarks), val)
     visible = [name for name in folders if not name.startswith(".")]
     if tests and len(tests) == len(visible):  # nothing else: they are no classes
         if not testing:
@@ -152,6 +155,20 @@ def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
     keys = [Path(item).as_posix() for item in whole.paths]
     halves = held_out(whole.labels, keys, whole.name, what=kind.what, class_names=names)
     return _Halves(whole.some(halves[0]), whole.some(halves[1]), tuple(names), tuple(told))
+
+
+def _part(
+    root: Path, train_root: Path, names: Sequence[str], kind: _Kind
+) -> tuple[FolderFiles, dict[Identity, str], list[str]]:
+    """The files of a part that is not trained on, as `_files` gives them; `DataError` for a class foreign to it."""
+    present = class_folders(root, least=1)
+    if foreign := sorted(set(present) - set(names)):
+        raise DataError(
+            f"{root}: class {foreign[0]!r} is not a class of {train_root} (expected among {len(names)}:"
+            f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); rename or remove it"
+        )
+    files, identities, told = _files(root, present, names, kind)
+    return files, identities, [*_absent(root, names, present), *told]
 
 
 def _absent(root: Path, names: Sequence[str], present: Sequence[str]) -> list[str]:

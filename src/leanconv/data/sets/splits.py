@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +13,23 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import DataError
-from leanconv.seeds import mix
+from leanconv.seeds import generator, mix
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSet", "Problem", "Relabelled", "Split", "Subset", "check_labels", "held_out", "split_by_class"]
+__all__ = [
+    "ImageSet",
+    "Problem",
+    "Relabelled",
+    "Split",
+    "Subset",
+    "check_labels",
+    "held_out",
+    "split_by_class",
+    "spread_sample",
+    "validation_part",
+]
 
 
 class Problem(NamedTuple):
@@ -78,13 +91,15 @@ class Relabelled:
 class ImageSet:
     """A training and a test split over the same classes; labels index `class_names`.
 
-    A set opened to be tested on alone has no training split. `mean` and `std` (of pixels in 0..1) are given where they
+    A set opened to be tested on alone has no training split. `val` is the split to choose by, where the set has one; it
+    is `test` itself where there is no other to report on. `mean` and `std` (of pixels in 0..1) are given where they
     have been published for this set. `remarks` are sentences about what was found and may surprise.
     """
 
     train: Split | None
     test: Split
     class_names: tuple[str, ...]
+    val: Split | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     remarks: tuple[str, ...] = ()
@@ -111,12 +126,9 @@ def held_out(
     `fraction` is the test share, rounded per class; a class gives at least one `what` to each half, so it needs two
     (`DataError` otherwise).
     """
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(labels.tolist()):
-        by_class.setdefault(label, []).append(index)
     train: list[int] = []
     test: list[int] = []
-    for label, members in sorted(by_class.items()):
+    for label, members in _by_class(labels):
         if len(members) < 2:
             called = repr(class_names[label]) if class_names else label
             raise DataError(
@@ -128,6 +140,64 @@ def held_out(
         test += ranked[:count]
         train += ranked[count:]
     return tuple(sorted(train)), tuple(sorted(test))
+
+
+def validation_part(
+    labels: Tensor, names: Sequence[str], fraction: float, seed: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Training numbers and those held out of them to choose by: `fraction` of every class, drawn by `seed`.
+
+    A file is drawn by its name below the folder that all of `names` share, so the parts are the same wherever that
+    folder lies. A class of one file stays in training.
+    """
+    paths = list(map(os.path.abspath, names))
+    shared = os.path.commonpath(paths)
+    keys = [path.removeprefix(shared) for path in paths]
+    train: list[int] = []
+    held: list[int] = []
+    for _, members in _by_class(labels):
+        ranked = sorted(members, key=lambda index: (mix(seed, "validation", keys[index]), keys[index]))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held += ranked[:count]
+        train += ranked[count:]
+    return tuple(sorted(train)), tuple(sorted(held))
+
+
+def spread_sample(labels: Tensor, count: int, seed: int) -> list[int]:
+    """The numbers, ascending, of `count` of the items, drawn by `seed`, each class with its share and at least one.
+
+    All of them where there are no more; with fewer than one per class the most frequent classes.
+
+    >>> labels = torch.tensor([0] * 90 + [1] * 10)
+    >>> [sum(index < 90 for index in spread_sample(labels, count, 0)) for count in (1, 2, 20)]
+    [1, 1, 18]
+    """
+    if count >= len(labels):
+        return list(range(len(labels)))
+    order: list[int] = torch.randperm(len(labels), generator=generator(seed, "sample")).tolist()
+    waiting: dict[int, list[int]] = {}
+    for index in order:
+        waiting.setdefault(int(labels[index]), []).append(index)
+    sizes = {label: len(members) for label, members in waiting.items()}
+    # Every class once, then in turn as seats are given by Sainte-Lague.
+    queue = [(-float("inf"), -size, label) for label, size in sizes.items()]
+    heapq.heapify(queue)
+    taken: list[int] = []
+    while len(taken) < count:
+        _, _, label = heapq.heappop(queue)
+        taken.append(waiting[label].pop())
+        if waiting[label]:
+            seats = sizes[label] - len(waiting[label])
+            heapq.heappush(queue, (-sizes[label] / (2 * seats + 1), -sizes[label], label))
+    return sorted(taken)
+
+
+def _by_class(labels: Tensor) -> list[tuple[int, list[int]]]:
+    """The numbers of the items of every class, by class."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        by_class.setdefault(label, []).append(index)
+    return sorted(by_class.items())
 
 
 def check_labels(

@@ -111,7 +111,7 @@ def shared_files(train: Mapping[Identity, str], test: Mapping[Identity, str], wh
     both = [name for identity, name in test.items() if identity in train]
     if not both:
         return []
-    return [f"{_count(len(both), f'test {what}')} also used for training, under this or another name: {both[0]}"]
+    return [f"{_count(len(both), what)} also used for training, under this or another name: {both[0]}"]
 
 
 def _count(number: int, what: str) -> str:

@@ -46,14 +46,10 @@ def video_csv(text: str, *, testing: bool = False) -> VideoSet:
         whole = halves[0]
         keys = [os.path.relpath(path, files[0].parent) for path in whole.paths]
         train, test = held_out(whole.labels, keys, whole.paths.__getitem__, what="video", class_names=names)
-        halves = [_some(whole, train), _some(whole, test)]
+        halves = [whole.some(train), whole.some(test)]
     twice = sorted(set(halves[0].paths) & set(halves[1].paths))
     remarks = () if not twice else (f"{len(twice)} test videos are also used for training, for example {twice[0]}",)
     return VideoSet(train=halves[0], test=halves[1], class_names=names, problems=tuple(problems), remarks=remarks)
-
-
-def _some(whole: VideoList, indices: tuple[int, ...]) -> VideoList:
-    return VideoList(tuple(whole.paths[index] for index in indices), whole.labels[list(indices)])
 
 
 class _Row(NamedTuple):

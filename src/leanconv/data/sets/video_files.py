@@ -34,18 +34,24 @@ class VideoList:
     labels: Tensor
     missing: tuple[Problem, ...] = ()
 
+    def some(self, indices: tuple[int, ...]) -> VideoList:
+        """The videos at `indices` only."""
+        return VideoList(tuple(self.paths[index] for index in indices), self.labels[list(indices)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSet:
     """Training and test videos over the same classes; labels index `class_names`.
 
-    A set opened to be tested on alone has no training videos. `problems` are listed files that are not there,
-    `remarks` sentences about what was found and may surprise; `mirror` says whether a mirrored video keeps its label.
+    A set opened to be tested on alone has no training videos; `val` is as that of an `ImageSet`. `problems` are listed
+    files that are not there, `remarks` sentences about what was found and may surprise; `mirror` says whether a
+    mirrored video keeps its label.
     """
 
     train: VideoList | None
     test: VideoList
     class_names: tuple[str, ...]
+    val: VideoList | None = None
     problems: tuple[Problem, ...] = ()
     remarks: tuple[str, ...] = ()
     mirror: bool = True

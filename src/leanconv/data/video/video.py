@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import ClipContract, InputContract, match_classes
-from leanconv.data.labelled import LabelledData, Statistics, check_counts, check_statistics, reader_of
+from leanconv.data.labelled import (
+    LabelledData,
+    Part,
+    Statistics,
+    check_counts,
+    check_share,
+    check_statistics,
+    held_out_remark,
+    reader_of,
+)
 from leanconv.data.loaders import every_nth
 from leanconv.data.sets.actions import hmdb51, something, ucf101
 from leanconv.data.sets.folder import video_folder
 from leanconv.data.sets.kinetics import kinetics
 from leanconv.data.sets.moving_digits import moving_digits
-from leanconv.data.sets.splits import Problem
+from leanconv.data.sets.splits import Problem, validation_part
 from leanconv.data.sets.sports1m import sports1m
 from leanconv.data.sets.video_csv import video_csv
 from leanconv.data.sets.video_files import VideoList, VideoSet
@@ -72,6 +81,7 @@ def open_videos(
     std: tuple[float, float, float] | None = None,
     contract: InputContract | None = None,
     testing: bool = False,
+    validation: float = 0.0,
 ) -> VideoData:
     """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
     `kinetics:PATH`, `sports1m:PATH`, `ucf101:PATH`, `hmdb51:PATH` or `something:PATH`.
@@ -82,6 +92,8 @@ def open_videos(
     is how often an epoch visits every training video; `batch_size` counts over all processes; `workers` processes
     decode. `mean` and `std` (of pixels in 0..1) default to those of the paper's networks.
 
+    Where the set has no validation part of its own, the share `validation` of every class of the training part is held
+    out as one, drawn by `seed`.
     With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `resolution`,
     `fps`, `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no
     training part: a set that is not split yet is all test.
@@ -114,9 +126,16 @@ def open_videos(
         )
     if testing and spec.partition(":")[0] in _SPLIT_HERE:
         read = partial(read, testing=True)
+    check_share(spec, validation)
     videos = read()
     if testing:
-        videos = replace(videos, train=None)
+        videos = replace(videos, train=None, val=None)
+    elif validation and videos.val is None and videos.train is not None:
+        kept, held = validation_part(videos.train.labels, videos.train.paths, validation, seed)
+        if held:
+            told = held_out_remark(len(held), len(videos.train.paths), "videos")
+            train, val = videos.train.some(kept), videos.train.some(held)
+            videos = replace(videos, train=train, val=val, remarks=(*videos.remarks, told))
     return VideoData(
         videos if contract is None else _as_known(spec, videos, contract),
         shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else _rate(fps)),
@@ -148,10 +167,13 @@ def _as_known(spec: str, videos: VideoSet, contract: InputContract) -> VideoSet:
         return videos
     places, told = match_classes(spec, videos.class_names, contract.class_names)
     table = torch.tensor(places, dtype=torch.int64)
+    test = replace(videos.test, labels=table[videos.test.labels])
+    val = test if videos.val is videos.test else videos.val and replace(videos.val, labels=table[videos.val.labels])
     return replace(
         videos,
         train=videos.train and replace(videos.train, labels=table[videos.train.labels]),
-        test=replace(videos.test, labels=table[videos.test.labels]),
+        val=val,
+        test=test,
         class_names=contract.class_names,
         remarks=(*videos.remarks, *([told] if told else [])),
     )
@@ -216,8 +238,20 @@ class VideoData(LabelledData[Stream]):
         missing = {problem.name: problem for problem in self._videos.test.missing}
         return tuple((missing | {problem.name: problem for problem in super().test_problems}).values())
 
-    def test_loader(self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1) -> TestVideos:
+    @property
+    def has_validation(self) -> bool:
+        return self._videos.val is not None
+
+    @property
+    def has_test(self) -> bool:
+        return self._videos.val is not self._videos.test
+
+    def test_loader(
+        self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1, limit: int | None = None
+    ) -> TestVideos:
         """Every test video as a `VideoSample`: `clips` clips spread over it, times 1 (centre) or 3 crops.
+
+        With `limit`, so many videos at most, drawn by the seed over all classes.
 
         Three crops, along the longer side, are as large as the smaller `short_side`. Raises `DataError` for other
         counts.
@@ -227,14 +261,16 @@ class VideoData(LabelledData[Stream]):
         files = self._files(self._videos.test, SpreadClips(self._shape, self._short_side[0], clips, crops))
         # Samples are large: workers are not to work ahead by more than one.
         stream = replace(self._test, files=files, ahead=1)
-        return TestVideos(stream, every_nth(self.test_size, 1, rank, world), self._normalised)
+        numbers = self._sample(self._test, limit)
+        chunks = tuple((numbers[place],) for (place,) in every_nth(len(numbers), 1, rank, world))
+        return TestVideos(stream, chunks, self._normalised)
 
-    def _source(self, *, training: bool) -> Stream:
-        videos = self._videos.train if training else self._videos.test
+    def _source(self, part: Part) -> Stream:
+        videos: VideoList | None = getattr(self._videos, part)
         if videos is None:
             raise DataError("this data was opened to be tested on, it has no training part")
         files = self._files(videos, CentreClip(self._shape, self._short_side[0]))
-        return Stream(files=files, workers=self._workers, repeats=self._repeats if training else 1)
+        return Stream(files=files, workers=self._workers, repeats=self._repeats if part == "train" else 1)
 
     def _files(self, videos: VideoList, evaluation: ClipChoice) -> VideoFiles:
         drawn = DrawnClip(self._shape, self._short_side, self._videos.mirror)
