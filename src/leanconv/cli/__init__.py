@@ -26,6 +26,7 @@ from leanconv.cli import (
     measure,
     pick,
     plan,
+    predict,
     rewrite,
     run,
     table,
@@ -65,6 +66,7 @@ app.command("rewrite")(_verb(rewrite.run))
 app.command("train")(_verb(train.run))
 app.command("eval")(_verb(evaluate.run))
 app.command("compare")(_verb(compare.run))
+app.command("predict")(_verb(predict.run))
 app.command("table")(_verb(table.run))
 app.command("pick")(_verb(pick.run))
 app.command("run")(_verb(run.run))
