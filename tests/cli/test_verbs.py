@@ -230,7 +230,7 @@ def test_eval_of_videos_prints_chance_and_baseline(run: Run, video_run: Path, tm
     assert [row[0] for row in table if row and row[0] in (str(video_run), "chance")] == [str(video_run)] * 2 + [
         "chance"
     ]
-    assert table[[row[0] for row in table].index("chance")][1:] == ["16.67", "16.67", "83.33"]
+    assert table[[row[0] for row in table].index("chance")][1:] == ["16.67", "16.67", "-", "83.33", "-"]
     assert "6 videos, 2 clips of each, 3 crops of each." in told
 
 

@@ -26,6 +26,7 @@ from leanconv.cli import (
     measure,
     pick,
     plan,
+    predict,
     rewrite,
     run,
     table,
@@ -64,6 +65,7 @@ app.command("plan")(_verb(plan.run))
 app.command("rewrite")(_verb(rewrite.run))
 app.command("train")(_verb(train.run))
 app.command("eval")(_verb(evaluate.run))
+app.command("predict")(_verb(predict.run))
 app.command("compare")(_verb(compare.run))
 app.command("table")(_verb(table.run))
 app.command("pick")(_verb(pick.run))

@@ -100,7 +100,6 @@ def run(
         if any(value is not None for value in (clips, crops, baseline)):
             raise LeanconvError(f"{model} is tested on images: --clips, --crops and --baseline are for videos")
         tested, figures = _images(model, loaded, views, width, resolution)
-    figures |= {"part": "test" if loaded.data.has_test else "validation", **_left_out(loaded.data)}
     by_class = _by_class(tested, loaded.data, confusions, per_class)
     if json:
         told = {**figures, **({"per_class": by_class} if per_class else {})}
@@ -142,7 +141,12 @@ def _images(
             predictions=views.predictions,
             contact_sheet=views.contact_sheet,
         )
-    return evaluation, {"model": name + which, **image_figures(evaluation), "remarks": list(loaded.data.remarks)}
+    return evaluation, {
+        "model": name + which,
+        **image_figures(evaluation),
+        **_what_it_was(loaded.data),
+        "remarks": list(loaded.data.remarks),
+    }
 
 
 def _videos(
@@ -163,13 +167,17 @@ def _videos(
             contact_sheet=views.contact_sheet,
         )
     figures = video_figures(evaluation, clips=clips, crops=crops)
-    return evaluation, {"model": name + which, **figures}
+    return evaluation, {"model": name + which, **figures, **_what_it_was(data)}
 
 
-def _left_out(data: ImageData | VideoData) -> dict[str, int]:
-    """How many files of the test could not be read, and how many of these are not there at all."""
+def _what_it_was(data: ImageData | VideoData) -> dict[str, Any]:
+    """The part of the data, how many of its files could not be read, and how many of these are not there at all."""
     problems = data.test_problems
-    return {"unreadable": len(problems), "missing": sum(problem.is_missing for problem in problems)}
+    return {
+        "part": "test" if data.has_test else "validation",
+        "unreadable": len(problems),
+        "missing": sum(problem.is_missing for problem in problems),
+    }
 
 
 def _by_class(

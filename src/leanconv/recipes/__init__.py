@@ -13,7 +13,7 @@ from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.finetune import finetune
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import image_figures, score_images
-from leanconv.recipes.load import LoadedRun, load_run
+from leanconv.recipes.load import LoadedRun, asks_for_contract, load_run
 from leanconv.recipes.mutual import MUTUAL
 from leanconv.recipes.octave import (
     OCTAVE_VIDEO,
@@ -23,6 +23,7 @@ from leanconv.recipes.octave import (
     oct_resnet152_imagenet,
 )
 from leanconv.recipes.osep import OSEP
+from leanconv.recipes.predict import as_pixels, predict_files
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
 from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
 from leanconv.recipes.videos import score_videos, video_figures
@@ -37,6 +38,8 @@ __all__ = [
     "RunResult",
     "TestedRun",
     "VideoSettings",
+    "as_pixels",
+    "asks_for_contract",
     "build_model",
     "change",
     "finetune",
@@ -46,6 +49,7 @@ __all__ = [
     "load_run",
     "open_data",
     "paired_with",
+    "predict_files",
     "read_recipe",
     "run_recipe",
     "score_images",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from leanconv.data import ImageData, VideoData
 
-__all__ = ["LoadedRun", "load_run"]
+__all__ = ["LoadedRun", "asks_for_contract", "load_run"]
 
 
 class LoadedRun(NamedTuple):
@@ -87,7 +87,9 @@ def _contract(
         try:
             contract = open_data(recipe).contract  # a run of a leanconv that did not keep it: as it was trained
         except LeanconvError as error:
-            raise LeanconvError(f"{path}: {_asks()} (it was trained on {recipe.data.spec}: {error})") from error
+            raise LeanconvError(
+                f"{path}: {asks_for_contract()} (it was trained on {recipe.data.spec}: {error})"
+            ) from error
     try:
         own: tuple[int, ...] | None = default_size(str(saved_model(path)))
     except LeanconvError:  # the model was saved without one
@@ -98,11 +100,12 @@ def _contract(
     _check_size(wanted, len(own or wanted))
     said = amended(contract, wanted, given)
     if said is None:
-        raise LeanconvError(f"{path}: {_asks()}")
+        raise LeanconvError(f"{path}: {asks_for_contract()}")
     return said
 
 
-def _asks() -> str:
+def asks_for_contract() -> str:
+    """What is said to who feeds a model without a contract."""
     return (
         "nothing says how the inputs of this model were made, and a guess would give another accuracy: say"
         " --mean R,G,B --std R,G,B (of values from 0 to 1; ImageNet's are .485,.456,.406 and .229,.224,.225), and"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leanconv.report.accuracy import classes_table, videos_table
+from leanconv.report.accuracy import classes_table, predictions_table, videos_table
 from leanconv.report.confusions import plot_confusions
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
@@ -41,6 +41,7 @@ __all__ = [
     "plot_confusions",
     "plot_runs",
     "plot_serve_log",
+    "predictions_table",
     "print_table",
     "query_table",
     "ratio",

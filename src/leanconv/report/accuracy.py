@@ -8,7 +8,7 @@ from typing import Any
 from leanconv.report.text_table import Column, TextTable
 from leanconv.report.units import NONE, percent, percent_interval
 
-__all__ = ["INTERVAL_NOTE", "classes_table", "videos_table"]
+__all__ = ["INTERVAL_NOTE", "classes_table", "predictions_table", "videos_table"]
 
 INTERVAL_NOTE = "95 %: where the share of ever more of such items lies (Wilson's interval)."
 
@@ -73,6 +73,28 @@ def classes_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Text
             for row in rows
         ),
         notes=(INTERVAL_NOTE,),
+    )
+
+
+def predictions_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    """A row per file: its most probable classes, each with its probability in percent, the best first."""
+    most = max((len(row["classes"]) for row in rows), default=1)
+    return TextTable(
+        title="",
+        columns=(
+            Column("file", "left", cut=2),
+            *(Column("prediction" if place == 0 else str(place + 1), "left", cut=1) for place in range(most)),
+        ),
+        rows=tuple(
+            (
+                row["name"],
+                *(
+                    f"{name} {percent(share, 1)} %"
+                    for name, share in zip(row["classes"], row["probabilities"], strict=True)
+                ),
+            )
+            for row in rows
+        ),
     )
 
 

@@ -6,7 +6,7 @@ photograph itself, is decoded on the way. Either way every batch is a pure funct
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from leanconv.data.labelled import (
     held_out_remark,
     reader_of,
 )
-from leanconv.data.loaders import Memory
+from leanconv.data.loaders import Memory, every_nth
 from leanconv.data.sets.cifar import cifar10, cifar100
 from leanconv.data.sets.digits import digits
 from leanconv.data.sets.folder import image_folder
@@ -257,6 +257,13 @@ class ImageData(LabelledData[Memory | Stream]):
             return super().remarks
         count = "1 image is" if turned == 1 else f"{turned} images are"
         return (*super().remarks, f"{count} turned or mirrored, as EXIF says")
+
+    def named_batches(self) -> Iterator[tuple[list[str], Tensor]]:
+        """The test images (n, 3, side, side) by their names, each read when it is asked for, whatever its label is."""
+        files = ImageFiles(self._images.test, self._evaluation, self._evaluation, self.seed, self._exif)
+        stream = self.__dict__["_test"] = Stream(files=files, workers=self._workers)
+        for pixels, _, numbers in stream.batches(every_nth(len(stream), self.batch_size, 0, 1), None):
+            yield [files.name(number) for number in numbers], self._normalised(pixels)
 
     @property
     def contract(self) -> InputContract:

@@ -138,7 +138,7 @@ def open_videos(
             videos = replace(videos, train=train, val=val, remarks=(*videos.remarks, told))
     return VideoData(
         videos if contract is None else _as_known(spec, videos, contract),
-        shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else _rate(fps)),
+        shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else frame_rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,
         workers=workers,
@@ -314,6 +314,6 @@ class TestVideos:
             yield VideoSample(self.stream.files.name(video), int(labels[0]), self.finish(pixels[0]))
 
 
-def _rate(fps: float) -> Fraction:
+def frame_rate(fps: float) -> Fraction:
     """The frame rate as it was meant: 29.97002997 is 30000/1001."""
     return Fraction(fps).limit_denominator(1001)
