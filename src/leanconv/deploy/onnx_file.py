@@ -28,6 +28,9 @@ _SINGLE_FILE_BYTES = 2**31 - 2**26
 
 _CALIBRATION_BATCH = 8
 
+_MOVES = ("Pad", "Slice")
+"""Operators that compute nothing: in int8 they save nothing, and OpenVINO fails on a shortcut of a slice and a padding."""
+
 
 def require(plan: ExportPlan) -> str:
     """What will run the file, with its version; raises `MissingExtra` before any work is done."""
@@ -135,6 +138,7 @@ def _halve(path: Path) -> None:
 def _quantize(path: Path, calibration: Sequence[tuple[Any, ...]], plan: ExportPlan) -> None:
     """Static quantization to int8, by onnxruntime's tool: a scale for each channel of weights."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     names = names_of("input", calibration[0])
@@ -155,7 +159,14 @@ def _quantize(path: Path, calibration: Sequence[tuple[Any, ...]], plan: ExportPl
     with _silent(), tempfile.TemporaryDirectory(prefix="leanconv-export-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
-        quantize_static(prepared, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+        quantize_static(
+            prepared,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry} - {*_MOVES}),
+        )
 
 
 def _label(path: Path, text: str | None) -> None:
