@@ -231,6 +231,26 @@ def test_int8_is_calibrated_on_some_images_and_tested_on_the_others(suffix: str,
         assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
 
 
+class Shortcut(nn.Module):
+    """A residual block whose shortcut is a slice and a padding, as in the ResNets for small images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        y = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)) + self.b(self.a(x).relu())
+        return y.relu().mean((2, 3))[:, :5]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_int8_of_a_residual_block(suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = export(Shortcut(), tmp_path / f"a{suffix}", contract=CONTRACT, precision="int8", data=labelled(40))
+    assert report.max_abs_difference < 0.05 * report.max_abs_output
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 def test_half_precision_is_half_as_large(suffix: str, tmp_path: Path) -> None:
     wide = nn.Sequential(nn.Conv2d(3, 128, 5), nn.ReLU(), nn.Conv2d(128, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
