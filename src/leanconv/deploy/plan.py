@@ -110,6 +110,8 @@ def planned(
         )
     if dynamic_size and (several or len(size) < 3):
         raise ExportError(f"{path}: a dynamic size is for one input with two sides, (3, H, W), got {size}")
+    if opset is not None and path.suffix != ".onnx":
+        raise ExportError(f"{path}: opset is for ONNX files: leave it out")
     if compiled and path.suffix != ".pt2":
         raise ExportError(f"{path}: only .pt2 files are compiled (AOTInductor)")
     if precision == "int8":

@@ -23,8 +23,6 @@ __all__ = ["require", "runner", "write"]
 
 def require(plan: ExportPlan) -> str:
     """What will run the file, with its version."""
-    if plan.opset is not None:
-        raise ExportError(f"{plan.path}: opset is for ONNX files, a .pt2 has none: leave it out")
     return f"{'AOTInductor of ' if plan.compiled else ''}torch {torch.__version__}"
 
 

@@ -112,11 +112,15 @@ def forward(model: nn.Module, *inputs: Any) -> object:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, without terminal colours, and its name where it is not one of ours."""
+    """The first line of an error's message, without terminal colours, and its name where it is not one of ours.
+
+    What OpenVINO says begins with places in its own sources, which say nothing.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     if not text:
         return type(error).__name__
-    line = text.splitlines()[0]
+    lines = text.splitlines()
+    line = next((line for line in lines if not line.startswith("Exception from src/")), lines[0])
     return line if isinstance(error, LeanconvError) else f"{type(error).__name__}: {line}"
 
 
