@@ -107,7 +107,9 @@ def decoding(folder: Path, rounds: int) -> list[dict[str, Any]]:
     for number in range(rounds + 2):
         for keys, path in paths.items():
             for length in LENGTHS:
-                taken = DrawnClip(ClipShape(frames=length, rate=2, resolution=112, fps=Fraction(30)), (128, 160), mirror=True)
+                taken = DrawnClip(
+                    ClipShape(frames=length, rate=2, resolution=112, fps=Fraction(30)), (128, 160), mirror=True
+                )
                 for way, setting in WAYS.items():
                     known = None if way == "file not searched before" else indexes[keys]
                     with setting():
