@@ -12,7 +12,7 @@ import torch
 import leanconv as lc
 from leanconv.deploy import bench, densify, fold
 from leanconv.errors import LeanconvError
-from leanconv.recipes import finetune
+from leanconv.recipes.finetuning import take_weights
 from leanconv.train import Classify, ClassifyWithTower, evaluate
 
 SIZE = (3, 32, 32)
@@ -83,5 +83,5 @@ def test_what_was_rewritten_is_trained_by_fit(new: lc.Rewritten, tmp_path: Path)
 def test_weights_of_a_rewritten_network_can_be_taken_over(new: lc.Rewritten, tmp_path: Path) -> None:
     lc.save(new, tmp_path / "saved")
     other = lc.rewrite(lc.create_model("resnet20"), lc.OptimizedSeparable(where="layer3.*.conv2", init="fresh"))
-    taken = finetune.take_weights(other.model, tmp_path / "saved", num_classes=10)
+    taken = take_weights(other.model, tmp_path / "saved", num_classes=10)
     assert not taken.fresh

@@ -63,6 +63,46 @@ def test_runs_of_a_concatenation() -> None:
     assert join_runs([(0, 2), (3,)]) == (0, 2, 3)
 
 
+MADE_ANEW: dict[str, Callable[[Any], Any]] = {
+    "cat with a full map": lambda x: torch.cat([x, torch.ones(2, 3, 6, 7, dtype=x.dtype)], 1),
+    "cat behind a full map": lambda x: torch.cat([torch.ones(2, 3, 6, 7, dtype=x.dtype), x], 1),
+    "cat of itself": lambda x: torch.cat([x, x], 1),
+    "cat of one": lambda x: torch.cat([x], 1),
+    "cat of parts": lambda x: torch.cat([x[:, 4:], x[:, :4]], 1),
+    "cat of one part": lambda x: torch.cat([x[:, 2:]], 1),
+    "cat of a batch": lambda x: torch.cat([x], 0),
+    "max pool": lambda x: functional.max_pool2d(x, 3, 1, 1),
+    "average pool": lambda x: functional.avg_pool2d(x, 1),
+    "max to one pixel": lambda x: functional.adaptive_max_pool2d(x, 1),
+    "mean to one pixel": lambda x: functional.adaptive_avg_pool2d(x, 1),
+    "up-sampling": lambda x: functional.interpolate(x, scale_factor=1.0),
+    "adding nothing": lambda x: x + 0,
+    "clone": lambda x: x.clone(),
+    "relu": torch.relu,
+}
+
+
+@pytest.mark.parametrize("name", MADE_ANEW)
+@pytest.mark.parametrize("runs", RUNS, ids=str)
+def test_what_is_made_anew_can_be_changed_alone(name: str, runs: tuple[int, ...]) -> None:
+    """A change in place of a result must not reach what it was made of."""
+    x = positive(runs)
+    before = merge(x).clone()
+    made, plain = MADE_ANEW[name](x), MADE_ANEW[name](before)
+    made.mul_(3).add_(1)
+    plain.mul_(3).add_(1)
+    torch.testing.assert_close(merge(x), before, rtol=0, atol=0)
+    if "pool" not in name and "pixel" not in name:  # those of the low part are of its own pixels
+        same(made, plain)
+
+
+def test_parts_chosen_without_gradients_are_put_together_for_changes_with() -> None:
+    x = positive()
+    with torch.no_grad():
+        y = torch.cat([x[:, 4:], torch.relu(x[:, :4])], 1)
+    same(y.mul_(2), torch.cat([merge(x)[:, 4:], merge(x)[:, :4]], 1) * 2)
+
+
 # ------------------------------------------------------------------------------------------------- pointwise functions
 
 HALF = 0.5
@@ -373,6 +413,8 @@ SIZED: dict[str, Callable[[Any], Any]] = {
     "average pool": lambda x: functional.avg_pool2d(x, 2),
     "pool of one": lambda x: functional.max_pool2d(x, 1),
     "as it is": lambda x: functional.interpolate(x, scale_factor=1),
+    "max to one pixel": lambda x: functional.adaptive_max_pool2d(x, 1),
+    "mean to one pixel": lambda x: functional.adaptive_avg_pool2d(x, 1),
     "up-sampling": lambda x: functional.interpolate(x, scale_factor=2),
     "up-sampling to a size": lambda x: functional.interpolate(x, size=(18, 21)),
     "mean": lambda x: x.mean((2, 3)),

@@ -10,7 +10,7 @@ import torch
 from leanconv.build import create_model, save
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.recipes import change, get_recipe, run_recipe
-from leanconv.recipes.finetune import take_weights
+from leanconv.recipes.finetuning import take_weights
 from leanconv.rewrites.inflate import inflated_kernel
 from leanconv.train import Classify
 

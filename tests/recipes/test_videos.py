@@ -171,16 +171,18 @@ def test_broken_videos_are_named_in_the_run_folder(moving_digits: str, tmp_path:
     open_data(tiny("ip_csn_26_moving_digits", moving_digits))  # writes them
     [source] = Path(moving_digits.partition(":")[2]).iterdir()
     shutil.copytree(source, tmp_path / "data")
-    broken = tmp_path / "data" / "test" / "left" / "002.mp4"
-    broken.write_bytes(broken.read_bytes()[:700])
+    broken = sorted((tmp_path / "data" / "test" / "left").iterdir())  # whichever a short test draws
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:700])
     spec = f"video-csv:{tmp_path / 'data' / 'train.csv'},{tmp_path / 'data' / 'test.csv'}"
     result = run_recipe(tiny("ip_csn_26_moving_digits", spec, "data.resolution=16"), tmp_path / "run", progress=False)
     with open(tmp_path / "run" / "problems.csv", newline="") as file:
-        [row] = list(csv.DictReader(file))
-    assert row["video"] == str(broken)
-    assert row["reason"]
+        rows = list(csv.DictReader(file))
+    assert {row["video"] for row in rows} <= set(map(str, broken))
+    assert rows
+    assert all(row["reason"] for row in rows)
     assert result.videos is not None
-    assert str(broken) not in {said.name for said in result.videos.predictions}
+    assert not set(map(str, broken)) & {said.name for said in result.videos.predictions}
 
 
 def test_a_single_frame_is_a_clip_of_one(moving_digits: str) -> None:
@@ -215,13 +217,15 @@ class Counting:
     mean, std = (0.5, 0.25, 0.125), (0.5, 0.2, 0.1)
     problems = ()
 
-    def test_loader(self, clips: int, crops: int):
+    def test_loader(self, clips: int, crops: int, *, limit: int | None = None) -> list[Sample]:
         shift, scale = (torch.tensor(values)[:, None, None, None] for values in (self.mean, self.std))
-        for video in range(self.test_size):
+        samples = []
+        for video in range(limit or self.test_size):
             made = torch.zeros(clips * crops, 3, 4, self.resolution, self.resolution)
             for number in range(clips * crops):
                 made[number, 0] = (20 * video + number) / 255
-            yield Sample(f"v{video}", video, (made - shift) / scale)
+            samples.append(Sample(f"v{video}", video, (made - shift) / scale))
+        return samples
 
 
 class Constant(nn.Module):

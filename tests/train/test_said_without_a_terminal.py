@@ -37,7 +37,10 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code = "from leanconv.cli import main; main()"
+    # What runs in the background of a shell ignores SIGINT, and hands that on: here it is taken as on a terminal.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from leanconv.cli import main; main()"
+    )
     command = [sys.executable, "-c", code, "train", "digits_resnet20", "--set", "epochs=500", "--out", str(out)]
     settings = ["--set", "steps_per_epoch=1", "--set", "accelerator=cpu"]
     process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

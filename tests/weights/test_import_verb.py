@@ -15,6 +15,7 @@ from foreign_mutual import Slimmable, mobilenet_v1
 
 from leanconv.build import create_model, load
 from leanconv.cli import app, main
+from leanconv.data import contract_of
 from leanconv.weights import FORMATS
 
 LAYERS = (3, 4, 6, 3)
@@ -186,3 +187,18 @@ def test_the_help_names_every_format() -> None:
         r"[a-z0-9-]+", option.help.partition(":")[2].partition(";")[0].replace("(the model's own names)", "")
     )
     assert [name for name in named if name != "or"] == list(FORMATS)
+
+
+def test_how_inputs_were_made_is_kept_with_the_model(tmp_path: Path) -> None:
+    """No file says it, so whoever imports the file does, once, and every verb obeys."""
+    torch.save(create_model("resnet20").state_dict(), tmp_path / "her.pth")
+    known = ("--mean", ".5,.4,.3", "--std", ".2,.2,.2", "--crop", ".875", "--interpolation", "bicubic")
+    assert call(tmp_path / "her.pth", "resnet20", "--out", tmp_path / "hers", *known) == 0
+    contract = contract_of(load(tmp_path / "hers"))
+    assert contract is not None
+    assert (contract.size, contract.mean, contract.crop) == ((3, 32, 32), (0.5, 0.4, 0.3), 0.875)
+    assert (contract.resize, contract.interpolation) == ("shorter_side", "bicubic")
+    assert call(tmp_path / "her.pth", "resnet20", "--out", tmp_path / "plain") == 0
+    assert contract_of(load(tmp_path / "plain")) is None
+    assert call(tmp_path / "her.pth", "resnet20", "--out", tmp_path / "half", "--mean", ".5,.4,.3") == 2
+    assert not (tmp_path / "half").exists()

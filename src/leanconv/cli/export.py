@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.models import configuration, find
+from leanconv.cli.models import attach_given, configuration, find
 from leanconv.cli.options import (
     CropOption,
     ExifOption,
@@ -98,7 +98,7 @@ def run(
 
     found = find(model, options, rewrites, size, trust_code=trust_code)
     given = read_contract(mean, std, crop, interpolation, exif)
-    _say(found.final, found.final_size, given)
+    attach_given(found.final, found.final_size, given)
     settings: dict[str, Any] = {
         "input_type": input_type,
         "precision": precision,
@@ -120,20 +120,6 @@ def run(
         print_json(reports[0].to_json() if table is None else [report.to_json() for report in reports])
     else:
         print_table(export_table(reports))
-
-
-def _say(network: nn.Module, size: tuple[Any, ...], given: dict[str, Any]) -> None:
-    """Let the network have the contract that the command line names."""
-    from leanconv.data.contract import amended, attach, contract_of
-
-    if not given:
-        return
-    if not isinstance(size[0], int):
-        raise LeanconvError("--mean, --std, --crop and --interpolation are for networks of one input")
-    contract = amended(contract_of(network), size, given)
-    if contract is None:
-        raise LeanconvError("this model has no input contract yet, so say at least both --mean R,G,B and --std R,G,B")
-    attach(network, contract)
 
 
 def _contract_for(network: nn.Module, size: tuple[Any, ...]) -> InputContract:

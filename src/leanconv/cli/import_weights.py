@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.options import JsonOption, ModelArgument, SetOption, TrustOption
+from leanconv.cli.models import attach_given
+from leanconv.cli.options import (
+    CropOption,
+    ExifOption,
+    InterpolationOption,
+    JsonOption,
+    MeanOption,
+    ModelArgument,
+    SetOption,
+    SizeOption,
+    StdOption,
+    TrustOption,
+)
 from leanconv.cli.output import print_json
-from leanconv.cli.values import read_options
+from leanconv.cli.values import read_contract, read_options, read_size
 
 if TYPE_CHECKING:
     from leanconv.weights import Format, Imported, WeightFile
@@ -52,6 +64,12 @@ def run(
             help="Pass over tensors called so ('data_preprocessor.*'); any number of times.",
         ),
     ] = [],
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    interpolation: InterpolationOption = None,
+    exif: ExifOption = None,
+    size: SizeOption = None,
     trust_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -59,15 +77,20 @@ def run(
 
     Nothing in the file is run. What training loops put around weights (other entries, prefixes such as module.) comes
     off and is reported. The file's classifier must have as many classes as the model: --set num_classes=10, or
-    --new-classifier.
+    --new-classifier. How its inputs were made no file says: --mean, --std, --crop and --interpolation are kept with the
+    model, and every verb obeys them.
     """
-    from leanconv.build import save
+    from leanconv.build import default_size, save
     from leanconv.weights import fill, read_tensors
 
+    given = read_contract(mean, std, crop, interpolation, exif)
+    shape = (read_size(size) if size else default_size(model)) if given or size else None
     tensors = read_tensors(file, entry=entry, ema=ema, ignore=ignore)
     network, found = _network(tensors, format, str(file), model, read_options(options), trust_code)
     done = fill(network, tensors, found, source=str(file), new_classifier=new_classifier)
-    save(network.eval(), out)
+    if shape is not None:
+        attach_given(network, shape, given)
+    save(network.eval(), out, size=shape)
     if json:
         print_json({**done.to_json(), "saved": out})
     else:

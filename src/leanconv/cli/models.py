@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from leanconv.rewrites import Rewritten
 
-__all__ = ["Found", "configuration", "find"]
+__all__ = ["Found", "attach_given", "configuration", "find"]
 
 
 class Found(NamedTuple):
@@ -79,3 +79,17 @@ def configuration(
         return model, size
     config = model.checked(width, resolution)
     return model.extract(*config), model.inputs.at(config)
+
+
+def attach_given(network: nn.Module, size: tuple[Any, ...], given: dict[str, Any]) -> None:
+    """Let the network have the contract that the command line names."""
+    from leanconv.data.contract import amended, attach, contract_of
+
+    if not given:
+        return
+    if not isinstance(size[0], int):
+        raise LeanconvError("--mean, --std, --crop and --interpolation are for networks of one input")
+    contract = amended(contract_of(network), size, given)
+    if contract is None:
+        raise LeanconvError("this model has no input contract yet, so say at least both --mean R,G,B and --std R,G,B")
+    attach(network, contract)

@@ -30,7 +30,7 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     highs = [value.high if isinstance(value, OctaveMap) else value for value in tensors]
     lows = [x.low for x in maps]
     pieces = [value.runs if isinstance(value, OctaveMap) else (value.shape[1],) for value in tensors]
-    low = lows[0] if len(lows) == 1 else func(lows, 1)
+    low = func(lows, 1)  # also of one: what is put together shares no memory with what it was made of
     return OctaveMap(func(highs, 1), low, join_runs(pieces))
 
 

@@ -11,6 +11,9 @@ from leanconv.ops.octave_parts import interleave, match
 __all__ = ["adaptive_pool", "interpolate", "pool", "reduce"]
 
 
+NO_HIGH = "it has no channel at high resolution"  # and torch pools and resizes no tensor without channels
+
+
 def pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A pool for each part; the low one rounds up and is cropped, so that it stays half of the high one."""
     rest = (
@@ -22,7 +25,7 @@ def pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len(args) > len(names) or given.pop("return_indices", False) or not isinstance(x, OctaveMap):
         return MergeHere("it is called in an unusual way")
     if not x.high.shape[1]:
-        return MergeHere("it has no channel at high resolution")
+        return MergeHere(NO_HIGH)
     stride = given.get("stride") or given["kernel_size"]
     padding, dilation = given.get("padding", 0), given.get("dilation", 1)
     ceil_mode = bool(given.get("ceil_mode", False))
@@ -71,6 +74,8 @@ def adaptive_pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     x, size = given.get("input"), given.get("output_size")
     if len(args) > 2 or given.get("return_indices") or not isinstance(x, OctaveMap):
         return MergeHere("it is called in an unusual way")
+    if not x.high.shape[1]:
+        return MergeHere(NO_HIGH)
     if size is None or not _are_ones(size):
         return MergeHere(f"an adaptive pool to {size} needs the whole map")
     return interleave(func(x.high, size), func(x.low, size), x.runs)
@@ -98,6 +103,8 @@ def interpolate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     x = given.pop("input", None)
     if not isinstance(x, OctaveMap) or len(args) > len(names):
         return MergeHere("it is called in an unusual way")
+    if not x.high.shape[1]:
+        return MergeHere(NO_HIGH)
     factor = _whole_factor(given.pop("size", None), given.pop("scale_factor", None), x)
     if factor is None or given.get("mode", "nearest") != "nearest":
         return MergeHere("only nearest up-sampling by a whole factor keeps two resolutions aligned")

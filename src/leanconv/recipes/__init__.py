@@ -10,7 +10,7 @@ from leanconv.recipes.compare import TestedRun, paired_with
 from leanconv.recipes.config import change, read_recipe, to_data, to_yaml
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
-from leanconv.recipes.finetune import finetune
+from leanconv.recipes.finetuning import finetune
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import image_figures, score_images
 from leanconv.recipes.load import LoadedRun, asks_for_contract, load_run

@@ -14,7 +14,7 @@ from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
-from leanconv.recipes.finetune import load_teacher, take_weights
+from leanconv.recipes.finetuning import load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run

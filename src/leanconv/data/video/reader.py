@@ -169,6 +169,7 @@ class _Block:
         self._count = len(numbers)
         self._framing = framing
         self._aspect = aspect
+        self._turns: dict[int, Turn] = {}
         self._windows: dict[tuple[int, int], Window] = {}
         self._scaler = VideoReformatter()
 
@@ -176,7 +177,9 @@ class _Block:
         """Scale, turn and cut the frame, and put it wherever its number is wanted."""
         if frame.is_corrupt:
             raise DataError(f"{self.path}: broken video: frame {number} is damaged")
-        turn = Turn.of(self.path, frame)
+        turn = self._turns.get(frame.rotation)
+        if turn is None:
+            turn = self._turns[frame.rotation] = Turn.of(self.path, self._thumbnail(frame))
         window = self._window(turn.shown(frame.height, max(round(frame.width * self._aspect), 1)))
         height, width = turn.shown(window.height, window.width)
         small = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
@@ -187,6 +190,13 @@ class _Block:
         picture = picture[window.top : window.top + window.rows, window.left : window.left + window.columns]
         for index in self._places[number]:
             self.pixels[index] = picture
+
+    def _thumbnail(self, frame: Any) -> Any:
+        """A small frame with the side data of a large one.
+
+        PyAV lets a frame whose side data were asked for live until Python next collects cycles: 12 MB each at 4K.
+        """
+        return type(self._scaler)().reformat(frame, width=16, height=16, format="gray", threads=1)
 
     def _window(self, size: tuple[int, int]) -> Window:
         """The window on frames of this size, (height, width) as they are shown."""
