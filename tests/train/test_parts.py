@@ -85,7 +85,8 @@ def test_a_part_of_training_is_held_out(tmp_path: Path) -> None:
     assert not set(train) & set(held)
     assert Counter(Path(name).parent.name for name in held) == {"a": 5, "b": 2}, "a class of one stays in training"
     assert (
-        data.remarks[-1] == "7 of the 29 training images are held out to choose by (validation=0 trains on all of them)"
+        data.remarks[-1]
+        == "7 of the 29 training images are held out to choose by (data.validation=0 trains on all of them)"
     )
     assert parts(root.rename(tmp_path / "moved"))[2] == held, "wherever the folder lies"
     assert parts(tmp_path / "moved", seed=1)[2] != held

@@ -64,7 +64,7 @@ def check_share(name: str, validation: float) -> None:
 
 def held_out_remark(held: int, whole: int, what: str) -> str:
     """That a validation part was made."""
-    return f"{held} of the {whole} training {what} are held out to choose by (validation=0 trains on all of them)"
+    return f"{held} of the {whole} training {what} are held out to choose by (data.validation=0 trains on all of them)"
 
 
 def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
