@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, seed, settings
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
@@ -31,48 +31,54 @@ from leanconv.errors import LeanconvError
 from random_nets import Spec, inputs, network, sizes, specs
 
 IN_CI = 50
-"""Networks a property; there are seven."""
+"""Networks a property; there are six, and one that is slow."""
 
 
-def networks(strategy: Any, share: float = 1.0) -> Callable[[Callable[[Spec], None]], Any]:
-    """Run a test on random networks: always the same few, or as many as asked for where it is slow."""
+Property = Callable[[Spec, nn.Module, tuple[Tensor, ...]], None]
 
-    def decorate(test: Callable[[Spec], None]) -> Any:
-        count = int(os.environ.get("LEANCONV_NETWORKS", IN_CI) or IN_CI)
+
+def networks(strategy: Any, share: float = 1.0) -> Callable[[Property], Any]:
+    """Run a test on random networks that run themselves: always the same few, or as many as asked for.
+
+    It is given the description, the network and inputs.
+    """
+
+    def decorate(test: Property) -> Any:
+        def on_usable(spec: Spec) -> None:
+            net, xs = network(spec), inputs(spec)
+            if runs(net, xs):
+                test(spec, net, xs)
+
+        on_usable.__name__, on_usable.__doc__ = test.__name__, test.__doc__
+        on_usable.__module__, on_usable.__qualname__ = test.__module__, test.__qualname__
+        count = int(os.environ.get("LEANCONV_NETWORKS", IN_CI))
+        chosen = os.environ.get("LEANCONV_SEED")
         options = settings(
             max_examples=max(1, int(count * share)),
             deadline=None,
-            derandomize="LEANCONV_SEED" not in os.environ,
+            derandomize=chosen is None,
             database=None,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, Phase.shrink),
             print_blob=False,
         )
-        made = options(given(strategy)(test))
-        seed = os.environ.get("LEANCONV_SEED")
-        return hypothesis_seed(int(seed))(made) if seed else made
+        made = options(given(strategy)(on_usable))
+        return made if chosen is None else seed(int(chosen))(made)
 
     return decorate
 
 
-def hypothesis_seed(seed: int) -> Callable[[Any], Any]:
-    from hypothesis import seed as seeded
-
-    return seeded(seed)
-
-
-@contextmanager
-def reproducible(seed: int = 0) -> Iterator[None]:
-    """Whatever is drawn inside is drawn the same."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    yield
+def draw_the_same() -> None:
+    """Whatever is drawn from now on is what was drawn after the last call."""
+    torch.manual_seed(0)
+    random.seed(0)
 
 
-def run(net: nn.Module, xs: tuple[Tensor, ...], seed: int = 0) -> list[Tensor]:
+def run(net: nn.Module, xs: tuple[Tensor, ...]) -> list[Tensor]:
     """All tensors that come out, drawn numbers being the same; `net` stays as it is."""
     kept = {name: value.clone() for name, value in net.state_dict().items()}
-    with reproducible(seed), warnings.catch_warnings():
+    draw_the_same()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = [x.detach().clone() for x in pytree.tree_leaves(net(*xs))]
     net.load_state_dict(kept)
@@ -90,7 +96,8 @@ def runs(net: nn.Module, xs: tuple[Tensor, ...]) -> bool:
 def trained(net: nn.Module, xs: tuple[Tensor, ...]) -> bool | None:
     """Whether a training step gives every parameter that asks for it a gradient; None where autograd refuses."""
     net = copy.deepcopy(net).train()
-    with reproducible(), warnings.catch_warnings():
+    draw_the_same()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             sum(x.float().pow(2).sum() for x in pytree.tree_leaves(net(*xs))).backward()
@@ -137,11 +144,6 @@ class State:
         assert all(torch.equal(t, self.before["tensors"][n]) for n, t in after["tensors"].items())
 
 
-def usable(spec: Spec) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
-    net, xs = network(spec), inputs(spec)
-    return (net, xs) if runs(net, xs) else None
-
-
 @contextmanager
 def refusing(verb: str) -> Iterator[None]:
     """A clear refusal is an answer; it is counted. Any other error is a fault."""
@@ -158,32 +160,21 @@ def refusing(verb: str) -> Iterator[None]:
 
 
 @networks(specs())
-def test_counts_are_torchs_own(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
-    net, xs = made
+def test_counts_are_torchs_own(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     state = State(net)
     with refusing("measure"):
         cost = lc.measure(net, sizes(spec))
         state.assert_kept()
         net.eval()
-        with (
-            FlopCounterMode(display=False) as counter,
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-        ):  # the only form it counts on a CPU
+        counter, countable = FlopCounterMode(display=False), SDPBackend.MATH  # of attention, the only form on a CPU
+        with counter, sdpa_kernel(countable), torch.no_grad():
             net(*(x[:1] for x in xs))
         assert 2 * (cost.macs + cost.attention_macs) == counter.get_total_flops()
         assert cost.params == sum(p.numel() for p in net.parameters())
 
 
 @networks(specs())
-def test_what_is_saved_comes_back(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
-    net, xs = made
+def test_what_is_saved_comes_back(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.9)  # not as it was built
@@ -206,12 +197,9 @@ def test_what_is_saved_comes_back(spec: Spec) -> None:
 
 
 @networks(specs(circular=True))
-def test_octave_keeps_the_outputs_for_constant_images(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
+def test_octave_keeps_the_outputs_for_constant_images(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     # In double precision: a norm of a constant map makes large numbers of its rounding errors.
-    net, xs = made[0].double().eval(), tuple(x.double() for x in inputs(spec, constant=True))
+    net, xs = net.double().eval(), tuple(x.double() for x in inputs(spec, constant=True))
     state = State(net)
     with refusing("octave"):
         new = lc.rewrite(net, lc.Octave(alpha=0.5, first=True, last=True), size=sizes(spec)).model
@@ -225,12 +213,10 @@ def test_octave_keeps_the_outputs_for_constant_images(spec: Spec) -> None:
 
 
 @networks(specs())
-def test_chains_that_can_express_the_kernels_keep_the_outputs(spec: Spec) -> None:
+def test_chains_that_can_express_the_kernels_keep_the_outputs(
+    spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]
+) -> None:
     """The dense network that a rewritten one equals, rewritten again, is it again."""
-    made = usable(spec)
-    if made is None:
-        return
-    net, xs = made
     state = State(net)
     with refusing("chains"):
         step = lc.OptimizedSeparable(init="fresh", where="groups=1")
@@ -241,7 +227,7 @@ def test_chains_that_can_express_the_kernels_keep_the_outputs(spec: Spec) -> Non
         again = lc.rewrite(dense, lc.OptimizedSeparable(where="groups=1"), size=sizes(spec))
         back = densify(again).model
         for change in again.changes:
-            kernel, wanted = (net.get_submodule(change.name).weight.detach().double() for net in (back, dense))
+            kernel, wanted = (one.get_submodule(change.name).weight.detach().double() for one in (back, dense))
             error = float((kernel - wanted).norm() / wanted.norm())
             assert abs(error - (change.error or 0)) < 1e-4, f"{change}: it is {error:.1e}"
             assert error < 5e-3, f"{change}: a chain can express this kernel"
@@ -250,11 +236,7 @@ def test_chains_that_can_express_the_kernels_keep_the_outputs(spec: Spec) -> Non
 
 
 @networks(specs(clean=True))
-def test_elastic_is_the_network_and_extracts_itself(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
-    net, xs = made
+def test_elastic_is_the_network_and_extracts_itself(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     side = spec["inputs"][0][1]
     state = State(net)
     with refusing("elastic"):
@@ -272,11 +254,7 @@ def test_elastic_is_the_network_and_extracts_itself(spec: Spec) -> None:
 
 
 @networks(specs(clean=True))
-def test_folded_is_the_network(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
-    net, xs = made
+def test_folded_is_the_network(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     state = State(net)
     with refusing("fold"):
         folded = fold(net, sizes(spec))
@@ -288,10 +266,6 @@ def test_folded_is_the_network(spec: Spec) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(36000)
 @networks(specs(clean=True), share=0.05)
-def test_exported_is_the_network(spec: Spec) -> None:
-    made = usable(spec)
-    if made is None:
-        return
-    net, _ = made
+def test_exported_is_the_network(spec: Spec, net: nn.Module, xs: tuple[Tensor, ...]) -> None:
     with refusing("export"), tempfile.TemporaryDirectory() as folder:
         lc.export(net, f"{folder}/net.onnx", size=sizes(spec))

@@ -46,15 +46,9 @@ def read_model(text: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     if not rest.endswith(")"):
         raise LeanconvError(f"{text!r}: the options of a model stand in parentheses, NAME(OPTION=VALUE,...)")
-    options: list[str] = []
-    depth = 0
-    for letter in rest[:-1]:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            options.append("")
-        else:
-            options[-1:] = [(options or [""])[-1] + letter]
-    return name.strip(), read_options([option.strip() for option in options if option.strip()], where=text)
+    from leanconv.rewrites.steps import split_options
+
+    return name.strip(), read_options([option for option in split_options(rest[:-1]) if option.strip()], where=text)
 
 
 def read_value(text: str) -> Any:

@@ -15,7 +15,7 @@ from leanconv.rewrites.changes import Step
 from leanconv.rewrites.inflate import Inflate
 from leanconv.rewrites.octave import Octave
 
-__all__ = ["STEPS", "from_json", "options_of", "parse_step", "to_json"]
+__all__ = ["STEPS", "from_json", "options_of", "parse_step", "split_options", "to_json"]
 
 STEPS: dict[str, type[ConvRewrite | Step]] = {**OPERATORS, Octave.stem: Octave, Inflate.stem: Inflate}
 """Stem -> the settings class of every rewrite."""
@@ -59,7 +59,7 @@ def parse_step(text: str) -> ConvRewrite | Step:
     """
     stem, colon, rest = text.partition(":")
     options: dict[str, Any] = {}
-    for part in _split(rest) if colon else ():
+    for part in split_options(rest) if colon else ():
         name, equals, value = part.partition("=")
         name = name.strip()
         if not equals or not name:
@@ -83,7 +83,7 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _split(text: str) -> list[str]:
+def split_options(text: str) -> list[str]:
     """The parts between the commas that stand outside brackets and parentheses."""
     parts, depth = [""], 0
     for letter in text:
