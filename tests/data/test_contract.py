@@ -225,6 +225,9 @@ def test_data_that_the_network_cannot_be_fed(tmp_path: Path) -> None:
     grey = InputContract(size=(1, 32, 32), mean=(0.5,), std=(0.5,))
     with pytest.raises(DataError, match="is fed 1 channels, and images are read as 3"):
         open_inputs(spec, grey)
+    grey_clips = replace(CLIPS, size=(1, *CLIPS.size[1:]), mean=(0.5,), std=(0.5,))
+    with pytest.raises(DataError, match="is fed 1 channels, and videos are read as 3"):
+        open_inputs("video-folder:x", grey_clips)
     with pytest.raises(UnknownName):
         open_inputs("no-such-kind:x", CLIPS)
 

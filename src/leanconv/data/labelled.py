@@ -7,20 +7,32 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from leanconv.data.contract import InputContract
+from leanconv.data.contract import InputContract, match_classes
 from leanconv.data.loaders import Loader, Source, epoch_order, every_nth, share_out
-from leanconv.data.sets.splits import Problem, spread_sample
+from leanconv.data.sets.splits import ImageSet, Problem, spread_sample
+from leanconv.data.sets.video_files import VideoSet
 from leanconv.errors import DataError, unknown
 from leanconv.files import write_text
 
-__all__ = ["LabelledData", "Part", "check_counts", "check_share", "check_statistics", "held_out_remark", "reader_of"]
+__all__ = [
+    "LabelledData",
+    "Part",
+    "check_counts",
+    "check_share",
+    "check_statistics",
+    "held_out_remark",
+    "numbered_as",
+    "reader_of",
+    "statistics_of",
+]
 
 Part = Literal["train", "val", "test"]
 
@@ -29,6 +41,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Source)
+F = TypeVar("F", bound=ImageSet | VideoSet)
 
 
 def reader_of(
@@ -65,6 +78,33 @@ def check_share(name: str, validation: float) -> None:
 def held_out_remark(held: int, whole: int, what: str) -> str:
     """That a validation part was made."""
     return f"{held} of the {whole} training {what} are held out to choose by (data.validation=0 trains on all of them)"
+
+
+def statistics_of(name: str, contract: InputContract, what: str) -> tuple[Any, Any]:
+    """Mean and std of the three channels that `what` have; `DataError` for a network of other channels."""
+    if contract.size[0] != 3:
+        raise DataError(
+            f"{name}: the network is fed {contract.size[0]} channels, and {what} are read as 3 (RGB): give it a first"
+            " layer for 3 channels"
+        )
+    return contract.mean, contract.std
+
+
+def numbered_as(name: str, files: F, contract: InputContract, relabel: Callable[[Any, Tensor], Any]) -> F:
+    """The set with the classes of the contract, matched by name; `relabel` gives a part other labels."""
+    if contract.class_names is None:
+        return files
+    places, told = match_classes(name, files.class_names, contract.class_names)
+    table = torch.tensor(places, dtype=torch.int64)
+
+    def renumbered(part: Any) -> Any:
+        return part and relabel(part, table[part.labels])
+
+    test = renumbered(files.test)
+    parts = {"train": renumbered(files.train), "test": test}
+    parts["val"] = test if files.val is files.test else renumbered(files.val)
+    remarks = (*files.remarks, *([told] if told else []))
+    return replace(files, **parts, class_names=contract.class_names, remarks=remarks)
 
 
 def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from leanconv.data.contract import InputContract, match_classes
+from leanconv.data.contract import InputContract
 from leanconv.data.images.augment import AUGMENTS, Augment, crop_and_mirror, cut_out, find_augment
 from leanconv.data.images.decode import decode_all
 from leanconv.data.images.files import ImageFiles
@@ -27,7 +26,9 @@ from leanconv.data.labelled import (
     check_share,
     check_statistics,
     held_out_remark,
+    numbered_as,
     reader_of,
+    statistics_of,
 )
 from leanconv.data.loaders import Memory, every_nth
 from leanconv.data.sets.cifar import cifar10, cifar100
@@ -119,8 +120,8 @@ def open_images(
     elif validation and images.val is None and images.train is not None:
         images = _holding_out(images, images.train, validation, seed)
     if contract is not None:
-        resolution, mean, std, exif = _square(spec, contract), *_three(spec, contract), contract.exif
-        images = _as_known(spec, images, contract)
+        resolution, mean, std, exif = _square(spec, contract), *statistics_of(spec, contract, "images"), contract.exif
+        images = numbered_as(spec, images, contract, Relabelled)
     return ImageData(
         images,
         evaluation=None if contract is None else Prepare.by(contract),
@@ -151,35 +152,6 @@ def _square(spec: str, contract: InputContract) -> int:
             f"{spec}: the network is fed inputs of {list(contract.size)}, and images are made square, 3,SIDE,SIDE"
         )
     return contract.size[-1]
-
-
-def _three(spec: str, contract: InputContract) -> tuple[Any, Any]:
-    """Mean and std of the three channels that images have."""
-    if contract.size[0] != 3:
-        raise DataError(
-            f"{spec}: the network is fed {contract.size[0]} channels, and images are read as 3 (RGB): give it a first"
-            " layer for 3 channels"
-        )
-    return contract.mean, contract.std
-
-
-def _as_known(spec: str, images: ImageSet, contract: InputContract) -> ImageSet:
-    """The set with the classes of the contract, by name."""
-    if contract.class_names is None:
-        return images
-    places, told = match_classes(spec, images.class_names, contract.class_names)
-    table = torch.tensor(places, dtype=torch.int64)
-    train = images.train and Relabelled(images.train, table[images.train.labels])
-    test = Relabelled(images.test, table[images.test.labels])
-    val = test if images.val is images.test else images.val and Relabelled(images.val, table[images.val.labels])
-    return replace(
-        images,
-        train=train,
-        val=val,
-        test=test,
-        class_names=contract.class_names,
-        remarks=(*images.remarks, *([told] if told else [])),
-    )
 
 
 class ImageData(LabelledData[Memory | Stream]):

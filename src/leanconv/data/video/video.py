@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from leanconv.data.contract import ClipContract, InputContract, match_classes
+from leanconv.data.contract import ClipContract, InputContract
 from leanconv.data.labelled import (
     LabelledData,
     Part,
@@ -23,7 +22,9 @@ from leanconv.data.labelled import (
     check_share,
     check_statistics,
     held_out_remark,
+    numbered_as,
     reader_of,
+    statistics_of,
 )
 from leanconv.data.loaders import every_nth
 from leanconv.data.sets.actions import hmdb51, something, ucf101
@@ -107,7 +108,7 @@ def open_videos(
     require_pyav()
     if contract is not None:
         clip = _clip_of(spec, contract)
-        frames, resolution, mean, std = contract.size[1], contract.size[-1], *_three(contract)
+        frames, resolution, mean, std = contract.size[1], contract.size[-1], *statistics_of(spec, contract, "videos")
         rate, fps, short_side = clip.rate, clip.fps, (clip.short_side, max(clip.short_side, round(resolution * 10 / 7)))
     check_counts(
         spec, 1, frames=frames, rate=rate, resolution=resolution, batch_size=batch_size, clips_per_video=clips_per_video
@@ -137,7 +138,7 @@ def open_videos(
             train, val = videos.train.some(kept), videos.train.some(held)
             videos = replace(videos, train=train, val=val, remarks=(*videos.remarks, told))
     return VideoData(
-        videos if contract is None else _as_known(spec, videos, contract),
+        videos if contract is None else numbered_as(spec, videos, contract, _with_labels),
         shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else frame_rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,
@@ -156,27 +157,8 @@ def _clip_of(spec: str, contract: InputContract) -> ClipContract:
     return contract.clip
 
 
-def _three(contract: InputContract) -> tuple[Any, Any]:
-    """Mean and std of the three channels that videos have."""
-    return contract.mean, contract.std
-
-
-def _as_known(spec: str, videos: VideoSet, contract: InputContract) -> VideoSet:
-    """The set with the classes of the contract, by name."""
-    if contract.class_names is None:
-        return videos
-    places, told = match_classes(spec, videos.class_names, contract.class_names)
-    table = torch.tensor(places, dtype=torch.int64)
-    test = replace(videos.test, labels=table[videos.test.labels])
-    val = test if videos.val is videos.test else videos.val and replace(videos.val, labels=table[videos.val.labels])
-    return replace(
-        videos,
-        train=videos.train and replace(videos.train, labels=table[videos.train.labels]),
-        val=val,
-        test=test,
-        class_names=contract.class_names,
-        remarks=(*videos.remarks, *([told] if told else [])),
-    )
+def _with_labels(files: VideoList, labels: Tensor) -> VideoList:
+    return replace(files, labels=labels)
 
 
 class VideoSample(NamedTuple):
