@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
-SHARED = {"errors", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
+SHARED = {"errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
 EVERY_ROOM = {
     "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
@@ -17,6 +17,7 @@ EVERY_ROOM = {
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "ends": set(),
     "intervals": set(),
     "spec": set(),
     "story": set(),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "intervals", "files", "machine", "spec", "story", "plan", "seeds"}
+NO_TORCH = {"errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds"}
 
 
 def room_of(path: Path) -> str:

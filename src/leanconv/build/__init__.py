@@ -28,6 +28,7 @@ from leanconv.build.folder import (
     read_tensors,
     reason_of,
     tensors_to_write,
+    weights_of,
     write,
 )
 from leanconv.build.proof import ADVICE, prove_same
@@ -153,7 +154,7 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     except (LeanconvError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {reason_of(error)}") from error
     _restore(folder, model, record, tensors)
-    if digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
+    if digest(weights_of(folder)) != record["weights"]["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} is not the file that {STORY_FILE} was written for (an interrupted save, or the "
             "file was changed): save the model again"
