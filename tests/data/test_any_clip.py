@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from random_trials import tried
 from tiny_videos import number_of, write_video
 
 from leanconv.data.video.clips import Clock, clip_slots, span
 from leanconv.data.video.plan import Framing
 from leanconv.data.video.reader import Video
+from random_trials import tried
 
 FILES: list[dict[str, Any]] = [
     {"suffix": "mp4"}, {"suffix": "mkv"}, {"suffix": "mov"}, {"suffix": "ts", "muxer": "mpegts"},

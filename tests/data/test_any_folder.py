@@ -1,4 +1,4 @@
-"""A property of folders: whatever they are called and hold, every picture is used once, under the name of its folder."""
+"""A property of folders: whatever they are called and hold, each picture is used once, by the name of its folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from random_trials import tried
 
 from leanconv.data.sets.folder import FolderFiles, image_folder
 from leanconv.errors import DataError
+from random_trials import tried
 
 NAMES = st.text(st.sampled_from("aZ09é ßж中\u0301😀_-.,;#%&'()[]{}$!~+=@^"), min_size=1, max_size=8).filter(
     lambda name: name.strip(" .") and not name.startswith(".")

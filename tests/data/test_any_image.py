@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from random_trials import tried
 from tiny_images import picture
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from leanconv.data.contract import INTERPOLATIONS, RESIZES
 from leanconv.data.images.decode import Decoded, decode
 from leanconv.data.images.prepare import Prepare
 from leanconv.data.sets.tree import Tree
+from random_trials import tried
 
 # What has to be done to an upright picture so that a viewer who obeys the number of its record shows it upright.
 STORE = {

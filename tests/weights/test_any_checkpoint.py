@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from random_nets import network, specs
-from random_trials import tried
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leanconv.weights.files import read_tensors
 from leanconv.weights.fill import fill
 from leanconv.weights.plain import PLAIN
+from random_nets import network, specs
+from random_trials import tried
 
 PREFIXES = (
     *("", "module.", "model.", "_orig_mod.", "module._orig_mod.", "model._orig_mod."),
