@@ -40,7 +40,7 @@ def run(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A saved model, a run folder, an exported file (.onnx, .xml), or a name with weights:"
+            help="A saved model, a run folder, hf:OWNER/NAME, an exported file (.onnx, .xml), or a name with weights:"
             " timm/resnet18 --set pretrained=true.",
         ),
     ],
@@ -136,7 +136,7 @@ def _ready(
     trust_code: bool,
 ) -> Iterator[_Ready]:
     """The network called `name`, whatever it is kept in. Raises `LeanconvError` where nothing says how to feed it."""
-    from leanconv.build import default_size, is_folder, resolve
+    from leanconv.build import default_size, is_folder, located, resolve
     from leanconv.data import amended, contract_of
     from leanconv.modes import eval_mode
     from leanconv.recipes import asks_for_contract
@@ -151,6 +151,7 @@ def _ready(
         return
     if Path(name).is_file():
         raise LeanconvError(f"{name}: expected a folder, a name, or an exported file that ends in .onnx or .xml")
+    name = located(name)
     if folder := Path(name).is_dir():
         name = str(saved_model(name))
     network = resolve(name, read_options(settings), trust_code=trust_code)

@@ -55,10 +55,10 @@ def load_run(
     Raises `LeanconvError` for a run that is not finished, a saved model without `data`, a network without a contract, a
     `size` that the data cannot have, and data that do not fit the network.
     """
-    from leanconv.build import load
+    from leanconv.build import load, located
     from leanconv.data import open_inputs
 
-    path = Path(folder)
+    path = Path(located(folder))
     config, model = path / "config.yaml", saved_model(path)
     if config.exists() and not model.exists():
         raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
