@@ -39,8 +39,9 @@ from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.rewrites import replay
 from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember, story_of
-from leanconv.weights import PLAIN, fill
+from leanconv.weights import fill
 from leanconv.weights import read_tensors as read_weights
+from leanconv.weights.plain import PLAIN
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, without_downloads
 
