@@ -23,7 +23,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     net = create_model(name, num_classes=5, **QUICK.get(name, {}))
     size = (2, 3, 4, 64, 64) if name.endswith(("c2d_resnet50", "i3d_resnet50")) else (2, 3, 64, 64)
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.bias, std=0.1)
     x = torch.randn(size)
