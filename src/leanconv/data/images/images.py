@@ -35,6 +35,7 @@ from leanconv.data.loaders import Memory, every_nth
 from leanconv.data.sets.cifar import cifar10, cifar100
 from leanconv.data.sets.digits import digits
 from leanconv.data.sets.folder import image_folder
+from leanconv.data.sets.image_lists import food101, indoor67
 from leanconv.data.sets.imagenet import imagenet
 from leanconv.data.sets.parquet import parquet
 from leanconv.data.sets.splits import ImageSet, Relabelled, Split, Subset, validation_part
@@ -61,6 +62,8 @@ _READERS: dict[str, Callable[..., ImageSet]] = {
     "cifar100": cifar100,
     "svhn": svhn,
     "imagenet": imagenet,
+    "food101": food101,
+    "indoor67": indoor67,
     "folder": image_folder,
     "parquet": parquet,
     "timm": timm_set,
@@ -88,7 +91,7 @@ def open_images(
     validation: float = 0.0,
 ) -> ImageData:
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
-    `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
+    `food101:PATH`, `indoor67:PATH`, `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
 
     `resolution` is the side in pixels of the square that the network sees; `batch_size` counts over all processes;
     `workers` decode what does not fit in `memory_limit` bytes of pixels; `augment` is a name of
