@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -120,7 +121,12 @@ def statistics_of(name: str, contract: InputContract, what: str) -> tuple[Any, A
 def numbered_as(name: str, files: F, contract: InputContract, relabel: Callable[[Any, Tensor], Any]) -> F:
     """The set with the classes of the contract, matched by name; `relabel` gives a part other labels."""
     if contract.class_names is None:
-        return files
+        natural = sorted(files.class_names, key=_numbers_as_numbers)
+        if list(files.class_names) in (natural, list(map(str, range(len(natural))))):
+            return files
+        order, other = (", ".join(names[:4]) for names in (files.class_names, natural))
+        told = f"the network names no classes, so they are in the order {order}, ...; timm has {other}, ..."
+        return replace(files, remarks=(*files.remarks, told))
     places, told = match_classes(name, files.class_names, contract.class_names)
     table = torch.tensor(places, dtype=torch.int64)
 
@@ -132,6 +138,12 @@ def numbered_as(name: str, files: F, contract: InputContract, relabel: Callable[
     parts["val"] = test if files.val is files.test else renumbered(files.val)
     remarks = (*files.remarks, *([told] if told else []))
     return replace(files, **parts, class_names=contract.class_names, remarks=remarks)
+
+
+def _numbers_as_numbers(name: str) -> list[tuple[bool, int, str]]:
+    """The key by which "2" comes before "10", as timm sorts class folders."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
