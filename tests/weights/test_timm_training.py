@@ -47,7 +47,7 @@ def draw(root: Path, count: int, seed: int) -> None:
             height, width = generator.integers(40, 64, 2)
             rows, columns = np.mgrid[:height, :width] / 6
             waves = np.sin((rows, columns, rows + columns)[number] + generator.uniform(0, 6))
-            pixels = 128 + 25 * waves[..., None] + generator.normal(0, 60, (height, width, 3))
+            pixels = 128 + 25 * waves[..., None] + generator.normal(0, 50, (height, width, 3))
             Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(root / name / f"{index:02}.jpg", quality=90)
 
 
@@ -83,7 +83,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     draw(root / "photos" / "train", 24, 0)
     draw(root / "photos" / "test", 20, 1)
-    options = argparse.Namespace(model="test_resnet", lr=2e-3, epochs=4, data_dir=str(root), img_size=None)
+    options = argparse.Namespace(model="test_resnet", lr=5e-3, epochs=12, data_dir=str(root), img_size=None)
     net = timm.create_model(options.model, num_classes=len(CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), options.lr)
     ema = ModelEmaV3(net, decay=0.8)
@@ -128,7 +128,8 @@ def test_the_file_is_what_timms_script_writes(trained: Trained) -> None:
 def test_it_scores_what_timms_validation_gives(trained: Trained, which: str, tmp_path: Path, capsys: Any) -> None:
     names = ",".join(CLASSES)
     told = said(
-        capsys, "import-weights", trained.file, "timm/test_resnet", "--set", "num_classes=3", "--out", tmp_path / "hers",
+        capsys, "import-weights", trained.file, "timm/test_resnet", "--set", "num_classes=3", "--out",
+        tmp_path / "hers",
         "--size", "3,32,32", *MADE, "--no-exif", "--classes", names, which,
     )  # fmt: skip
     assert f"(entry {'state_dict_ema' if which else 'state_dict'})" in told
