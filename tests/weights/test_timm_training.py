@@ -13,7 +13,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader, resolve_data_config
-from timm.utils import CheckpointSaver, ModelEmaV3
+from timm.utils import CheckpointSaver, ModelEmaV3, random_seed
 from torch import Tensor, nn
 
 from leanconv.cli import main
@@ -80,13 +80,13 @@ def ask(net: nn.Module, photos: Path) -> tuple[list[int], list[int]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("timm")
-    torch.manual_seed(0)
+    random_seed(0)
     draw(root / "photos" / "train", 24, 0)
     draw(root / "photos" / "test", 20, 1)
     options = argparse.Namespace(model="test_resnet", lr=5e-3, epochs=12, data_dir=str(root), img_size=None)
     net = timm.create_model(options.model, num_classes=len(CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), options.lr)
-    ema = ModelEmaV3(net, decay=0.8)
+    ema = ModelEmaV3(net, decay=0.95)
     saver = CheckpointSaver(
         net, optimizer, args=options, model_ema=ema, checkpoint_dir=str(root), recovery_dir=str(root)
     )

@@ -6,7 +6,7 @@ photograph itself, is decoded on the way. Either way every batch is a pure funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -86,6 +86,7 @@ def open_images(
     exif: bool = True,
     memory_limit: int = 2**30,
     contract: InputContract | None = None,
+    class_names: Sequence[str] | None = None,
     testing: bool = False,
     part: str | None = None,
     validation: float = 0.0,
@@ -102,9 +103,9 @@ def open_images(
     Where the set has no validation part of its own, the share `validation` of every class of the training part is held
     out as one, drawn by `seed`.
     With a `contract`, that of a trained network, the test images are what it says, whatever `resolution`, `mean`,
-    `std`, `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a
-    set that is not split yet is all test. `part` ("test", "validation", "train") is that part of what training would
-    have as the test, and no training part.
+    `std`, `exif` and `augment` are, and classes are numbered by its names; `class_names` number them alone. With
+    `testing` there is no training part: a set that is not split yet is all test. `part` ("test", "validation", "train")
+    is that part of what training would have as the test, and no training part.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set.
 
     >>> data = open_images("digits", resolution=8, batch_size=64)
@@ -129,7 +130,9 @@ def open_images(
         images = tested_on(spec, images, part)
     if contract is not None:
         resolution, mean, std, exif = _square(spec, contract), *statistics_of(spec, contract, "images"), contract.exif
-        images = numbered_as(spec, images, contract, Relabelled)
+    if contract is not None or class_names is not None:
+        names = contract.class_names if contract is not None else class_names
+        images = numbered_as(spec, images, names, Relabelled)
     return ImageData(
         images,
         evaluation=None if contract is None else Prepare.by(contract),
