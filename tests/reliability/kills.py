@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,26 @@ def begin(
 
     It is killed at its `kill_at`-th file operation there (0: never). `before` is called first, to set limits.
     """
+    _start_server()
     notes = Path(tempfile.mkdtemp(prefix="kills-"))
     process = CONTEXT.Process(
         target=_child, args=(call, arguments, folder, notes, kill_at, before, dict(environment or {}))
     )
     process.start()
     return Begun(process, notes)
+
+
+@cache
+def _start_server() -> None:
+    """The server finds what it is to import by PYTHONPATH alone."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def run(

@@ -40,7 +40,7 @@ class ImageFiles:
         return self.split.name(file)
 
     def replacements(self, file: int, number: int, epoch: int) -> Iterator[int]:
-        """The next images of the list, from its beginning after the last one; then others, drawn: a folder may be gone."""
+        """The next images of the list, from its beginning after the last one; then others, drawn: a folder may go."""
         count = len(self.labels)
         near = [(file + step) % count for step in range(1, min(_NEAR, count))]
         yield from near
