@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
-    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report"},
+    # what a rewrite returned is asked as it is (dryrun), and so is an exported file (deploy)
+    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report", "dryrun", "deploy"},
     "cli": EVERY_ROOM,
 }
 

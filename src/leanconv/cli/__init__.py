@@ -27,6 +27,7 @@ from leanconv.cli import (
     pick,
     plan,
     predict,
+    push,
     rewrite,
     run,
     table,
@@ -74,6 +75,7 @@ app.command("run")(_verb(run.run))
 app.command("export")(_verb(export.run))
 app.command("bench")(_verb(bench.run))
 app.command("import-weights")(_verb(import_weights.run))
+app.command("push")(_verb(push.run))
 app.command("demo")(_verb(demo.run))
 app.command("doctor")(_verb(doctor.run))
 

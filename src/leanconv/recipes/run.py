@@ -50,8 +50,11 @@ class RunResult:
     videos: VideoEvaluation | None = None
 
 
-def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageData | VideoData:
-    """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one."""
+def open_data(recipe: Recipe, contract: InputContract | None = None, part: str | None = None) -> ImageData | VideoData:
+    """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one.
+
+    With `part` that part of them is the test, see `open_images`.
+    """
     settings = recipe.data
     video = settings.video
     if video is not None:
@@ -72,6 +75,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
             mean=video.mean,
             std=video.std,
             contract=contract,
+            part=part,
             validation=settings.held_out,
         )
     from leanconv.data import VIDEO_KINDS, open_images
@@ -92,6 +96,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
         mean=settings.mean,
         std=settings.std,
         contract=contract,
+        part=part,
         validation=settings.held_out,
     )
 
