@@ -63,7 +63,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 @AS_ROOT
-@pytest.mark.parametrize("size", ["20k", "300k", "4m"])
+@pytest.mark.parametrize("size", ["20k", "300k", "3m"])
 def test_a_full_disk(tmp_path: Path, whole: dict[str, str], size: str) -> None:
     """Too small for the settings, for the first checkpoint, for the second one beside it."""
     with small_disk(tmp_path, size):

@@ -6,6 +6,7 @@ of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted (Ctrl-C
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -120,6 +121,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = 0 if isinstance(cause, BrokenPipeError) else 130
         if code:
             _say(str(cause) or "interrupted")
+    except (MemoryError, OSError, RuntimeError) as error:
+        what = _ran_out(error)
+        if what is None:
+            raise
+        _say(what)
+        code = 2
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type
         _say(f"{getattr(error, 'format_message', error.__str__)()} (leanconv --help, leanconv VERB --help)")
         code = 2
@@ -129,6 +136,26 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
+
+
+_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO
+}  # fmt: skip
+
+
+def _ran_out(error: Exception) -> str | None:
+    """What to say where the system has no more of something, None for any other error."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.errno != errno.ENOMEM:
+        at = f"{error.filename}: " if error.filename else ""
+        return f"{at}{error.strerror}: what was there before is as it was; give it more, and run the same command again"
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "allocate memory" in text:
+        return (
+            f"memory ran out ({' '.join(text.split())[:200] or type(error).__name__}): use smaller batches, fewer"
+            " workers or a smaller input; a training goes on with: leanconv train --resume --out DIR"
+        )
+    return None
 
 
 def _say(message: str) -> None:
