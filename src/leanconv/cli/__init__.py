@@ -110,7 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as error:
         code = error.exit_code
     except Terminated as error:
-        _say(str(error) or "terminated")
+        if _speaks():
+            _say(str(error) or "terminated")
         code = error.code
     except SystemExit as error:  # typer's own, while it prints help
         if not isinstance(error.__context__, BrokenPipeError):
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (_Stopped, KeyboardInterrupt, BrokenPipeError, typer.Abort) as error:
         cause = error.__cause__ or error
         code = 0 if isinstance(cause, BrokenPipeError) else 130
-        if code:
+        if code and _speaks():
             _say(str(cause) or "interrupted")
     except (MemoryError, OSError, RuntimeError) as error:
         what = _ran_out(error)
@@ -156,6 +157,12 @@ def _ran_out(error: Exception) -> str | None:
             " workers or a smaller input; a training goes on with: leanconv train --resume --out DIR"
         )
     return None
+
+
+def _speaks() -> bool:
+    """Whether this is the one of the processes of a training that says how it ended."""
+    train = sys.modules.get("leanconv.train")
+    return train is None or bool(train.is_main_process())
 
 
 def _say(message: str) -> None:
