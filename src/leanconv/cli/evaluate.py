@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
@@ -18,7 +19,6 @@ from leanconv.cli.options import (
     JsonOption,
     MeanOption,
     ResolutionOption,
-    SizeOption,
     StdOption,
     TrustOption,
     WidthOption,
@@ -41,7 +41,14 @@ def run(
         str | None,
         typer.Option(metavar="SPEC", help="digits, folder:PATH, video-csv:TRAIN,TEST, ...; default: the run's."),
     ] = None,
-    size: SizeOption = None,
+    sizes: Annotated[
+        list[str],
+        typer.Option(
+            "--size",
+            metavar="C,H,W",
+            help="Shape of one input (C,FRAMES,H,W for clips); several times: a row for each; default: the model's.",
+        ),
+    ] = [],
     width: WidthOption = None,
     resolution: ResolutionOption = None,
     clips: Annotated[
@@ -81,10 +88,19 @@ def run(
     """
     from leanconv.recipes import load_run
 
-    shape = read_size(size) if size else None
+    shapes = [read_size(size) for size in sizes]
     given = read_contract(mean, std, crop, interpolation, exif)
     if confusions is not None and confusions.suffix not in (".png", ".json"):
         raise LeanconvError(f"--confusions {confusions}: expected a name that ends in .png or .json")
+    if len(shapes) > 1:
+        if per_class or any(option is not None for option in (baseline, confusions, predictions, contact_sheet)):
+            raise LeanconvError(
+                "--baseline, --per-class, --confusions, --predictions and --contact-sheet are for one --size"
+            )
+        wanted = partial(load_run, model, data=data, given=given, trust_code=trust_code)
+        _at_sizes(model, [wanted(size=shape) for shape in shapes], _Views(clips, crops), width, resolution, json)
+        return
+    shape = shapes[0] if shapes else None
     loaded = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
     views = _Views(clips, crops, predictions, contact_sheet)
     others: list[dict[str, Any]] = []
@@ -147,6 +163,22 @@ def _images(
         **_what_it_was(loaded.data),
         "remarks": list(loaded.data.remarks),
     }
+
+
+def _at_sizes(
+    name: str, runs: Sequence[LoadedRun], views: _Views, width: float | None, resolution: int | None, json: bool
+) -> None:
+    """The same network, opened at several sizes: what it scores at each, as a table."""
+    from leanconv.report import print_table, sizes_table
+
+    rows: list[dict[str, Any]] = []
+    for loaded in runs:
+        test = _videos if loaded.data.unit == "video" else _images
+        rows.append({**test(name, loaded, views, width, resolution)[1], "size": list(loaded.data.input_size)})
+    if json:
+        print_json(rows)
+    else:
+        print_table(sizes_table(rows))
 
 
 def _videos(

@@ -67,7 +67,7 @@ def elastic_imagenet(network: str) -> Recipe:
         data=DataSettings(
             spec="folder:data/imagenet",
             resolution=resolutions[0],
-            augment="mobile" if mobile else "imagenet",
+            augment="mobile" if mobile else "imagenet_basic" if network == "resnet50" else "imagenet",
             batch_size=batch,
             workers=8,
         ),
