@@ -178,9 +178,32 @@ def test_published_settings_of_the_networks() -> None:
             assert [conv.groups for conv in shortcuts] == [4, 4]
 
 
+def test_variants_of_section_4_are_options_of_the_networks() -> None:
+    """L = 4, M = 8 with a dense 1x1 behind it: 32 x 32 weights for 8 x 4 x 4; a ReLU between (footnote 4)."""
+    plain, dense = (create_model("igc_l4m8", dense_secondary=dense) for dense in (False, True))
+    plans = [next(m for m in net.modules() if isinstance(m, ConvChain)).plan for net in (plain, dense)]
+    assert [str(plan) for plan in plans] == [
+        "3x3 32->32 g4, shuffle 4; 1x1 32->32 g8, shuffle 8",
+        "3x3 32->32 g4; 1x1 32->32",
+    ]
+    assert [plan.params for plan in plans] == [4 * 8 * 8 * 9 + 8 * 4 * 4, 4 * 8 * 8 * 9 + 32 * 32]
+    assert plans[1].coverage == 1
+    activated = create_model("igc_l4m8", between="relu")
+    chain = next(m for m in activated.modules() if isinstance(m, ConvChain))
+    assert [name for name, _ in chain.named_children()] == ["conv1", "relu1", "shuffle1", "conv2", "shuffle2"]
+    assert counts("igc_l4m8", between="relu").macs == counts("igc_l4m8").macs
+
+
+@pytest.mark.parametrize("name", ["igc_l24m2", "regconv_w18", "sumfusion", "igcnet"])
+def test_momentum_of_batchnorm_is_an_option(name: str) -> None:
+    norms = [m for m in create_model(name, momentum=0.1).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("igc_l4m8", {"momentum": 0}, "momentum of BatchNorm must be above 0"),
         ("igc_l4m8", {"depth": 21}, r"3n \+ 2 \(5, 8, 11, ...\), got 21"),
         ("igc_l4m8", {"depth": 2}, r"3n \+ 2"),
         ("regconv_w16", {"depth": 11, "identity": True}, r"6n \+ 2 \(8, 14, 20, ...\), got 11"),
