@@ -22,8 +22,8 @@ def plan_facts(plan: Plan, step: ChainRewrite | None = None, in_size: tuple[int,
     """What a plan costs and connects; MACs where `in_size` is given.
 
     Where `step` is an optimized separable convolution, `params_relaxed` is what Theorem 1 says for its overlap, and
-    `overlap` the one that its chain reaches. `coverage` is the share of the input channels that an output channel sees, on average, and `least_channels` the
-    fewest that one sees.
+    `overlap` the one that its chain reaches. `coverage` is the share of the input channels that an output channel sees,
+    on average, and `least_channels` the fewest that one sees.
     """
     spec = plan.spec
     return {

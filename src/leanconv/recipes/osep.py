@@ -1,6 +1,6 @@
-"""Optimized separable convolution: every experiment of the paper, trained as its appendix C says.
+"""Optimized separable convolution, trained as appendix C of its paper says.
 
-    CIFAR       200 epochs, batch 128, rate .1 divided by ten at 100 and 150 (figures 3 and 4, tables 2, 4 and 6)
+    CIFAR       200 epochs, batch 128, rate .1 divided by ten at 100 and 150 (figures 3 to 6, tables 2, 4 and 6)
     ImageNet40  20 epochs, batch 256, rate .1 divided by ten at 10 and 15; no other augmentation (table 7)
     DARTS       CIFAR-10 600 epochs, cosine, cutout, paths dropped, auxiliary tower (table 3); ImageNet 250, linear
     MobileNet   ImageNet, 200 epochs, rate times .973 every .8 epochs (table 5)
@@ -20,7 +20,17 @@ from typing import Any
 from leanconv.recipes.settings import DataSettings, Recipe
 from leanconv.train import OptimSettings, ScheduleSettings
 
-__all__ = ["GAMMAS", "OSEP", "cifar_resnet", "darts", "gamma_sweep", "imagenet40_resnet", "mobilenet"]
+__all__ = [
+    "GAMMAS",
+    "OSEP",
+    "cifar_resnet",
+    "darts",
+    "equal_params",
+    "gamma_sweep",
+    "imagenet40_resnet",
+    "mobilenet",
+    "unmultiplied",
+]
 
 _DEPTHS = (20, 32, 56, 110)
 _KINDS = {
@@ -48,6 +58,15 @@ _MULTIPLIERS_40: dict[str, tuple[float, float, float, float]] = {
 }
 """Table 7."""
 
+_EQUAL_PARAMS: dict[str, tuple[float, float, float, float]] = {
+    "dw_": (31.75, 34.625, 36.625, 38.0),
+    "d_": (2.875, 2.875, 2.875, 2.875),
+    "s_": (1.25, 1.25, 1.25, 1.25),
+    "o_": (4.125, 4.375, 4.5, 4.625),
+    "so_": (4.125, 4.25, 4.5, 4.5),
+}
+"""Figures 5 and 6, where parameters are matched alone: the multiple of 1/8 that comes nearest to them (ours)."""
+
 GAMMAS: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "1_16": (1 / 16, (6.875, 7.625, 8.375, 9.0)),
     "1_4": (1 / 4, (5.0, 5.25, 5.5, 5.625)),
@@ -72,6 +91,28 @@ def cifar_resnet(prefix: str = "o_", depth: int = 20, classes: int = 10) -> Reci
         f"{_KINDS[prefix]} ResNet-{depth} on CIFAR-{classes}, as the optimized separable paper trains it",
         f"{prefix}resnet{depth}",
         {} if multiplier == 1 else {"multiplier": multiplier},
+        classes,
+    )
+
+
+def unmultiplied(prefix: str, depth: int = 20, classes: int = 10) -> Recipe:
+    """A point of the solid lines in figures 3 and 4: the network as wide as the conventional one; o_ or d_."""
+    return _cifar(
+        f"{prefix}resnet{depth}_m1_cifar{classes}",
+        f"{_KINDS[prefix]} ResNet-{depth} of the conventional width on CIFAR-{classes}, optimized separable paper",
+        f"{prefix}resnet{depth}",
+        {},
+        classes,
+    )
+
+
+def equal_params(prefix: str, depth: int = 20, classes: int = 10) -> Recipe:
+    """A network of figure 5 (CIFAR-10) or 6 (CIFAR-100), with about as many parameters as the conventional one."""
+    return _cifar(
+        f"{prefix}resnet{depth}_params_cifar{classes}",
+        f"{_KINDS[prefix]} ResNet-{depth} at equal parameters on CIFAR-{classes}, optimized separable paper",
+        f"{prefix}resnet{depth}",
+        {"multiplier": _EQUAL_PARAMS[prefix][_DEPTHS.index(depth)]},
         classes,
     )
 
@@ -172,6 +213,13 @@ def mobilenet(prefix: str = "o_") -> Recipe:
 
 _MAKERS: tuple[Callable[[], Recipe], ...] = (
     *(partial(cifar_resnet, prefix, depth, classes) for classes in (10, 100) for prefix in _KINDS for depth in _DEPTHS),
+    *(
+        partial(make, prefix, depth, classes)
+        for make, prefixes in ((unmultiplied, ("o_", "d_")), (equal_params, _EQUAL_PARAMS))
+        for classes in (10, 100)
+        for prefix in prefixes
+        for depth in _DEPTHS
+    ),
     *(partial(gamma_sweep, label, depth, classes) for classes in (10, 100) for label in GAMMAS for depth in _DEPTHS),
     *(partial(imagenet40_resnet, prefix, depth) for prefix in _MULTIPLIERS_40 for depth in _DEPTHS),
     *(partial(darts, prefix, data) for data in ("cifar10", "imagenet") for prefix in ("", "o_")),

@@ -294,6 +294,7 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
         teacher=None if settings.teacher is None else load_teacher(settings.teacher),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
+        draw_full=settings.draw_full,
     )
 
 

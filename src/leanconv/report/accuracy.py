@@ -50,25 +50,25 @@ def videos_table(figures: Sequence[Mapping[str, Any]], *, unread: str = "") -> T
 
 
 def sizes_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
-    """Tests of one network at several sizes of its input, a row each: `image_figures` or `video_figures` and `size`."""
-    kinds = (("top1", "top-1"), ("top5", "top-5")) if "top1" in rows[0] else (("video1", "video@1"), ("video5", "video@5"))
+    """Tests of one network at several sizes of its input, a row each: `image_figures` or `video_figures`, and `size`."""
+    images = "top1" in rows[0]
+    kinds = (("top1", "top-1"), ("top5", "top-5")) if images else (("video1", "video@1"), ("video5", "video@5"))
     columns = [column for _, called in kinds for column in (Column(f"{called} [%]"), Column("95 %"))]
-    counts = {row["images"] if "images" in row else row["videos"] for row in rows}
+    what = "images" if images else "videos"
+    unread = max(row["unreadable"] for row in rows)
+    told = f"{', '.join(map(str, sorted({row[what] for row in rows})))} {what}"
+    told += f"; {unread} more could not be read." if unread else "."
     return TextTable(
         title=rows[0]["model"],
         columns=(Column("input", "left"), *columns),
         rows=tuple(
             (
                 "x".join(map(str, row["size"])),
-                *(
-                    text
-                    for key, _ in kinds
-                    for text in (percent(row[key]), _interval(row.get(f"{key}_interval")))
-                ),
+                *(text for key, _ in kinds for text in (percent(row[key]), _interval(row.get(f"{key}_interval")))),
             )
             for row in rows
         ),
-        notes=(f"{', '.join(map(str, sorted(counts)))} {'images' if 'images' in rows[0] else 'videos'}.", INTERVAL_NOTE),
+        notes=(told, INTERVAL_NOTE),
     )
 
 

@@ -95,7 +95,11 @@ def sweep_table(step: str, spec: ConvSpec, sweep: Facts) -> TextTable:
         )
     return TextTable(
         title=f"{step} for {spec.in_channels} -> {spec.out_channels} channels, {taps} taps",
-        columns=(Column("form", "left"), Column("plan", "left", 1), *map(Column, ("parameters", "relaxed", "overlap", "seen"))),
+        columns=(
+            Column("form", "left"),
+            Column("plan", "left", 1),
+            *map(Column, ("parameters", "relaxed", "overlap", "seen")),
+        ),
         rows=tuple(
             (
                 form["name"],

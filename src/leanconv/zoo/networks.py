@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from leanconv.nets import CifarResNet, MobileNetV1
+from leanconv.nets import CifarResNet, MobileNetV1, MobileNetV2
 from leanconv.nets.mobilenet import conv_unit
 from leanconv.ops import ConvRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
@@ -92,6 +92,10 @@ def _mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Mod
     return MobileNetV1(num_classes=num_classes, multiplier=multiplier)
 
 
+def _mobilenet_v2(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Module:
+    return MobileNetV2(num_classes=num_classes, multiplier=multiplier)
+
+
 def _o_mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 2.125, overlap: float = 1.0) -> nn.Module:
     """Table 5: each (depthwise, pointwise) unit as one optimized-separable pair; the last 1024 channels are kept.
 
@@ -117,6 +121,7 @@ ZOO: dict[str, Entry] = {
         for d in DEPTHS
     },
     "mobilenet_v1": Entry(_mobilenet_v1, IMAGENET),
+    "mobilenet_v2": Entry(_mobilenet_v2, IMAGENET),
     "o_mobilenet_v1": Entry(_o_mobilenet_v1, IMAGENET),
     **OCTAVE,
     **DARTS,

@@ -166,7 +166,7 @@ def _oct_video(
     last: bool = False,
     full_stride: StrideMode = "pool",
 ) -> nn.Module:
-    """Table 8. With `last` the last stage is at two resolutions, too: so alphas of .2 and .5 come nearer to its counts."""
+    """Table 8. With `last` the last stage is split, too: so alphas of .2 and .5 come nearer to what is printed."""
     net = _video(temporal, num_classes=num_classes, nonlocal_blocks=nonlocal_blocks, dropout=dropout)
     where = "!*.after.theta !*.after.phi !*.after.g"
     return _octave(net, alpha, full_stride, KINETICS, where=where, last=last)
