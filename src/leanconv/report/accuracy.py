@@ -50,7 +50,7 @@ def videos_table(figures: Sequence[Mapping[str, Any]], *, unread: str = "") -> T
 
 
 def sizes_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
-    """Tests of one network at several sizes of its input, a row each: `image_figures` or `video_figures`, and `size`."""
+    """One network at several sizes of its input, a row each as `image_figures` or `video_figures` and its `size`."""
     images = "top1" in rows[0]
     kinds = (("top1", "top-1"), ("top5", "top-5")) if images else (("video1", "video@1"), ("video5", "video@5"))
     columns = [column for _, called in kinds for column in (Column(f"{called} [%]"), Column("95 %"))]
