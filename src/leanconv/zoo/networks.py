@@ -88,8 +88,8 @@ def _o_imagenet40(
     return _imagenet40(depth, operator, num_classes=num_classes, multiplier=multiplier)
 
 
-def _mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Module:
-    return MobileNetV1(num_classes=num_classes, multiplier=multiplier)
+def _mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return MobileNetV1(num_classes=num_classes, multiplier=multiplier, depth=depth)
 
 
 def _mobilenet_v2(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Module:
