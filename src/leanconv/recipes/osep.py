@@ -14,6 +14,7 @@ nothing more is said, so it is black; `--set data.augment=cifar` reflects it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "gamma_sweep",
     "imagenet40_resnet",
     "mobilenet",
+    "searched",
     "unmultiplied",
 ]
 
@@ -195,6 +197,19 @@ def darts(prefix: str = "o_", data: str = "cifar10") -> Recipe:
     )
 
 
+def searched(cells: str) -> Recipe:
+    """P-DARTS or PC-DARTS, which table 3 compares with: the same training, with .3 of the paths dropped as theirs."""
+    made = darts("")
+    title = {"pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}[cells]
+    return replace(
+        made,
+        name=f"{cells}_cifar10",
+        note=f"{title} on CIFAR-10, which table 3 of the optimized separable paper compares with",
+        model=f"{cells}_cifar",
+        drop_path=0.3,
+    )
+
+
 def mobilenet(prefix: str = "o_") -> Recipe:
     """The MobileNet rows of table 5; the multiplier of o-MobileNet is the zoo's 2.125."""
     kind = "optimized separable" if prefix else "depth separable"
@@ -223,6 +238,7 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     *(partial(gamma_sweep, label, depth, classes) for classes in (10, 100) for label in GAMMAS for depth in _DEPTHS),
     *(partial(imagenet40_resnet, prefix, depth) for prefix in _MULTIPLIERS_40 for depth in _DEPTHS),
     *(partial(darts, prefix, data) for data in ("cifar10", "imagenet") for prefix in ("", "o_")),
+    *(partial(searched, cells) for cells in ("pdarts", "pcdarts")),
     *(partial(mobilenet, prefix) for prefix in ("", "o_")),
 )
 
