@@ -42,7 +42,7 @@ def _page(paper: str, rows: Sequence[Row]) -> str:
     told = ", ".join(f"{kinds[kind]} {kind}" for kind in ("present", "absent", "open"))
     parts = [_HEAD.format(title=PAPERS[paper], count=len(rows), told=told, paper=paper)]
     for place, members in groupby(rows, key=lambda row: row.place):
-        parts += [f"## {place}", "", *_table(list(members)), "", ""]
+        parts += [f"## {place}", "", *_table(list(members)), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
