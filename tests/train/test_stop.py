@@ -126,7 +126,7 @@ def test_as_many_processes_go_on(tmp_path: Path) -> None:
     for wrong in ({}, {"batch": 3, "ranks": [{}]}, {"batch": "x", "ranks": []}, 7):
         torch.save({**content, "leanconv_mid_epoch": wrong}, path)
         with pytest.raises(
-            CheckpointError, match="last.ckpt: what it says of the epoch that was stopped in its middle"
+            CheckpointError, match=r"last.ckpt: what it says of the epoch that was stopped in its middle"
         ):
             again(Classify(tiny_nets.tiny_net()))
 
