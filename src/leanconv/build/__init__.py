@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from leanconv import __version__
 from leanconv.build import beside
+from leanconv.build.bounds import TooMuch, bounded
 from leanconv.build.folder import (
     FORMAT_VERSION,
     STORY_FILE,
@@ -31,16 +32,17 @@ from leanconv.build.folder import (
     write,
 )
 from leanconv.build.proof import ADVICE, prove_same
-from leanconv.data.contract import attach, published
+from leanconv.data.contract import InputContract, attach, published
 from leanconv.dryrun import ModelHolder, as_module, check_sizes
 from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
-from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.errors import CheckpointError, LeanconvError, shown
+from leanconv.offline import no_network
 from leanconv.rewrites import replay
 from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember, story_of
 from leanconv.zoo import ZOO, list_models
-from leanconv.zoo.names import construct, size_of_name, without_downloads
+from leanconv.zoo.names import construct, size_of_name, to_be_fetched, without_downloads
 
 __all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save", "with_new_classifier"]
 
@@ -141,17 +143,16 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     tensors = read_tensors(folder, record)
     try:
         story = Story.from_json(record["story"])
-    except (TypeError, ValueError) as error:
+        if story.contract is not None:
+            InputContract.from_json(story.contract)
+    except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / STORY_FILE} is damaged: its story cannot be read: {error}") from error
     if is_own_code(str(story.model)) and not trust_code:
         raise CheckpointError(
-            f"{folder / STORY_FILE}: this model is built by {story.model}, and loading it would run that code: "
-            "pass trust_code=True if you trust whoever wrote it"
+            f"{folder / STORY_FILE}: this model is built by {shown(story.model)[1:-1]}, and loading it would run that "
+            "code: pass trust_code=True (--trust-code) if you trust whoever wrote it"
         )
-    try:
-        model = _replay(story)
-    except (LeanconvError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {reason_of(error)}") from error
+    model = _replay_untrusted(story, folder, tensors)
     _restore(folder, model, record, tensors)
     if digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
         raise CheckpointError(
@@ -175,7 +176,8 @@ def with_new_classifier(
     if story.contract is not None:  # its names are of the classes before
         story = replace(story, contract={**story.contract, "class_names": None})
     try:
-        other = _replay(story)
+        with no_network():
+            other = _replay(story)
     except TypeError as error:
         raise LeanconvError(
             f"{folder}: {story.model} takes no num_classes, so a new classifier cannot be made: {reason_of(error)}"
@@ -244,6 +246,33 @@ def _replay(story: Story) -> nn.Module:
                 model = replay(model, [(stem, settings)])
     remember(model, story)
     return model
+
+
+def _replay_untrusted(story: Story, folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The model of a story that anybody may have written: no network is asked, and no more is made than the file fills.
+
+    Whatever goes wrong on the way is the story's fault.
+    """
+    path, name = folder / STORY_FILE, str(story.model)
+    own = is_own_code(name)  # which is trusted, or it would not have come here
+    limits = nullcontext() if own else bounded(sum(tensor.nbytes for tensor in tensors.values()), len(tensors))
+    with no_network() as asked:
+        try:
+            if not own and (url := to_be_fetched(name, without_downloads(name, story.options))):
+                asked.append(url)
+                raise LeanconvError(url)
+            with limits:
+                return _replay(story)
+        except TooMuch as error:
+            raise CheckpointError(f"{path}: the weights do not fit the story: {error}") from error
+        except Exception as error:
+            if asked:
+                raise CheckpointError(
+                    f"{path}: building {shown(name)[1:-1]} would fetch {shown(asked[0], 120)[1:-1]}, and a saved model"
+                    " is loaded without a network: build it by its name once, which keeps what was fetched, or save it"
+                    " without the option that asks for it"
+                ) from error
+            raise CheckpointError(f"{path}: the story cannot be replayed: {reason_of(error)}") from error
 
 
 def _restore(folder: Path, model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leanconv.cli.options import TrustOption
 from leanconv.errors import LeanconvError
 
 
@@ -49,6 +50,7 @@ def run(
         bool, typer.Option("--tiny", help="Two steps on the embedded digits, to see that the recipe works.")
     ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Print the recipe with its changes, and stop.")] = False,
+    trust_code: TrustOption = False,
 ) -> None:
     """Train by recipe, or one's own network on one's own pictures, in a run folder.
 
@@ -87,7 +89,7 @@ def run(
         return
     folder = out or Path("runs") / chosen.name
     try:
-        result = run_recipe(chosen, folder, resume=resume)
+        result = run_recipe(chosen, folder, resume=resume, trust_code=trust_code)
     except KeyboardInterrupt:
         if not (folder / "last.ckpt").exists():
             raise KeyboardInterrupt("interrupted in the first epoch, nothing to go on from") from None

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.schema import Count, Fault, Flag, ListOf, Maybe, Number, Record, Text
 from leanconv.story import Story, remember, story_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "CONTRACT",
     "INTERPOLATIONS",
     "RESIZES",
     "ClipContract",
@@ -131,6 +133,10 @@ class InputContract:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputContract:
         """The inverse of `to_json`; `LeanconvError` for what is no contract."""
+        try:
+            CONTRACT.check(data, "")
+        except Fault as error:
+            raise LeanconvError(f"not an input contract: {error}") from error
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
@@ -140,6 +146,33 @@ class InputContract:
             return cls(**values)
         except TypeError as error:
             raise LeanconvError(f"not an input contract: {error}") from error
+
+
+_CHANNELS = ListOf(Number(-1e6, 1e6), longest=4096, shortest=1)
+
+CONTRACT = Record(
+    {
+        "size": ListOf(Count(1, 2**20), longest=8, shortest=1),
+        "mean": _CHANNELS,
+        "std": ListOf(Number(above=0, high=1e6), longest=4096, shortest=1),
+    },
+    {
+        "resize": Text(40),
+        "interpolation": Text(40),
+        "crop": Number(above=0, high=1),
+        "channel_order": Text(40),
+        "value_range": ListOf(Number(-1e6, 1e6), longest=2, shortest=2),
+        "exif": Flag(),
+        "class_names": Maybe(ListOf(Text(1000), longest=1_000_000)),
+        "clip": Maybe(
+            Record(
+                {"rate": Count(1, 10_000), "fps": Maybe(Number(above=0, high=10_000)), "short_side": Count(1, 2**20)},
+                {"clips": Count(1, 10_000), "crops": Count(1, 3)},
+            )
+        ),
+    },
+)
+"""What the JSON of a contract must be."""
 
 
 def contract_of(model: nn.Module) -> InputContract | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leanconv.data.contract import InputContract, amended, contract_of
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
+from leanconv.offline import no_network
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
 from leanconv.recipes.settings import Recipe
@@ -68,12 +69,26 @@ def load_run(
         raise LeanconvError(f"{path} is a saved model, not a run folder: say which images or videos with --data")
     contract = _contract(path, network, recipe, size, dict(given or {}))
     if recipe is not None and data is None:
-        opened = open_data(recipe, contract)
+        opened = _data_of(recipe, contract, path)
     else:
         options: dict[str, Any] = {} if recipe is None else _reading(recipe)
         opened = open_inputs(str(data), contract, testing=whole, **options)
     check_inputs(network, opened.input_size, opened.num_classes, named=contract.class_names is not None)
     return LoadedRun(network, opened, recipe)
+
+
+def _data_of(recipe: Recipe, contract: InputContract | None, path: Path) -> ImageData | VideoData:
+    """The data that a run's own file names; nothing is fetched for it, whatever it says."""
+    with no_network() as asked:
+        try:
+            return open_data(recipe, contract)
+        except LeanconvError as error:
+            if asked:
+                raise LeanconvError(
+                    f"{path / 'config.yaml'}: its data.spec {shown(recipe.data.spec)} would fetch {asked[0]}, and what a"
+                    " run's file says is not fetched: say it yourself with --data"
+                ) from error
+            raise
 
 
 def _contract(
@@ -85,7 +100,7 @@ def _contract(
     contract = contract_of(network)
     if contract is None and recipe is not None and not {"mean", "std"} <= given.keys():
         try:
-            contract = open_data(recipe).contract  # a run of a leanconv that did not keep it: as it was trained
+            contract = _data_of(recipe, None, path).contract  # an older leanconv did not keep it: as it was trained
         except LeanconvError as error:
             raise LeanconvError(
                 f"{path}: {asks_for_contract()} (it was trained on {recipe.data.spec}: {error})"

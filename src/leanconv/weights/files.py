@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from leanconv.errors import CheckpointError
+from leanconv.pickles import ForeignName, read_pickle
 from leanconv.weights.container import WeightFile, find_weights
 from leanconv.weights.mxnet_params import MXNET_MAGIC, read_params
-from leanconv.weights.pickles import ForeignName, read_pickle
 from leanconv.weights.torch_files import LEGACY_TORCH, read_legacy, read_zip
 
 __all__ = ["read_tensors"]

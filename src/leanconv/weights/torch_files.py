@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from leanconv.weights.pickles import ALLOWED, Array, ForeignName, is_cut
+from leanconv.pickles import ALLOWED, Array, ForeignName, is_cut
 
 __all__ = ["LEGACY_TORCH", "read_legacy", "read_zip"]
 

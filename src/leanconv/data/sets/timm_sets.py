@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -13,6 +14,7 @@ from torch import Tensor
 from leanconv.data.contract import match_classes
 from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError, LeanconvError, need, unknown
+from leanconv.offline import no_network
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,15 +110,19 @@ def _open(name: str, split: str, options: dict[str, str]) -> _Reader:
     except ImportError as error:
         raise need("timm", "train", "reading timm's data sets") from error
     where = f"timm:{name} ({split})"
+    if name.partition("/")[0] in ("wds", "tfds"):  # whose locations may be commands (pipe:...)
+        raise _a_stream(where)
+    download = options.get("download", "false").lower() in ("1", "true", "yes")
     try:
         make: Any = create_dataset  # timm declares some arguments narrower than it accepts
-        dataset = make(
-            name,
-            root=options.get("root"),
-            split=split,
-            class_map=options.get("class_map", ""),
-            download=options.get("download", "false").lower() in ("1", "true", "yes"),
-        )
+        with nullcontext() if download else no_network():
+            dataset = make(
+                name,
+                root=options.get("root"),
+                split=split,
+                class_map=options.get("class_map", ""),
+                download=download,
+            )
     except LeanconvError:
         raise
     except Exception as error:  # timm's readers raise whatever the library behind them raises
@@ -125,10 +131,14 @@ def _open(name: str, split: str, options: dict[str, str]) -> _Reader:
             " download=true"
         ) from error
     if not callable(getattr(dataset, "__getitem__", None)) or not callable(getattr(dataset, "__len__", None)):
-        raise DataError(
-            f"{where}: a stream that cannot be indexed, and training shuffles by number; unpack it to folder:PATH"
-        )
+        raise _a_stream(where)
     return _Reader(where, dataset, torch.as_tensor(_labels(where, dataset), dtype=torch.int64))
+
+
+def _a_stream(where: str) -> DataError:
+    return DataError(
+        f"{where}: a stream that cannot be indexed, and training shuffles by number; unpack it to folder:PATH"
+    )
 
 
 def _labels(where: str, dataset: Any) -> list[int]:
