@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {
     "errors", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds",
-    "schema", "plain_text", "pickles", "offline", "trust",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 EVERY_ROOM = {
     "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plain_text": set(),
     "pickles": set(),
     "offline": set(),
+    "stored_zip": set(),
     "trust": set(),
     "plan": set(),
     "dryrun": set(),
@@ -55,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 NO_TORCH = {
     "errors", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
-    "schema", "plain_text", "pickles", "offline", "trust",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _classes() -> tuple[Any, Any]:
             resolvers.setdefault(letter, []).append((f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$")))
     resolvers[""] = resolvers["~"]
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         yaml_implicit_resolvers = resolvers
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -150,7 +150,7 @@ def _classes() -> tuple[Any, Any]:
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     Loader.add_constructor("tag:yaml.org,2002:map", lambda self, node: self.construct_mapping(node))
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
         yaml_implicit_resolvers = resolvers
 
         def ignore_aliases(self, data: Any) -> bool:

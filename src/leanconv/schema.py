@@ -160,7 +160,7 @@ class MapOf:
 
 @dataclass(frozen=True)
 class Record:
-    """An object with the keys of `needed`, perhaps those of `optional`, and whatever else as `others` says, if at all."""
+    """An object with the keys of `needed`, perhaps those of `optional`, and whatever else as `others` says, if any."""
 
     needed: Mapping[str, Shape]
     optional: Mapping[str, Shape] = field(default_factory=dict)

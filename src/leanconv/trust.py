@@ -1,12 +1,12 @@
 """The one door for code: what a file names is imported and run only where the person at this machine has said so.
 
 A story, a recipe or a `--set` may name a function or class of anybody's ("package.module:function"). Building that
-network imports and runs it, with arguments that stand beside it. It is done after `--trust-code`, or where this user has
-said that before for a run, of the very same: `remember_trust` writes a note into a folder of the user's own, outside of
-the run, under the SHA-256 of all of it (the run's folder, the working folder, from which modules are imported, and every
-function with its arguments). A run folder that came from elsewhere has no such note, and nothing that is in it can make
-one; when any part has changed, or the folder was moved, the note does not hold. It is believed only where the folder of
-notes belongs to this user and nobody else may write to it.
+network imports and runs it, with arguments that stand beside it. It is done after `--trust-code`, or where this user
+has said that before, for the very same run: `remember_trust` puts a note into a folder of the user's own, outside of
+the run, named by the SHA-256 of everything that counts (the run's folder; the working folder, from which modules are
+imported; every function that would run, with its arguments). A run folder that came from elsewhere has no such note,
+and nothing that is in it can make one; when any part has changed, or the folder was moved, the note does not hold.
+Notes are believed only where their folder belongs to this user and nobody else may write to it.
 """
 
 from __future__ import annotations

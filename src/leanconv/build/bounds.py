@@ -39,14 +39,14 @@ class TooMuch(LeanconvError):
 
 @contextmanager
 def bounded(stored_bytes: int, stored_tensors: int) -> Iterator[None]:
-    """Raise `TooMuch` within the scope before more is made than a model of so many bytes and tensors can have use for."""
+    """Raise `TooMuch` within the scope before more is made than a model of so many bytes and tensors has use for."""
     with _Bounded(_FREE_BYTES + _TIMES * stored_bytes, _FREE_TENSORS + _TENSORS_EACH * stored_tensors):
         yield
 
 
-class _Bounded(TorchDispatchMode):
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, most_bytes: int, most_tensors: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes_left, self.tensors_left = most_bytes, most_tensors
         self.most_bytes = most_bytes
 

@@ -90,8 +90,17 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Decode images and frames of up to N million pixels; default: 100."),
+    ] = None,
 ) -> None:
     """Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it."""
+    if max_megapixels is not None:
+        from leanconv.data.limits import MAX_MEGAPIXELS, most_pixels
+
+        os.environ[MAX_MEGAPIXELS] = str(max_megapixels)  # for the processes that load, too
+        most_pixels()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import DataError, LeanconvError, unknown
@@ -40,6 +41,10 @@ size / crop, whatever its shape, then the centre is cut."""
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's, all of them over the whole area of a pixel that becomes smaller."""
+
+
+_MOST_VALUES, _LONGEST_SIDE = 2**28, 2**16
+"""Of one input: a GB in single precision; and of what it is cut from, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,10 @@ class InputContract:
                 f"an input contract of size {list(self.size)} needs {self.size[0] if self.size else 3} values of mean"
                 f" and of std, got {len(self.mean)} and {len(self.std)}"
             )
+        if prod(self.size) > _MOST_VALUES or self.size[-1] / self.crop > _LONGEST_SIDE:
+            raise LeanconvError(f"an input contract of size {list(self.size)}, crop {self.crop:g}: nothing is so large")
+        if self.clip is not None and self.clip.short_side > _LONGEST_SIDE:
+            raise LeanconvError(f"an input contract of short side {self.clip.short_side}: no frame is so large")
         if not all(value > 0 for value in self.std):
             raise LeanconvError(f"std must be above 0 in every channel, got {list(self.std)}")
         if (len(self.size) == 4) != (self.clip is not None):

@@ -16,7 +16,7 @@ from leanconv.errors import LeanconvError, shown, unknown
 from leanconv.plain_text import BadText, read_yaml
 from leanconv.plain_text import to_yaml as plain_yaml
 from leanconv.recipes.settings import Recipe
-from leanconv.schema import Count, Fault, Flag, MapOf, Number, Plain, Text
+from leanconv.schema import Count, Fault, Flag, MapOf, Number, Plain, Shape, Text
 
 __all__ = ["change", "read_recipe", "to_data", "to_yaml"]
 
@@ -122,7 +122,7 @@ def _put(data: dict[str, Any], parts: list[str], value: Any) -> None:
         data[parts[-1]] = value
 
 
-_SHAPES = {int: Count(-(2**63)), float: Number(), str: Text(), bool: Flag()}
+_SHAPES: dict[Any, Shape] = {int: Count(-(2**63)), float: Number(), str: Text(), bool: Flag()}
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:

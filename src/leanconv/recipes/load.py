@@ -85,8 +85,8 @@ def _data_of(recipe: Recipe, contract: InputContract | None, path: Path) -> Imag
         except LeanconvError as error:
             if asked:
                 raise LeanconvError(
-                    f"{path / 'config.yaml'}: its data.spec {shown(recipe.data.spec)} would fetch {asked[0]}, and what a"
-                    " run's file says is not fetched: say it yourself with --data"
+                    f"{path / 'config.yaml'}: its data.spec {shown(recipe.data.spec)} would fetch {asked[0]}, and"
+                    " what a run's file says is not fetched: say it yourself with --data"
                 ) from error
             raise
 

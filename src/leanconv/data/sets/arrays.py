@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from leanconv import pickles
+from leanconv.data.sets.paths import user_path
 from leanconv.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ArrayImages:
 
 def first_folder(path: str, names: tuple[str, ...], needed: str, kind: str) -> Path:
     """The folder that holds the file `needed`: `path` itself, or one of `names` in it; `DataError` otherwise."""
-    root = Path(path).expanduser()
+    root = user_path(path)
     for folder in (root, *(root / name for name in names)):
         if (folder / needed).is_file():
             return folder
@@ -77,8 +78,7 @@ def as_array(value: Any) -> npt.NDArray[Any]:
     """A list of numbers, or the array of a pickle, as numpy's; `ValueError` for anything else."""
     if not isinstance(value, pickles.Array):
         return np.array(value)
-    order = ">" if value.big_endian else "<"
-    values = np.frombuffer(value.data, dtype=np.dtype(value.code).newbyteorder(order))
+    values = np.frombuffer(value.data, dtype=np.dtype((">" if value.big_endian else "<") + value.code))
     return values.reshape(value.shape, order="F" if value.columns_first else "C")
 
 

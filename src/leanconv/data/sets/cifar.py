@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leanconv.data.sets.arrays import ArrayImages, Pixels, as_array, first_folder, read_pickle
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet, check_labels
 from leanconv.errors import DataError, shown
 
@@ -56,7 +57,7 @@ def cifar100(path: str) -> ImageSet:
 
 
 def _read(path: str, layout: _Layout) -> ImageSet:
-    root = Path(path).expanduser()
+    root = user_path(path)
     for folder in (root, *(root / name for name in layout.folders)):
         if (folder / f"{layout.test}.bin").is_file():
             suffix = ".bin"

@@ -14,8 +14,9 @@ import torch
 
 from leanconv.data.sets.folder import FolderFiles, class_folders, files_of, image_folder
 from leanconv.data.sets.mat_file import read_mat
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet
-from leanconv.errors import DataError
+from leanconv.errors import DataError, shown
 
 __all__ = ["imagenet"]
 
@@ -25,7 +26,7 @@ _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 def imagenet(path: str) -> ImageSet:
     """The images in `path`. Raises `DataError` for missing folders, images or labels."""
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(f"imagenet:{path}: expected the folders train/ and val/ there")
     if any(entry.is_dir() for entry in (root / "val").iterdir()):
@@ -52,9 +53,9 @@ def _labels(root: Path, names: list[str]) -> list[int]:
     place = {name: index for index, name in enumerate(names)}
     labels = []
     for line, text in enumerate((kit / _TRUTH).read_text().split(), 1):
-        name = folders.get(int(text)) if text.isdigit() else None
+        name = folders.get(int(text[:12])) if text.isdecimal() else None
         if name not in place:
-            raise DataError(f"{kit / _TRUTH}: line {line} is {text!r}, which is no class of {root / 'train'}")
+            raise DataError(f"{kit / _TRUTH}: line {line} is {shown(text)}, which is no class of {root / 'train'}")
         labels.append(place[name])
     return labels
 

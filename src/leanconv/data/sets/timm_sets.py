@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import match_classes
+from leanconv.data.limits import open_image
 from leanconv.data.sets.splits import ImageSet, check_labels
-from leanconv.errors import DataError, LeanconvError, need, unknown
+from leanconv.errors import DataError, LeanconvError, need, shown, unknown
 from leanconv.offline import no_network
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class _Reader:
         if not isinstance(image, bytes):
             with image as file:
                 image = file.read()
-        return Image.open(io.BytesIO(image))
+        return open_image(io.BytesIO(image))
 
 
 def timm_set(text: str) -> ImageSet:
@@ -67,8 +68,8 @@ def timm_set(text: str) -> ImageSet:
     test = _open(name, splits[1], options)
     names = _class_names(train.dataset)
     if names is None:
-        if count is not None and not count.isdigit():
-            raise DataError(f"timm:{text}: num_classes must be a whole number, got {count!r}")
+        if count is not None and (not count.isdecimal() or len(count) > 9):
+            raise DataError(f"timm:{text}: num_classes must be a whole number, got {shown(count)}")
         names = tuple(str(label) for label in range(int(count) if count else int(train.labels.max()) + 1))
     check_labels(train.where, train.labels, names, every_class=True)
     own = _class_names(test.dataset)
