@@ -133,6 +133,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
+_LONGEST = 490
+"""Characters of a message: what is longer quotes somebody's file, and its beginning and its end say enough."""
+
+
 def _say(message: str) -> None:
-    line = " ".join(message.split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 205]} ... {line[-200:]}"
     print(f"leanconv: {line}", file=sys.stderr)

@@ -25,7 +25,7 @@ from leanconv.cli.options import (
 )
 from leanconv.cli.output import print_json
 from leanconv.cli.values import read_contract, read_options, read_size
-from leanconv.errors import LeanconvError
+from leanconv.errors import ExportError, LeanconvError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,6 +174,7 @@ def _exported(path: Path, size: str | None, given: dict[str, Any]) -> _Ready:
 
     from leanconv.data import amended
     from leanconv.deploy import input_of, onnxruntime_runner, openvino_runner
+    from leanconv.deploy.verify import one_line
     from leanconv.recipes import asks_for_contract
 
     said = input_of(path)
@@ -188,7 +189,13 @@ def _exported(path: Path, size: str | None, given: dict[str, Any]) -> _Ready:
 
     def scores(inputs: Tensor) -> Tensor:
         # One by one: the file may have a fixed batch of one.
-        answers: list[Any] = [runner(inputs[index : index + 1]) for index in range(len(inputs))]
-        return torch.cat([torch.as_tensor(answer[0]).clone() for answer in answers])
+        try:
+            answers: list[Any] = [runner(inputs[index : index + 1]) for index in range(len(inputs))]
+            logits = torch.cat([torch.as_tensor(answer[0]).clone() for answer in answers])
+        except Exception as error:  # whatever the runtime raises for what the file holds
+            raise ExportError(f"{path}: it does not run on {list(inputs.shape[1:])}: {one_line(error)}") from error
+        if logits.ndim != 2:
+            raise ExportError(f"{path}: it gives {list(logits.shape)}, expected logits (images, classes)")
+        return logits
 
     return _Ready(scores, wanted, "float32" if said is None else said.dtype, one_by_one=True)
