@@ -10,7 +10,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {
-    "errors", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds",
+    "errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds",
     "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 EVERY_ROOM = {
@@ -20,6 +20,7 @@ EVERY_ROOM = {
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "ends": set(),
     "intervals": set(),
     "spec": set(),
     "story": set(),
@@ -50,12 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
-    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report"},
+    # what a rewrite returned is asked as it is (dryrun), and so is an exported file (deploy)
+    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report", "dryrun", "deploy"},
     "cli": EVERY_ROOM,
 }
 
 NO_TORCH = {
-    "errors", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
+    "errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
     "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 

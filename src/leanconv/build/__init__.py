@@ -18,8 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanconv import __version__
-from leanconv.build import beside
-from leanconv.build.bounds import TooMuch, bounded
+from leanconv.build import beside, hub
 from leanconv.build.folder import (
     FORMAT_VERSION,
     STORY_FILE,
@@ -29,8 +28,10 @@ from leanconv.build.folder import (
     read_tensors,
     reason_of,
     tensors_to_write,
+    weights_of,
     write,
 )
+from leanconv.build.made import create_model, replay, replay_untrusted
 from leanconv.build.proof import ADVICE, prove_same
 from leanconv.data.contract import InputContract, attach, published
 from leanconv.dryrun import ModelHolder, as_module, check_sizes
@@ -38,31 +39,31 @@ from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError, shown
 from leanconv.offline import no_network
-from leanconv.rewrites import replay
 from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember, story_of
+from leanconv.weights import fill
+from leanconv.weights import read_tensors as read_weights
+from leanconv.weights.plain import PLAIN
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, to_be_fetched, without_downloads
 
-__all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save", "with_new_classifier"]
-
-
-def create_model(name: str, /, **options: Any) -> nn.Module:
-    """The network called `name`, freshly initialized, in train mode as constructors give it; it remembers its story.
-
-    `name` is one of `list_models()`, "timm/NAME", "torchvision/NAME" (both without pretrained weights unless an option
-    asks for them) or "package.module:function". `options` are the keywords of what builds it.
-    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value that the
-    constructor refuses.
-
-    >>> sum(p.numel() for p in create_model("resnet20").parameters())
-    269722
-    """
-    model = construct(name, options)
-    remember(model, Story(model=name, options=options))
-    if (contract := published(name, options, model)) is not None:
-        attach(model, contract)
-    return model
+__all__ = [
+    "create_model",
+    "default_size",
+    "is_folder",
+    "list_models",
+    "load",
+    "located",
+    "resolve",
+    "save",
+    "with_new_classifier",
+    "published",
+    "from_settings",
+    "isolated",
+    "construct",
+    "to_be_fetched",
+    "without_downloads",
+]
 
 
 def default_size(name_or_folder: str) -> tuple[int, ...]:
@@ -81,6 +82,30 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     if size is None:
         raise LeanconvError(f"{name_or_folder}: its input size is not known: give it, for example 3,224,224")
     return size
+
+
+def located(name: str | os.PathLike[str]) -> str:
+    """The folder of the saved model that "hf:OWNER/NAME" means, fetched unless it is here; any other name as it is.
+
+    A model that `save` wrote and `leanconv push` pushed is taken as it is. One that timm has published (config.json and
+    model.safetensors) is built by its name, filled and saved beside the hub's cache, with the input contract and the
+    class names that it says. Nothing of either is run. Raises as `leanconv.build.hub.fetch` and `load`.
+
+    >>> located("resnet20")
+    'resnet20'
+    """
+    if not hub.is_on_hub(name):
+        return os.fspath(name)
+    found = hub.fetch(str(name))
+    if isinstance(found, Path):
+        return str(found)
+    if not (found.folder / STORY_FILE).exists():
+        model = create_model(found.name, **found.options)
+        fill(model, read_weights(found.weights), PLAIN, source=str(name))
+        if found.contract is not None:
+            attach(model, found.contract)
+        save(model.eval(), found.folder, size=None if found.contract is None else found.contract.size)
+    return str(found.folder)
 
 
 def resolve(name_or_folder: str, options: Mapping[str, Any] | None = None, *, trust_code: bool = False) -> nn.Module:
@@ -133,12 +158,13 @@ def save(
 def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Module:
     """The model that `save` wrote to `folder`, with its story, on the CPU, each part in the mode it was saved in.
 
-    A story that builds the network with somebody's own function ("package.module:function") imports and runs that
-    code, which only `trust_code=True` allows. Nothing is downloaded, and the global random state is left alone.
+    The text "hf:OWNER/NAME" means a model of the Hugging Face hub, see `located`; nothing else reaches the network. A
+    story that builds the network with somebody's own function ("package.module:function") imports and runs that
+    code, which only `trust_code=True` allows. The global random state is left alone.
     Raises `CheckpointError` naming the file and what is wrong with it: missing, truncated, of an unknown format, or
     weights that do not fit the story.
     """
-    folder = Path(folder)
+    folder = Path(located(folder))
     record = read_record(folder)
     tensors = read_tensors(folder, record)
     try:
@@ -152,9 +178,9 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
             f"{folder / STORY_FILE}: this model is built by {shown(story.model)[1:-1]}, and loading it would run that "
             "code: pass trust_code=True (--trust-code) if you trust whoever wrote it"
         )
-    model = _replay_untrusted(story, folder, tensors)
+    model = replay_untrusted(story, folder, tensors)
     _restore(folder, model, record, tensors)
-    if digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
+    if digest(weights_of(folder)) != record["weights"]["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} is not the file that {STORY_FILE} was written for (an interrupted save, or the "
             "file was changed): save the model again"
@@ -177,7 +203,7 @@ def with_new_classifier(
         story = replace(story, contract={**story.contract, "class_names": None})
     try:
         with no_network():
-            other = _replay(story)
+            other = replay(story)
     except TypeError as error:
         raise LeanconvError(
             f"{folder}: {story.model} takes no num_classes, so a new classifier cannot be made: {reason_of(error)}"
@@ -201,7 +227,7 @@ def _write_proven(model: nn.Module, folder: Path, story: Story, size: Sequence[i
     """Both files of `model`, if what they lead to is `model`."""
     tensors, aliases = tensors_to_write(model)
     complaint = f"{folder}: not saved: this model is not what {story.model} and the steps since build"
-    built = _replay(story)
+    built = replay(story)
     shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
     _fill(complaint, built, shapes, "the model", f"; {ADVICE}")
     if size is None:
@@ -232,47 +258,6 @@ def _write_proven(model: nn.Module, folder: Path, story: Story, size: Sequence[i
         prove_same(model, built, None if probe is None else check_sizes(probe), complaint)
 
     write(folder, tensors, record, prove)
-
-
-def _replay(story: Story) -> nn.Module:
-    """The model of `story`, its weights drawn anew."""
-    with isolated("replay"):  # what a constructor draws is the same when it is saved and when it is loaded
-        name = str(story.model)  # `save` and `load` have seen to it
-        model = create_model(name, **without_downloads(name, story.options))
-        for stem, settings in story.steps:
-            if stem == "elastic":
-                model = from_settings(model, settings)
-            else:
-                model = replay(model, [(stem, settings)])
-    remember(model, story)
-    return model
-
-
-def _replay_untrusted(story: Story, folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The model of a story that anybody may have written: no network is asked, and no more is made than the file fills.
-
-    Whatever goes wrong on the way is the story's fault.
-    """
-    path, name = folder / STORY_FILE, str(story.model)
-    own = is_own_code(name)  # which is trusted, or it would not have come here
-    limits = nullcontext() if own else bounded(sum(tensor.nbytes for tensor in tensors.values()), len(tensors))
-    with no_network() as asked:
-        try:
-            if not own and (url := to_be_fetched(name, without_downloads(name, story.options))):
-                asked.append(url)
-                raise LeanconvError(url)
-            with limits:
-                return _replay(story)
-        except TooMuch as error:
-            raise CheckpointError(f"{path}: the weights do not fit the story: {error}") from error
-        except Exception as error:
-            if asked:
-                raise CheckpointError(
-                    f"{path}: building {shown(name)[1:-1]} would fetch {shown(asked[0], 120)[1:-1]}, and a saved model"
-                    " is loaded without a network: build it by its name once, which keeps what was fetched, or save it"
-                    " without the option that asks for it"
-                ) from error
-            raise CheckpointError(f"{path}: the story cannot be replayed: {reason_of(error)}") from error
 
 
 def _restore(folder: Path, model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

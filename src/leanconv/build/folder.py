@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from leanconv import __version__
 from leanconv.data.contract import CONTRACT
 from leanconv.errors import CheckpointError, LeanconvError, shown
-from leanconv.files import whole_folder
+from leanconv.files import found, settle, whole_folder
 from leanconv.plain_text import read_json
 from leanconv.schema import Count, Either, Fault, Flag, Items, ListOf, MapOf, Maybe, Plain, Record, Text
 
@@ -33,6 +33,7 @@ __all__ = [
     "read_tensors",
     "reason_of",
     "tensors_to_write",
+    "weights_of",
     "write",
 ]
 
@@ -68,7 +69,7 @@ def tensors_to_write(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
 def write(
     folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], prove: Callable[[Path], None]
 ) -> None:
-    """Both files: a new folder as a whole, in an existing one the two files, the story last.
+    """Both files: a new folder as a whole, in an existing one the two files together.
 
     `prove` is given the folder in which they are before they get their names; where it raises, nothing was written.
     """
@@ -99,8 +100,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / STORY_FILE
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
+    settle(folder, STORY_FILE)
     try:
-        record = read_json(path.read_text(encoding="utf-8"))
+        record = read_json(found(folder, STORY_FILE, STORY_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a saved model: it has no {STORY_FILE}") from None
     except (OSError, ValueError) as error:
@@ -152,7 +154,7 @@ _RECORD = Record(
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """weights.safetensors with its aliases."""
-    path = folder / WEIGHTS_FILE
+    path = weights_of(folder)
     try:
         size = path.stat().st_size
         tensors: dict[str, Tensor] = load_file(path)
@@ -169,6 +171,11 @@ def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
             )
         tensors[alias] = tensors[name]
     return tensors
+
+
+def weights_of(folder: Path) -> Path:
+    """Where the weights of the saved model in `folder` are."""
+    return found(folder, STORY_FILE, WEIGHTS_FILE)
 
 
 def digest(path: Path) -> str:
