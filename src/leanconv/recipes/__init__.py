@@ -15,6 +15,7 @@ from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import score_images
 from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
+from leanconv.recipes.named_code import named_code
 from leanconv.recipes.octave import (
     OCTAVE_VIDEO,
     oct_resnet20_cifar10,
@@ -48,6 +49,7 @@ __all__ = [
     "finetune",
     "get_recipe",
     "list_recipes",
+    "named_code",
     "load_run",
     "open_data",
     "paired_with",
