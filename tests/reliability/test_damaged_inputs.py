@@ -10,19 +10,24 @@ import json
 import os
 import platform
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("data", "train")]
+
 import pytest
+import tiny_nets
 import torch
 from guards import campaign, command, outcome
+from tiny_videos import write_video
 
 import leanconv as lc
 from leanconv.data import InputContract, attach, open_files
-from leanconv.errors import DataError, LeanconvError
+from leanconv.errors import DataError
 from leanconv.query import QueryTable, Row
 from leanconv.query.rows import Time
 from mutations import as_json, as_text, changed, damaged
@@ -183,9 +188,6 @@ def safetensors(folder: Path, capsys: Any) -> One:
 
 def checkpoints(folder: Path, capsys: Any) -> One:
     """last.ckpt of a run: its bytes, and what it holds."""
-    import tiny_nets
-
-    from leanconv.errors import CheckpointError
     from leanconv.train.checkpoint_io import read_checkpoint
 
     tiny_nets.run(folder / "run", epochs=1)
@@ -202,7 +204,6 @@ def checkpoints(folder: Path, capsys: Any) -> One:
             file.write_bytes(out.getvalue())
         return outcome(lambda: read_checkpoint(file), folder)
 
-    assert CheckpointError.__mro__[1] is LeanconvError
     return one
 
 
@@ -239,8 +240,6 @@ def images(folder: Path, capsys: Any) -> One:
 
 def clips(folder: Path, capsys: Any) -> One:
     """Videos, read as `predict` reads them."""
-    from tiny_videos import write_video
-
     names = {"a.mp4": "libx264", "b.avi": "mpeg4", "c.mkv": "libx264"}
     whole = {}
     for name, codec in names.items():

@@ -271,9 +271,7 @@ def test_a_link_as_target_is_not_written_through(home: Path, refuse: Refuse) -> 
     assert "is a file: a model is saved to a folder" in refuse(
         "rewrite", "resnet20", "--rewrite", "igc", "--out", "link"
     )
-    assert "link: cannot be written: File exists" in refuse(
-        "train", "digits_resnet20", "--tiny", "--out", "link"
-    )
+    assert "link: cannot be written: File exists" in refuse("train", "digits_resnet20", "--tiny", "--out", "link")
     assert (home / "precious").read_text() == "mine"
 
 

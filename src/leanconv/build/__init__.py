@@ -331,7 +331,7 @@ def is_folder(name: str) -> bool:
     """Whether `name` means a folder: it exists, or it is written like a path. A model's name wins: say ./resnet20."""
     if name in ZOO or name.startswith(("timm/", "torchvision/")):
         return False
-    return os.sep in name or name.startswith(".") or Path(name).is_dir()
+    return os.sep in name or name.startswith(".") or os.path.isdir(name)
 
 
 def _how(model: nn.Module, folder: Path) -> str:

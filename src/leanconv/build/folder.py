@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,7 +99,7 @@ def write(
 def read_record(folder: Path) -> dict[str, Any]:
     """story.json, checked as far as the reader relies on it."""
     path = folder / STORY_FILE
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
     settle(folder, STORY_FILE)
     try:

@@ -6,6 +6,7 @@ of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted (Ctrl-C
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -106,6 +107,10 @@ def _options(
         most_pixels()
 
 
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EISDIR)
+"""What a path may be at fault for, wherever it is met first."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
@@ -114,6 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(given or ["--help"], standalone_mode=False)
     except LeanconvError as error:
         _say(str(error))
+        code = 2
+    except OSError as error:
+        if error.errno not in _OF_PATHS:
+            raise
+        _say(f"{error.filename or 'a file'}: {error.strerror}")
         code = 2
     except typer.Exit as error:
         code = error.exit_code

@@ -70,7 +70,7 @@ def input_of(path: str | os.PathLike[str]) -> FileInput | None:
     if path.suffix not in _READERS:
         raise ExportError(f"{path}: expected a file that export wrote, .onnx, .xml or .pt2")
     settle(path.parent, path.name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ExportError(f"{path}: there is no such file")
     text = _READERS[path.suffix](path)
     return None if text is None else FileInput.from_text(text, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,10 +87,10 @@ def _network(
             return told
 
         return network, called, own
-    if Path(model).is_file():
+    if os.path.isfile(model):
         raise LeanconvError(f"{model}: expected a folder, a name, or an exported file that ends in .onnx or .xml")
     name = located(model)
-    if folder := Path(name).is_dir():
+    if folder := os.path.isdir(name):
         name = str(saved_model(name))
     network = resolve(name, options, trust_code=trust_code)
     if contract_of(network) is None and not folder and not is_folder(name) and ":" not in name:

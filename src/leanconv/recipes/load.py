@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,10 +116,10 @@ def _network(model: str | Path | nn.Module | ModelHolder, trust_code: bool) -> _
         return _Network(network, None, f"this {type(network).__name__}", told_size(network))
     path = Path(located(model))
     config, saved = path / "config.yaml", saved_model(path)
-    if config.exists() and not saved.exists():
+    if os.path.exists(config) and not os.path.exists(saved):
         raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
     network = load(saved, trust_code=trust_code)
-    recipe = read_recipe(config) if config.exists() else None
+    recipe = read_recipe(config) if os.path.exists(config) else None
     try:
         made_for: tuple[int, ...] | None = default_size(str(saved))
     except LeanconvError:  # the model was saved without one

@@ -96,7 +96,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
 def saved_model(folder: str | Path) -> Path:
     """The saved model of a run folder, or the folder itself where it is no run: then it is taken for a saved model."""
     folder = Path(folder)
-    return folder / "model" if (folder / "config.yaml").exists() or (folder / "model").is_dir() else folder
+    run = os.path.exists(folder / "config.yaml") or os.path.isdir(folder / "model")
+    return folder / "model" if run else folder
 
 
 def environment() -> dict[str, Any]:

@@ -53,7 +53,7 @@ def read_tensors(
     tensors or several sets of which none is named, or whose reading would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such file")
     try:
         content = _content(path, str(path))
