@@ -189,6 +189,7 @@ def reason_of(error: Exception) -> str:
     """The words of an error, on one line and without the file name, which the message has already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     words = " ".join(text.split())
+    words = words if len(words) <= 400 else f"{words[:290]} ... {words[-100:]}"
     return words if isinstance(error, LeanconvError | OSError) else f"{type(error).__name__}: {words}"
 
 

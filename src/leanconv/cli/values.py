@@ -53,7 +53,9 @@ def read_model(text: str) -> tuple[str, dict[str, Any]]:
         raise LeanconvError(f"{shown(text)}: the options of a model stand in parentheses, NAME(OPTION=VALUE,...)")
     from leanconv.rewrites.steps import split_options
 
-    return name.strip(), read_options([option for option in split_options(rest[:-1]) if option.strip()], where=shown(text)[1:-1])
+    return name.strip(), read_options(
+        [option for option in split_options(rest[:-1]) if option.strip()], where=shown(text)[1:-1]
+    )
 
 
 def read_value(text: str) -> Any:
