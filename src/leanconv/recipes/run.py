@@ -359,6 +359,7 @@ def _mutual(
         teacher=None if settings.teacher is None else load_teacher(settings.teacher, data, trust_code=trust_code),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
+        draw_full=settings.draw_full,
     )
 
 
