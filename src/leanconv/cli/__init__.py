@@ -120,11 +120,6 @@ def main(arguments: list[str] | None = None) -> None:
     except LeanconvError as error:
         _say(str(error))
         code = 2
-    except OSError as error:
-        if error.errno not in _OF_PATHS:
-            raise
-        _say(f"{error.filename or 'a file'}: {error.strerror}")
-        code = 2
     except typer.Exit as error:
         code = error.exit_code
     except Terminated as error:
@@ -141,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         if code and _speaks():
             _say(str(cause) or "interrupted")
     except (MemoryError, OSError, RuntimeError) as error:
-        what = _ran_out(error)
+        what = _of_the_system(error)
         if what is None:
             raise
         _say(what)
@@ -162,8 +157,10 @@ _OF_THE_SYSTEM = {
 }  # fmt: skip
 
 
-def _ran_out(error: Exception) -> str | None:
-    """What to say where the system has no more of something, None for any other error."""
+def _of_the_system(error: Exception) -> str | None:
+    """What to say where a path is at fault or the system has no more of something, None for any other error."""
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.errno != errno.ENOMEM:
         at = f"{error.filename}: " if error.filename else ""
         return f"{at}{error.strerror}: what was there before is as it was; give it more, and run the same command again"
