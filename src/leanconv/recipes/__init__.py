@@ -14,6 +14,7 @@ from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import score_images
 from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
+from leanconv.recipes.named_code import named_code
 from leanconv.recipes.octave import OCTAVE
 from leanconv.recipes.osep import OSEP
 from leanconv.recipes.predicted import Predicted, predict
@@ -41,6 +42,7 @@ __all__ = [
     "finetune",
     "get_recipe",
     "list_recipes",
+    "named_code",
     "load_run",
     "open_data",
     "paired_with",

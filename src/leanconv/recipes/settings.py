@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leanconv.elastic.width import Config
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
 from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
 
 __all__ = ["DataSettings", "ElasticSettings", "Recipe", "VideoSettings"]
@@ -176,6 +176,8 @@ class Recipe:
     nodes: int = 1
 
     def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or set(self.name) & set("/\\\0"):
+            raise LeanconvError(f"name is that of a folder in runs/, of one part, got {shown(self.name)}")
         self.fit_settings()
         self._check_names()
         if not 0 <= self.label_smoothing < 1:
