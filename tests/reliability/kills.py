@@ -131,6 +131,7 @@ def _child(
     environment: Mapping[str, str],
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that was started by hand
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
