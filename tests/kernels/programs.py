@@ -40,7 +40,7 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
                 x = torch.stack([torch.zeros_like(x[:, 0]) if slot < 0 else x[:, slot] for slot in step.between], 1)
             weight, bias = torch.from_numpy(stage.weight), torch.from_numpy(stage.bias)
             x = F.conv2d(x, weight.to(x), bias.to(x), stage.stride, stage.padding, stage.dilation, stage.groups)
-        x = x[:, list(step.order)]
+        x = x[:, list(step.order), :: step.strides[0], :: step.strides[1]]
         x = x if step.residual is None else x + gather(step.residual)
         buffers[step.writes] = activated(x, step.activation)
     return [gather(wires) for wires in program.outputs]
@@ -90,8 +90,12 @@ class Draw:
             self.steps.append(Pool(reads=reads, writes=writes))
             return
         stages: list[Stage] = []
+        strides = (1, 1)
         between: tuple[int, ...] = ()
-        if kind != "pass":
+        if kind == "pass":
+            strides = self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 3))))
+            size = (-(-size[0] // strides[0]), -(-size[1] // strides[1]))
+        else:
             stages.append(self.stage(count, size))
             size = (out_side(size[0], stages[0], 0), out_side(size[1], stages[0], 1))
             count = len(stages[0].weight)
@@ -115,6 +119,7 @@ class Draw:
                 writes=writes,
                 order=order,
                 stages=tuple(stages),
+                strides=strides,
                 between=between,
                 inner=self.draw(activations) if kind == "chain" else NOTHING,
                 residual=residual,

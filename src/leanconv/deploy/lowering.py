@@ -86,14 +86,14 @@ class Builder:
 
     def program(self, outputs: Sequence[Map]) -> Program:
         """The program that computes these outputs."""
-        wires = tuple(self._settled(one).channels() for one in outputs)
+        wires = tuple(self.settled(one).channels() for one in outputs)
         return Program(
             buffers=tuple(self.buffers), steps=tuple(self.steps), inputs=tuple(self.inputs), outputs=wires
         )
 
     def conv(self, x: Map, stage: Stage) -> Map:
         """A convolution."""
-        x = self._settled(x)
+        x = self.settled(x)
         if x.flat or len(x.lead) != 1:
             raise Unfit("it convolves something that is no map of two axes")
         size = (out_side(x.size[0], stage, 0), out_side(x.size[1], stage, 1))
@@ -106,7 +106,7 @@ class Builder:
 
     def elementwise(self, x: Map, activation: Activation, other: Map | None = None) -> Map:
         """`activation(x + other)`."""
-        x, other = self._settled(x), None if other is None else self._settled(other)
+        x, other = self.settled(x), None if other is None else self.settled(other)
         if other is not None and (x.lead, x.size, x.flat) != (other.lead, other.size, other.flat):
             raise Unfit("it adds tensors of two shapes")
         number = self._buffer(prod(x.lead), x.size)
@@ -123,23 +123,20 @@ class Builder:
 
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel."""
-        x = self._settled(x)
+        x = self.settled(x)
         number = self._buffer(prod(x.lead), (1, 1))
         self.steps.append(Pool(reads=x.channels(), writes=number))
         return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), (1, 1), flat)
 
-    def _settled(self, x: Map) -> Map:
-        """`x` with every row and column meant: what was skipped is left out by a convolution of each channel alone."""
+    def settled(self, x: Map) -> Map:
+        """`x` with every row and column meant: a step copies those that were not skipped."""
         if x.strides == (1, 1):
             return x
-        count = prod(x.lead)
-        stage = Stage(
-            weight=np.ones((count, 1, 1, 1), np.float32),
-            bias=np.zeros(count, np.float32),
-            groups=count,
-            stride=x.strides,
-        )
-        return replace(self.conv(replace(x, strides=(1, 1)), stage), flat=x.flat)
+        size = (-(-x.size[0] // x.strides[0]), -(-x.size[1] // x.strides[1]))
+        number = self._buffer(prod(x.lead), size)
+        order = tuple(range(prod(x.lead)))
+        self.steps.append(Conv(reads=x.channels(), writes=number, order=order, strides=x.strides))
+        return self._whole(number, size)
 
     def _buffer(self, channels: int, size: tuple[int, int]) -> int:
         self.buffers.append(Buffer(channels, *size))
@@ -275,7 +272,7 @@ def _same(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
 
 def _view(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     """Any change of shape that keeps whole maps, or takes the axes of maps of one pixel away."""
-    x = build._settled(_map(args["self"]))
+    x = build.settled(_map(args["self"]))
     if not x.flat and len(shape) >= 3 and shape[-2:] == x.size:
         return replace(x, wires=x.wires.reshape(*shape[:-2], 2))
     if x.size == (1, 1) and prod(shape) == prod(x.lead) and len(shape) == 1:
@@ -309,27 +306,44 @@ def _axis(x: Map, axis: int) -> int:
     return number
 
 
+def _everything(args: dict[str, Any]) -> bool:
+    """Whether a slice leaves nothing out."""
+    end, step = args["end"], args["step"]
+    return not args["start"] and step == 1 and (end is None or (isinstance(end, int) and end > 2**31))
+
+
+def _channels(x: Map, args: dict[str, Any]) -> tuple[slice, ...]:
+    """A slice along an axis of channels, as an index of the wires."""
+    bounds = args["start"], args["end"], args["step"]
+    if not all(isinstance(one, (int, type(None))) for one in bounds):
+        raise Unfit("it takes as much as the input says")
+    return (*(slice(None) for _ in range(_axis(x, args["dim"]))), slice(*bounds))
+
+
 def _slice(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x = _map(args["self"])
-    start, end, step = args["start"] or 0, args["end"], args["step"]
-    rank = 1 + len(x.lead) + (0 if x.flat else 2)
-    axis = args["dim"] % rank
-    everything = start == 0 and (end is None or end > 2**31)
-    if everything and step == 1:
+    if _everything(args):
         return x
-    if not all(isinstance(one, (int, type(None))) for one in (start, end, step)) or axis == 0:
-        raise Unfit("it takes a part of the batch, or as much as the input says")
-    if axis > len(x.lead):
-        which = axis - len(x.lead) - 1
-        side = -(-x.size[which] // x.strides[which])
-        if start or not (everything or end >= side) or len(x.lead) != 1:
-            raise Unfit("it crops maps")
-        strides = list(x.strides)
-        strides[which] *= step
-        return replace(x, strides=(strides[0], strides[1]))
-    index: list[Any] = [slice(None)] * len(x.lead)
-    index[_axis(x, axis)] = slice(start, end, step)
-    return replace(x, wires=x.wires[tuple(index)])
+    axis = args["dim"] % (1 + len(x.lead) + (0 if x.flat else 2))
+    if axis <= len(x.lead):
+        return replace(x, wires=x.wires[_channels(x, args)])
+    which = axis - len(x.lead) - 1
+    side, end = -(-x.size[which] // x.strides[which]), args["end"]
+    if args["start"] or not isinstance(end, (int, type(None))) or (end or side) < side or len(x.lead) != 1:
+        raise Unfit("it crops maps")
+    strides = list(x.strides)
+    strides[which] *= args["step"]
+    return replace(x, strides=(strides[0], strides[1]))
+
+
+def _slice_scatter(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    """What functional graphs make of a change in place of some channels."""
+    x, part = build.settled(_map(args["self"])), build.settled(_map(args["src"]))
+    if _everything(args):
+        return part
+    wires = x.wires.copy()
+    wires[_channels(x, args)] = part.wires
+    return replace(x, wires=wires)
 
 
 def _index_select(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
@@ -359,7 +373,7 @@ def _getitem(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Ma
 
 
 def _cat(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    parts = [build._settled(_map(one)) for one in args["tensors"]]
+    parts = [build.settled(_map(one)) for one in args["tensors"]]
     if len({(len(one.lead), one.size, one.flat) for one in parts}) != 1:
         raise Unfit("it joins maps of several sizes")
     return replace(parts[0], wires=np.concatenate([one.wires for one in parts], axis=_axis(parts[0], args["dim"])))
@@ -402,6 +416,7 @@ def _table() -> dict[str, Rule]:
         "view reshape _unsafe_view flatten squeeze unsqueeze": _view,
         "permute transpose": _permute,
         "slice": _slice,
+        "slice_scatter": _slice_scatter,
         "index_select": _index_select,
         "split split_with_sizes chunk": _split,
         "getitem": _getitem,

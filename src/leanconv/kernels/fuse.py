@@ -46,7 +46,7 @@ def _reads(program: Program, steps: list[Step]) -> Counter[int]:
 
 def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, Conv] | None:
     """`step` merged with one before it, and that one; None where there is none to merge with."""
-    if not step.stages:
+    if not step.stages and step.strides == (1, 1):
         operands = [(step.reads, step.residual)]
         if step.residual is not None:
             operands.append((step.residual, step.reads))

@@ -58,8 +58,8 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
     """
     sides: dict[Size, list[int]] = {(buffer.height, buffer.width): [0, 0] for buffer in program.buffers}
     for step in program.steps:
-        if isinstance(step, Conv) and step.stages:
-            stage, out = step.stages[0], program.buffers[step.writes]
+        if isinstance(step, Conv):
+            stage, out = step.first, program.buffers[step.writes]
             size = size_of(program, step.reads)
             for axis, made in enumerate((out.height, out.width)):
                 reach = (made - 1) * stage.stride[axis] + (stage.kernel[axis] - 1) * stage.dilation[axis]

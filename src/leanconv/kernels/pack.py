@@ -136,9 +136,7 @@ class _Packer:
     def _scratch(self, step: Conv) -> _Scratch:
         out = self.program.buffers[step.writes]
         found = _Scratch(band=self._band(step))
-        if not step.stages:
-            return found
-        lanes, stage = lanes_for(out.width, self.lanes), step.stages[0]
+        lanes, stage = lanes_for(out.width, self.lanes), step.first
         if stage.stride[1] > 1:
             count = out.width + (stage.kernel[1] - 1) * stage.dilation[1] // stage.stride[1]
             found.split_length = up(count, lanes)
@@ -160,8 +158,8 @@ class _Packer:
         if len(step.stages) == 2:
             while band > 1 and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
                 band //= 2
-        elif step.stages:
-            while band > 2 and step.stages[0].weight.shape[1] * band * out.width > _SLAB_FLOATS:
+        else:
+            while band > 2 and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS:
                 band //= 2
         return min(band, out.height)
 
@@ -189,7 +187,7 @@ class _Packer:
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _split(self, step: Conv, scratch: _Scratch) -> int:
-        stage, source, out = step.stages[0], self._of(step.reads), self.program.buffers[step.writes]
+        stage, source, out = step.first, self._of(step.reads), self.program.buffers[step.writes]
         corner = -stage.padding[0] * source.pitch - stage.padding[1]
         table = self._table(self._origin(wire) + corner for wire in scratch.sources)
         phases = {tap * stage.dilation[1] % stage.stride[1] for tap in range(stage.kernel[1])}
@@ -201,7 +199,7 @@ class _Packer:
         return self._table([*fields, source.pitch, stage.stride[0], row_step, _span(stage)])
 
     def _first(self, step: Conv, scratch: _Scratch, targets: dict[int, list[int]]) -> list[int]:
-        stage = step.stages[0] if step.stages else _passing(len(step.reads))
+        stage = step.first
         (sy, sx), (dy, dx), (py, px) = stage.stride, stage.dilation, stage.padding
         if scratch.sources:
             at = {wire: number * scratch.split_plane for number, wire in enumerate(scratch.sources)}
@@ -321,13 +319,6 @@ class _Outputs:
 
 def _span(stage: Stage) -> int:
     return (stage.kernel[0] - 1) * stage.dilation[0] + 1
-
-
-def _passing(channels: int) -> Stage:
-    """Channels as they are: a convolution of each with one."""
-    return Stage(
-        weight=np.ones((channels, 1, 1, 1), np.float32), bias=np.zeros(channels, np.float32), groups=channels
-    )
 
 
 def _needed(program: Program) -> dict[int, set[int]]:

@@ -85,7 +85,7 @@ class Stage:
 class Conv:
     """`activation(stages(reads) + residual)`, written to a buffer whose channel j is output `order[j]`.
 
-    Without a stage the channels pass as they are. Of two stages the second is pointwise and reads output `between[k]` of
+    Without a stage the channels pass as they are, every `strides`-th row and column of them. Of two stages the second is pointwise and reads output `between[k]` of
     the first (-1: zeros), after `inner`, in its slot k.
     """
 
@@ -93,10 +93,20 @@ class Conv:
     writes: int
     order: tuple[int, ...]
     stages: tuple[Stage, ...] = ()
+    strides: tuple[int, int] = (1, 1)
     between: tuple[int, ...] = ()
     inner: Activation = NOTHING
     residual: tuple[Wire, ...] | None = None
     activation: Activation = NOTHING
+
+    @property
+    def first(self) -> Stage:
+        """The first stage; where there is none, the convolution of each channel with one that passing is."""
+        if self.stages:
+            return self.stages[0]
+        count = len(self.reads)
+        weight, bias = np.ones((count, 1, 1, 1), np.float32), np.zeros(count, np.float32)
+        return Stage(weight=weight, bias=bias, groups=count, stride=self.strides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -177,7 +187,7 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
             raise PlanError(f"{what} makes {len(step.reads)} maps of one pixel, its buffer is {out}")
         return
     channels = len(step.reads)
-    for index, stage in enumerate(step.stages):
+    for index, stage in enumerate(step.stages or (step.first,)):
         if stage.in_channels != (channels if index == 0 else len(step.between)):
             raise PlanError(f"{what}: stage {index} takes {stage.in_channels} channels, {channels} are read")
         if index and (not stage.pointwise or not all(-1 <= slot < channels for slot in step.between)):

@@ -5,6 +5,13 @@
 
 namespace {
 
+// By bits: zero times what is stored there could be no number. (Within the tiles, a second way to store the sums makes gcc
+// keep all of them on the stack.)
+void cut(float* row, int width) {
+    float* last = row + width / kLanes * kLanes;
+    if (last < row + width) store(last, keep(load(last), first_lanes(width % kLanes)));
+}
+
 // Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
 void split(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count) {
     if (phases == 2) {
@@ -62,4 +69,4 @@ float sum(const float* row, int width) {
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
-extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, split, activate, sum};
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, activate, sum};

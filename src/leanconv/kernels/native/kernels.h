@@ -30,9 +30,11 @@ enum Activation { kNone, kSilu, kHardswish };
 
 struct Kernels {
     int lanes;
-    // The tile of `rows` x `vectors` x `channels`, null where there is none. Those of one vector also do the last columns
-    // of a width that is no multiple of it.
+    // The tile of `rows` x `vectors` x `channels`, null where there is none. It stores whole vectors, over the end of a row
+    // too, where `cut` has to follow.
     Kernel (*tile)(int kind, int channels, int rows, int vectors);
+    // Zeros behind column `width` of one row, up to where its last vector ends: what the padding there has to be.
+    void (*cut)(float* row, int width);
     // One row, `count` columns of each of `phases`: to[p * length + i] = from[i * phases + p], for the p in the bits `wanted`.
     void (*split)(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count);
     void (*activate)(int activation, float* row, int width);

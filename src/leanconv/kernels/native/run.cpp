@@ -73,14 +73,14 @@ void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, int rows
     }
 }
 
-void run_stage(const Run& r, const Stage& s, int width, int y, int rows) {
+void run_stage(const Run& r, const Stage& s, int width, int first, int rows) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     Args a{};
-    a.in = r.arena + s.in + y * s.in_row;
+    a.in = r.arena + s.in + first * s.in_row;
     a.rstep = s.rstep;
     a.kstep = s.kstep;
     for (int i = 0; i < 3; ++i) a.dx[i] = s.dx[i];
-    a.out = r.arena + y * s.out_row;
+    a.out = r.arena + first * s.out_row;
     a.opitch = s.opitch;
     a.low = r.weights[s.bounds];
     a.high = r.weights[s.bounds + 1];
@@ -103,10 +103,14 @@ void run_stage(const Run& r, const Stage& s, int width, int y, int rows) {
             a.to = width;
             run_tile(kernels, t, a, rows, 1);
         }
-        if (s.activation == kNone) continue;
+        const bool ragged = width % s.lanes;
+        if (!ragged && s.activation == kNone) continue;
         for (int64_t c = 0; c < t.channels; ++c)
-            for (int row = 0; row < rows; ++row)
-                kernels.activate(int(s.activation), a.out + a.out_channel[c] + row * s.opitch, width);
+            for (int y = 0; y < rows; ++y) {
+                float* row = a.out + a.out_channel[c] + y * s.opitch;
+                if (ragged) kernels.cut(row, width);
+                if (s.activation != kNone) kernels.activate(int(s.activation), row, width);
+            }
     }
 }
 

@@ -17,22 +17,9 @@ INLINE inline void start(Reg (&acc)[P][C], const Args& a) {
     });
 }
 
-// Residual and clamp where the sums still are in registers: no pass over the map of their own. At the edge of a map the
-// lanes behind it are stored as zeros, which is what the padding there has to be.
+// Residual and clamp where the sums still are in registers: no pass over the map of their own.
 template <int V, int P, int C>
-INLINE inline void finish(Reg (&acc)[P][C], const Args& a, Reg low, Reg high, ptrdiff_t opitch, ptrdiff_t corner, int left) {
-    if (V == 1 && left < kLanes) [[unlikely]] {
-        const Int mask = first_lanes(left);
-        unroll<C>([&](auto c) INLINE {
-            unroll<P>([&](auto p) INLINE {
-                const ptrdiff_t at = corner + p * opitch;
-                Reg v = acc[p][c];
-                if (a.residual) v += load(a.residual + a.residual_channel[c] + at);
-                store(a.out + a.out_channel[c] + at, keep(at_most(high, at_least(low, v)), mask));
-            });
-        });
-        return;
-    }
+INLINE inline void finish(Reg (&acc)[P][C], const Args& a, Reg low, Reg high, ptrdiff_t opitch, ptrdiff_t corner) {
     unroll<C>([&](auto c) INLINE {
         float* out = a.out + corner + a.out_channel[c];
         if (a.residual) {
@@ -87,7 +74,7 @@ void conv_tile(const Args& args) {
                         });
                     }
                 });
-            finish<V>(acc, a, low, high, opitch, y * opitch + x, a.to - x);
+            finish<V>(acc, a, low, high, opitch, y * opitch + x);
         }
 }
 
@@ -117,7 +104,7 @@ void rows_tile(const Args& args) {
                         });
                     });
                 });
-            finish<1>(acc, a, low, high, opitch, y * opitch + x, a.to - x);
+            finish<1>(acc, a, low, high, opitch, y * opitch + x);
         }
 }
 
