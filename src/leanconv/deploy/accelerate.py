@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
@@ -127,7 +129,9 @@ def _rebuilt(graph: fx.GraphModule, found: list[Piece]) -> nn.Module:
         root.add_module(f"program_{number}", ProgramModule(piece.program))
     number_of = {node: number for number, piece in enumerate(found) for node in piece.nodes}
     new = fx.Graph()
-    new._codegen = graph.graph._codegen
+    plain = _takes_and_gives_tensors(graph)
+    if not plain:
+        new._codegen = graph.graph._codegen
     made: dict[fx.Node, fx.Node] = {}
 
     def make(node: fx.Node) -> None:
@@ -148,8 +152,20 @@ def _rebuilt(graph: fx.GraphModule, found: list[Piece]) -> nn.Module:
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output"):
             make(node)
+        if node.op == "output" and plain:
+            made[node].args = (made[node].args[0][0],)  # type: ignore[index]
     new.lint()
     return fx.GraphModule(root, new, type(graph).__name__).eval()
+
+
+def _takes_and_gives_tensors(graph: fx.GraphModule) -> bool:
+    """Whether the forward takes tensors one by one and gives one: no nest to be taken apart and put together then."""
+    codegen: Any = graph.graph._codegen
+    info = getattr(codegen, "pytree_info", None)
+    if info is None:
+        return False
+    args, kwargs = pytree.tree_unflatten([0] * info.in_spec.num_leaves, info.in_spec)
+    return not kwargs and all(one == 0 for one in args) and info.out_spec.is_leaf()
 
 
 def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node) -> fx.Node:

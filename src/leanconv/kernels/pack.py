@@ -246,7 +246,7 @@ class _Packer:
         width = self.program.buffers[step.writes].width
         lanes = lanes_for(width, self.lanes)
         three = stage.kernel == (3, 3)
-        shares = three and inputs.rstep == inputs.kstep
+        shares = three and inputs.rstep == inputs.kstep and stage.dilation[1] == stage.stride[1] == 1
         group_in, group_out = stage.weight.shape[1], len(stage.weight) // stage.groups
         fields: list[int] = []
         count = 0

@@ -56,14 +56,14 @@ void activate(int activation, float* row, int width) {
     }
 }
 
-float sum(const float* row, int width) {
+// The zeros behind each row are added too.
+float sum(const float* row, int height, ptrdiff_t pitch, int width) {
     Reg total{};
-    int x = 0;
-    for (; x + kLanes <= width; x += kLanes) total += load(row + x);
-    float rest = 0;
-    for (; x < width; ++x) rest += row[x];
-    for (int i = 0; i < kLanes; ++i) rest += total[i];
-    return rest;
+    for (int y = 0; y < height; ++y, row += pitch)
+        for (int x = 0; x < width; x += kLanes) total += load(row + x);
+    float whole = 0;
+    for (int i = 0; i < kLanes; ++i) whole += total[i];
+    return whole;
 }
 
 }  // namespace

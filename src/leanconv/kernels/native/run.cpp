@@ -140,11 +140,9 @@ void run_conv(const Run& r, const ConvStep& step) {
 void run_pool(const Run& r, const PoolStep& step) {
     const Kernels& kernels = *kernels_of(int(step.lanes));
     const ptrdiff_t *in = r.table(step.in), *out = r.table(step.out);
-    for (int64_t c = 0; c < step.channels; ++c) {
-        float total = 0;
-        for (int64_t y = 0; y < step.height; ++y) total += kernels.sum(r.arena + in[c] + y * step.pitch, int(step.width));
-        r.arena[out[c]] = total / float(step.height * step.width);
-    }
+    const float pixels = float(step.height * step.width);
+    for (int64_t c = 0; c < step.channels; ++c)
+        r.arena[out[c]] = kernels.sum(r.arena + in[c], int(step.height), step.pitch, int(step.width)) / pixels;
 }
 
 void run_step(const Run& r, int64_t position) {

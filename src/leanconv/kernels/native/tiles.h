@@ -19,7 +19,8 @@ INLINE inline void start(Reg (&acc)[P][C], const Args& a) {
 
 // Residual and clamp where the sums still are in registers: no pass over the map of their own.
 template <int V, int P, int C>
-INLINE inline void finish(Reg (&acc)[P][C], const Args& a, Reg low, Reg high, ptrdiff_t opitch, ptrdiff_t corner) {
+INLINE inline void finish(Reg (&acc)[P][C], const Args& a, const Args& bounds, ptrdiff_t opitch, ptrdiff_t corner) {
+    const Reg low = all(bounds.low), high = all(bounds.high);  // not held in registers over the loop
     unroll<C>([&](auto c) INLINE {
         float* out = a.out + corner + a.out_channel[c];
         if (a.residual) {
@@ -43,7 +44,6 @@ void conv_tile(const Args& args) {
     constexpr int P = R * V, U = T == 1 ? kFlatRound : 1;
     const Args a = args;  // a local copy: the stores below could change `args`, for all the compiler knows
     const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, kstep = a.kstep, opitch = a.opitch;
-    const Reg low = all(a.low), high = all(a.high);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes * V) {
             Reg acc[P][C];
@@ -74,26 +74,25 @@ void conv_tile(const Args& args) {
                         });
                     }
                 });
-            finish<V>(acc, a, low, high, opitch, y * opitch + x);
+            finish<V>(acc, a, args, opitch, y * opitch + x);
         }
 }
 
-// 3 x 3, stride 1, one or two output channels: a loaded vector serves three rows of outputs, 27 loads for 36 FMAs (C = 1)
+// 3 x 3, neither stride nor dilation, one or two output channels: a loaded vector serves three rows of outputs, 27 loads for 36 FMAs (C = 1)
 // and 36 for 72 (C = 2). In the general tile the two load ports, not the two FMA units, would set the time.
 template <int R, int C>
 void rows_tile(const Args& args) {
     const Args a = args;
     const ptrdiff_t kstep = a.kstep, opitch = a.opitch;
-    const Reg low = all(a.low), high = all(a.high);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes) {
             Reg acc[R][C];
             start(acc, a);
-            const float* base = a.in + y * kstep + x;
+            const float* base = a.in + a.dx[0] + y * kstep + x;
             const float* w = a.weights;
             for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; ++i, w += 9 * C)
                 unroll<3>([&](auto kx) INLINE {
-                    const float* q = base + *i + a.dx[kx];
+                    const float* q = base + *i + kx;
                     Reg column[3][C];
                     unroll<3 * C>([&](auto t) INLINE { column[t / C][t % C] = all(w[(t / C * 3 + kx) * C + t % C]); });
                     unroll<R + 2>([&](auto row) INLINE {
@@ -104,7 +103,7 @@ void rows_tile(const Args& args) {
                         });
                     });
                 });
-            finish<1>(acc, a, low, high, opitch, y * opitch + x);
+            finish<1>(acc, a, args, opitch, y * opitch + x);
         }
 }
 
