@@ -28,6 +28,14 @@ SIGNATURES = {
         "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "
         "fold=True, compiled=False)"
     ),
+    "predict": (
+        "(model, files, *, top=5, options=None, size=None, width=None, resolution=None, clips=None, given=None, "
+        "contact_sheet=None, trust_code=False)"
+    ),
+    "evaluate": (
+        "(model, data=None, *, part=None, size=None, width=None, resolution=None, clips=None, crops=None, given=None, "
+        "trust_code=False)"
+    ),
     "save": "(model, folder, *, source=None, source_options=None, story=None, size=None)",
     "load": "(folder, *, trust_code=False)",
     "OptimizedSeparable": (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import tempfile
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, event, given, seed, settings
+from hypothesis import event, given
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
@@ -29,6 +28,7 @@ from leanconv.deploy.densify import densify
 from leanconv.deploy.fold import fold
 from leanconv.errors import LeanconvError
 from random_nets import Spec, inputs, network, sizes, specs
+from random_trials import tried
 
 IN_CI = 50
 """Networks a property; there are six, and one that is slow."""
@@ -51,19 +51,7 @@ def networks(strategy: Any, share: float = 1.0) -> Callable[[Property], Any]:
 
         on_usable.__name__, on_usable.__doc__ = test.__name__, test.__doc__
         on_usable.__module__, on_usable.__qualname__ = test.__module__, test.__qualname__
-        count = int(os.environ.get("LEANCONV_NETWORKS", IN_CI))
-        chosen = os.environ.get("LEANCONV_SEED")
-        options = settings(
-            max_examples=max(1, int(count * share)),
-            deadline=None,
-            derandomize=chosen is None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
-            print_blob=False,
-        )
-        made = options(given(strategy)(on_usable))
-        return made if chosen is None else seed(int(chosen))(made)
+        return tried(IN_CI, "LEANCONV_NETWORKS", share)(given(strategy)(on_usable))
 
     return decorate
 

@@ -21,6 +21,8 @@ _HOME = {
     "ops.octave": ("OctConv2d", "OctConv3d"),
     "ops.osep_linear": ("OptimizedSeparableLinear",),
     "query": ("QueryTable",),
+    "recipes.predicted": ("predict",),
+    "recipes.tested": ("evaluate",),
     "rewrites": ("Inflate", "Octave", "Rewritten", "rewrite"),
     "serve": ("Governor", "Runtime"),
 }
@@ -58,6 +60,8 @@ if TYPE_CHECKING:  # the same for type checkers, and the operators; a test compa
     from leanconv.ops.separable import Grouped as Grouped
     from leanconv.ops.separable import SpatialSeparable as SpatialSeparable
     from leanconv.query import QueryTable as QueryTable
+    from leanconv.recipes.predicted import predict as predict
+    from leanconv.recipes.tested import evaluate as evaluate
     from leanconv.rewrites import Inflate as Inflate
     from leanconv.rewrites import Octave as Octave
     from leanconv.rewrites import Rewritten as Rewritten

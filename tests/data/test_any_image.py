@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_images import picture
@@ -20,6 +20,7 @@ from leanconv.data.contract import INTERPOLATIONS, RESIZES
 from leanconv.data.images.decode import Decoded, decode
 from leanconv.data.images.prepare import Prepare
 from leanconv.data.sets.tree import Tree
+from random_trials import tried
 
 # What has to be done to an upright picture so that a viewer who obeys the number of its record shows it upright.
 STORE = {
@@ -63,7 +64,7 @@ rules = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@tried(60, "LEANCONV_FILES")
 @given(
     width=st.integers(1, 40), height=st.integers(1, 40), seed=st.integers(0, 99), number=st.sampled_from(list(STORE)),
     kind=st.sampled_from(("png", "tiff", "webp")),
@@ -80,7 +81,7 @@ def test_what_is_seen_does_not_depend_on_how_it_is_stored(width, height, seed, n
     assert torch.equal(pixels(stored, kind, number, rule), upright)
 
 
-@settings(max_examples=40, deadline=None)
+@tried(40, "LEANCONV_FILES")
 @given(st.data())
 def test_every_file_of_a_class_is_found_once_whatever_is_linked(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:

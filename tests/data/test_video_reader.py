@@ -227,3 +227,12 @@ def test_names_with_a_colon_and_frames_that_are_not_there(tmp_path: Path, monkey
     assert read(Path("http:12.mp4"), [4]) == [4]
     with Video("http:12.mp4") as video, pytest.raises(IndexError, match=r"\[5\] to \[5\] of 5 were asked for"):
         video.read([5], SMALL)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+def test_a_film_of_a_few_frames_is_whole(tmp_path: Path, name: str, frames: int) -> None:
+    """What its header declares goes to the end of the last frame, not to its beginning."""
+    how = {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}} if name == "a.webm" else {}
+    path = write_video(tmp_path / name, frames, fps=10, **how)
+    assert read(path, range(frames)) == list(range(frames))

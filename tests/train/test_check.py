@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -136,13 +135,6 @@ def test_a_run_that_never_began_blocks_nothing(tmp_path: Path) -> None:
     older.mkdir()
     (older / "config.yaml").write_text("lr: 1\n")
     assert prepare_run_folder(older, {"lr": 2}, resume=False) is None
-
-
-def test_a_run_in_its_first_epoch_is_left_alone(tmp_path: Path) -> None:
-    out = begun(tmp_path / "run", os.getppid())
-    with pytest.raises(LeanconvError, match=rf"process {os.getppid()} is in the first epoch of a run there"):
-        prepare_run_folder(out, {"lr": 2}, resume=False)
-    assert (out / "config.yaml").read_text() == "lr: 1\n"
 
 
 @pytest.mark.parametrize("left", ["last.ckpt", "metrics.csv", "model"])

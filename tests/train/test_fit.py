@@ -157,7 +157,9 @@ class Diverges(Classify):
 
 
 def test_a_lost_run_stops_before_it_spoils_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(LeanconvError, match=r"epoch 2: the training loss is nan, .* lower optim.lr"):
+    with pytest.raises(
+        LeanconvError, match=r"epoch 2, step 1 of 11: the training loss is not a finite .* lower optim.lr"
+    ):
         quick(tmp_path / "run", Diverges(tiny_nets.tiny_net()), epochs=3)
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 0

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanconv import __version__
-from leanconv.build import beside
+from leanconv.build import beside, hub
 from leanconv.build.folder import (
     FORMAT_VERSION,
     STORY_FILE,
@@ -28,6 +28,7 @@ from leanconv.build.folder import (
     read_tensors,
     reason_of,
     tensors_to_write,
+    weights_of,
     write,
 )
 from leanconv.build.proof import ADVICE, prove_same
@@ -39,10 +40,23 @@ from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.rewrites import replay
 from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember, story_of
+from leanconv.weights import fill
+from leanconv.weights import read_tensors as read_weights
+from leanconv.weights.plain import PLAIN
 from leanconv.zoo import ZOO, list_models
 from leanconv.zoo.names import construct, size_of_name, without_downloads
 
-__all__ = ["create_model", "default_size", "is_folder", "list_models", "load", "resolve", "save", "with_new_classifier"]
+__all__ = [
+    "create_model",
+    "default_size",
+    "is_folder",
+    "list_models",
+    "load",
+    "located",
+    "resolve",
+    "save",
+    "with_new_classifier",
+]
 
 
 def create_model(name: str, /, **options: Any) -> nn.Module:
@@ -56,6 +70,8 @@ def create_model(name: str, /, **options: Any) -> nn.Module:
     >>> sum(p.numel() for p in create_model("resnet20").parameters())
     269722
     """
+    if hub.is_on_hub(name):
+        raise LeanconvError(f"{name} is a trained model and not a name to build one by: load it")
     model = construct(name, options)
     remember(model, Story(model=name, options=options))
     if (contract := published(name, options, model)) is not None:
@@ -79,6 +95,30 @@ def default_size(name_or_folder: str) -> tuple[int, ...]:
     if size is None:
         raise LeanconvError(f"{name_or_folder}: its input size is not known: give it, for example 3,224,224")
     return size
+
+
+def located(name: str | os.PathLike[str]) -> str:
+    """The folder of the saved model that "hf:OWNER/NAME" means, fetched unless it is here; any other name as it is.
+
+    A model that `save` wrote and `leanconv push` pushed is taken as it is. One that timm has published (config.json and
+    model.safetensors) is built by its name, filled and saved beside the hub's cache, with the input contract and the
+    class names that it says. Nothing of either is run. Raises as `leanconv.build.hub.fetch` and `load`.
+
+    >>> located("resnet20")
+    'resnet20'
+    """
+    if not hub.is_on_hub(name):
+        return os.fspath(name)
+    found = hub.fetch(str(name))
+    if isinstance(found, Path):
+        return str(found)
+    if not (found.folder / STORY_FILE).exists():
+        model = create_model(found.name, **found.options)
+        fill(model, read_weights(found.weights), PLAIN, source=str(name))
+        if found.contract is not None:
+            attach(model, found.contract)
+        save(model.eval(), found.folder, size=None if found.contract is None else found.contract.size)
+    return str(found.folder)
 
 
 def resolve(name_or_folder: str, options: Mapping[str, Any] | None = None, *, trust_code: bool = False) -> nn.Module:
@@ -131,12 +171,13 @@ def save(
 def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Module:
     """The model that `save` wrote to `folder`, with its story, on the CPU, each part in the mode it was saved in.
 
-    A story that builds the network with somebody's own function ("package.module:function") imports and runs that
-    code, which only `trust_code=True` allows. Nothing is downloaded, and the global random state is left alone.
+    The text "hf:OWNER/NAME" means a model of the Hugging Face hub, see `located`; nothing else reaches the network. A
+    story that builds the network with somebody's own function ("package.module:function") imports and runs that
+    code, which only `trust_code=True` allows. The global random state is left alone.
     Raises `CheckpointError` naming the file and what is wrong with it: missing, truncated, of an unknown format, or
     weights that do not fit the story.
     """
-    folder = Path(folder)
+    folder = Path(located(folder))
     record = read_record(folder)
     tensors = read_tensors(folder, record)
     try:
@@ -153,7 +194,7 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     except (LeanconvError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {reason_of(error)}") from error
     _restore(folder, model, record, tensors)
-    if digest(folder / WEIGHTS_FILE) != record["weights"]["sha256"]:
+    if digest(weights_of(folder)) != record["weights"]["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} is not the file that {STORY_FILE} was written for (an interrupted save, or the "
             "file was changed): save the model again"

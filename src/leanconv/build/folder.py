@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leanconv import __version__
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.files import whole_folder
+from leanconv.files import found, settle, whole_folder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -30,6 +30,7 @@ __all__ = [
     "read_tensors",
     "reason_of",
     "tensors_to_write",
+    "weights_of",
     "write",
 ]
 
@@ -65,7 +66,7 @@ def tensors_to_write(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
 def write(
     folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], prove: Callable[[Path], None]
 ) -> None:
-    """Both files: a new folder as a whole, in an existing one the two files, the story last.
+    """Both files: a new folder as a whole, in an existing one the two files together.
 
     `prove` is given the folder in which they are before they get their names; where it raises, nothing was written.
     """
@@ -96,8 +97,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / STORY_FILE
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
+    settle(folder, STORY_FILE)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(found(folder, STORY_FILE, STORY_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a saved model: it has no {STORY_FILE}") from None
     except (OSError, ValueError) as error:
@@ -134,7 +136,7 @@ def _problem(record: Mapping[str, Any]) -> str | None:
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """weights.safetensors with its aliases."""
-    path = folder / WEIGHTS_FILE
+    path = weights_of(folder)
     try:
         size = path.stat().st_size
         tensors: dict[str, Tensor] = load_file(path)
@@ -151,6 +153,11 @@ def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
             )
         tensors[alias] = tensors[name]
     return tensors
+
+
+def weights_of(folder: Path) -> Path:
+    """Where the weights of the saved model in `folder` are."""
+    return found(folder, STORY_FILE, WEIGHTS_FILE)
 
 
 def digest(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The command line: one verb per library function, of the same name, one short file each.
 
 Heavy packages are imported inside the verbs, so that `leanconv --help` answers at once. Exit codes: 0 done, 1 a fault
-of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted.
+of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from leanconv.cli import (
     pick,
     plan,
     predict,
+    push,
     rewrite,
     run,
     table,
     train,
 )
+from leanconv.ends import Terminated, ended_in_order
 from leanconv.errors import LeanconvError
 
 __all__ = ["app", "main"]
@@ -73,6 +75,7 @@ app.command("run")(_verb(run.run))
 app.command("export")(_verb(export.run))
 app.command("bench")(_verb(bench.run))
 app.command("import-weights")(_verb(import_weights.run))
+app.command("push")(_verb(push.run))
 app.command("demo")(_verb(demo.run))
 app.command("doctor")(_verb(doctor.run))
 
@@ -98,12 +101,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        code = app(given or ["--help"], standalone_mode=False)
+        with ended_in_order():
+            code = app(given or ["--help"], standalone_mode=False)
     except LeanconvError as error:
         _say(str(error))
         code = 2
     except typer.Exit as error:
         code = error.exit_code
+    except Terminated as error:
+        _say(str(error) or "terminated")
+        code = error.code
     except SystemExit as error:  # typer's own, while it prints help
         if not isinstance(error.__context__, BrokenPipeError):
             raise

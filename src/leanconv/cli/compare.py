@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.evaluate import configured
 from leanconv.cli.options import (
     CropOption,
     ExifOption,
@@ -23,7 +22,6 @@ from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.data import ImageData, VideoData
     from leanconv.recipes import LoadedRun, TestedRun
 
 
@@ -89,28 +87,21 @@ def run(
 def _tested(name: str, loaded: LoadedRun, clips: int | None) -> tuple[TestedRun, dict[str, Any]]:
     """The test of one network, and its row."""
     from leanconv.cost import measure
-    from leanconv.intervals import of_share
-    from leanconv.recipes import TestedRun, score_images, score_videos
+    from leanconv.recipes import TestedRun, evaluate_loaded
 
     data = loaded.data
-    with configured(loaded.network, None, None) as (network, which):
-        if data.unit == "video":
-            views, crops = loaded.views(clips)
-            videos = score_videos(network, cast("VideoData", data), clips=views, crops=crops)
-            predictions, top1 = videos.predictions, videos.video1
-        else:
-            images = score_images(network, cast("ImageData", data))
-            predictions, top1 = images.predictions, images.top1  # type: ignore[assignment]
-    cost = measure(network.cpu(), data.input_size)
-    tested = TestedRun(name=name + which, predictions=predictions, class_names=data.class_names)
+    done = evaluate_loaded(loaded, clips=clips if data.unit == "video" else None)
+    cost = measure(loaded.network.cpu(), data.input_size)
+    called = name + done.configuration
+    tested = TestedRun(name=called, predictions=done.result.predictions, class_names=data.class_names)
     return tested, {
-        "model": name + which,
+        "model": called,
         "unit": data.unit,
-        "part": "test" if data.has_test else "validation",
-        "items": len(predictions),
-        "top1": top1,
-        "top1_interval": list(of_share(top1, len(predictions))),
-        "unreadable": len(data.test_problems),
+        "part": done.part,
+        "items": len(done.result.predictions),
+        "top1": done.top1,
+        "top1_interval": list(done.interval),
+        "unreadable": len(done.unreadable),
         "params": cost.params,
         "macs": cost.macs,
     }

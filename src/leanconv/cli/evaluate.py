@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanconv.cli.models import configuration
 from leanconv.cli.options import (
     CropOption,
     ExifOption,
@@ -28,11 +25,7 @@ from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from leanconv.data import ImageData, VideoData
-    from leanconv.recipes import LoadedRun
-    from leanconv.train import Evaluation, VideoEvaluation
+    from leanconv.recipes import Tested
 
 
 def run(
@@ -40,6 +33,14 @@ def run(
     data: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="digits, folder:PATH, video-csv:TRAIN,TEST, ...; default: the run's."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="test, validation or train, as training has it; default: the test part, and of --data that is not"
+            " split all of it.",
+        ),
     ] = None,
     size: SizeOption = None,
     width: WidthOption = None,
@@ -79,33 +80,36 @@ def run(
     They are prepared as those that it was trained on, and data that is not split is used whole. Top-1 and top-5
     accuracy on images; clip@1, video@1 and video@5 on whole videos; with 95 % intervals.
     """
-    from leanconv.recipes import load_run
+    from leanconv.recipes import evaluate_loaded, load_run
 
     shape = read_size(size) if size else None
     given = read_contract(mean, std, crop, interpolation, exif)
     if confusions is not None and confusions.suffix not in (".png", ".json"):
         raise LeanconvError(f"--confusions {confusions}: expected a name that ends in .png or .json")
-    loaded = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
-    views = _Views(clips, crops, predictions, contact_sheet)
-    others: list[dict[str, Any]] = []
-    tested: Evaluation | VideoEvaluation
-    if loaded.data.unit == "video":
-        other = None if baseline is None else load_run(baseline, data=data, size=shape, trust_code=trust_code)
-        if other is not None and other.data.unit != "video":
-            raise LeanconvError(f"--baseline {baseline}: it was made for images, and {model} is tested on videos")
-        tested, figures = _videos(model, loaded, views, width, resolution)
-        if other is not None:
-            others.append(_videos(str(baseline), other, _Views(clips, crops))[1])
-    else:
-        if any(value is not None for value in (clips, crops, baseline)):
-            raise LeanconvError(f"{model} is tested on images: --clips, --crops and --baseline are for videos")
-        tested, figures = _images(model, loaded, views, width, resolution)
-    by_class = _by_class(tested, loaded.data, confusions, per_class)
+    loaded = load_run(model, data=data, size=shape, given=given, part=part, trust_code=trust_code)
+    videos = loaded.data.unit == "video"
+    if not videos and any(value is not None for value in (clips, crops, baseline)):
+        raise LeanconvError(f"{model} is tested on images: --clips, --crops and --baseline are for videos")
+    other = None if baseline is None else load_run(baseline, data=data, size=shape, part=part, trust_code=trust_code)
+    if other is not None and other.data.unit != "video":
+        raise LeanconvError(f"--baseline {baseline}: it was made for images, and {model} is tested on videos")
+    tested = evaluate_loaded(
+        loaded,
+        width=width,
+        resolution=resolution,
+        clips=clips,
+        crops=crops,
+        predictions=predictions,
+        contact_sheet=contact_sheet,
+    )
+    figures = tested.figures(model)
+    others = [] if other is None else [evaluate_loaded(other, clips=clips, crops=crops).figures(str(baseline))]
+    by_class = _by_class(tested, confusions, per_class)
     if json:
         told = {**figures, **({"per_class": by_class} if per_class else {})}
         print_json(told if not others else {**told, "baseline": others[0]})
         return
-    _print(figures, others, loaded.data)
+    _print(figures, others, tested, loaded.data.unit)
     if per_class:
         from leanconv.report import classes_table, print_table
 
@@ -113,84 +117,23 @@ def run(
     for path in (predictions, contact_sheet, confusions):
         if path is not None:
             typer.echo(f"written: {path}")
-    if not loaded.data.has_test:
+    if tested.part == "validation" and part is None:
         typer.echo("the data has no test part: this is its validation part, by which the best epoch was chosen")
-    for remark in loaded.data.remarks:
+    elif tested.part != "test":
+        typer.echo(f"this is the {tested.part} part, as training has it, and no test part")
+    for remark in tested.remarks:
         typer.echo(remark)
 
 
-class _Views(NamedTuple):
-    """What is asked for of a test: clips and crops of videos, and files to write."""
-
-    clips: int | None = None
-    crops: int | None = None
-    predictions: Path | None = None
-    contact_sheet: Path | None = None
-
-
-def _images(
-    name: str, loaded: LoadedRun, views: _Views, width: float | None, resolution: int | None
-) -> tuple[Evaluation, dict[str, Any]]:
-    """The test of one network on images, and its figures under its name."""
-    from leanconv.recipes import image_figures, score_images
-
-    with configured(loaded.network, width, resolution) as (network, which):
-        evaluation = score_images(
-            network,
-            cast("ImageData", loaded.data),
-            predictions=views.predictions,
-            contact_sheet=views.contact_sheet,
-        )
-    return evaluation, {
-        "model": name + which,
-        **image_figures(evaluation),
-        **_what_it_was(loaded.data),
-        "remarks": list(loaded.data.remarks),
-    }
-
-
-def _videos(
-    name: str, loaded: LoadedRun, views: _Views, width: float | None = None, resolution: int | None = None
-) -> tuple[VideoEvaluation, dict[str, Any]]:
-    """The test of one network on videos, and its figures under its name."""
-    from leanconv.recipes import score_videos, video_figures
-
-    data = cast("VideoData", loaded.data)
-    clips, crops = loaded.views(views.clips, views.crops)
-    with configured(loaded.network, width, resolution) as (network, which):
-        evaluation = score_videos(
-            network,
-            data,
-            clips=clips,
-            crops=crops,
-            predictions=views.predictions,
-            contact_sheet=views.contact_sheet,
-        )
-    figures = video_figures(evaluation, clips=clips, crops=crops)
-    return evaluation, {"model": name + which, **figures, **_what_it_was(data)}
-
-
-def _what_it_was(data: ImageData | VideoData) -> dict[str, Any]:
-    """The part of the data, how many of its files could not be read, and how many of these are not there at all."""
-    problems = data.test_problems
-    return {
-        "part": "test" if data.has_test else "validation",
-        "unreadable": len(problems),
-        "missing": sum(problem.is_missing for problem in problems),
-    }
-
-
-def _by_class(
-    tested: Evaluation | VideoEvaluation, data: ImageData | VideoData, path: Path | None, wanted: bool
-) -> list[dict[str, Any]]:
+def _by_class(tested: Tested, path: Path | None, wanted: bool) -> list[dict[str, Any]]:
     """The rows of the classes, where they are `wanted`; writes the confusions to `path`."""
     from leanconv.train import called
     from leanconv.train import confusions as count
 
     if path is None and not wanted:
         return []
-    counts = count(tested.predictions, tested.classes)
-    names = [called(data.class_names, number) for number in range(tested.classes)]
+    counts = count(tested.result.predictions, tested.result.classes)
+    names = [called(tested.class_names, number) for number in range(tested.result.classes)]
     if path is not None and path.suffix == ".json":
         write_json({"class_names": names, "counts": counts, "rows": "labels", "columns": "predictions"}, path)
     elif path is not None:
@@ -202,7 +145,7 @@ def _by_class(
     return per_class(counts, names)
 
 
-def _print(figures: dict[str, Any], others: list[dict[str, Any]], data: ImageData | VideoData) -> None:
+def _print(figures: dict[str, Any], others: list[dict[str, Any]], tested: Tested, unit: str) -> None:
     """The figures, and below them what could not be read, by name."""
     from leanconv.report import percent, percent_interval, print_table, videos_table
 
@@ -210,7 +153,7 @@ def _print(figures: dict[str, Any], others: list[dict[str, Any]], data: ImageDat
     if figures["unreadable"]:
         broken = figures["unreadable"] - figures["missing"]
         unread = f"; {figures['unreadable']} more could not be read ({broken} broken, {figures['missing']} missing)"
-    if data.unit == "video":
+    if unit == "video":
         print_table(videos_table([figures, *others], unread=unread))
     else:
         shares = [
@@ -220,22 +163,5 @@ def _print(figures: dict[str, Any], others: list[dict[str, Any]], data: ImageDat
         ]
         typer.echo(f"{figures['model']}: {', '.join(shares)} on {figures['images']} images{unread}")
     if unread:
-        names = ", ".join(problem.name for problem in data.test_problems[:5])
-        typer.echo(f"{figures['unreadable']} {data.unit}s could not be read: {names}")
-
-
-@contextmanager
-def configured(network: nn.Module, width: float | None, resolution: int | None) -> Iterator[tuple[nn.Module, str]]:
-    """The network to test, an elastic one at the width and resolution asked for, and words that say which."""
-    import torch
-
-    from leanconv.elastic import ElasticNet
-
-    if torch.cuda.is_available():
-        network.cuda()
-    if not isinstance(network, ElasticNet):
-        yield configuration(network, (), width, resolution)[0], ""
-        return
-    config = network.checked(width or network.widths[1], resolution or network.resolutions[0])
-    with network.at(width=config.width, resolution=config.resolution):
-        yield network, f" at width {config.width:g}, resolution {config.resolution}"
+        names = ", ".join(problem.name for problem in tested.unreadable[:5])
+        typer.echo(f"{figures['unreadable']} {unit}s could not be read: {names}")

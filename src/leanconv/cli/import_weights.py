@@ -80,10 +80,11 @@ def run(
     --new-classifier. How its inputs were made no file says: --mean, --std, --crop and --interpolation are kept with the
     model, and every verb obeys them.
     """
-    from leanconv.build import default_size, save
+    from leanconv.build import default_size, located, save
     from leanconv.weights import fill, read_tensors
 
     given = read_contract(mean, std, crop, interpolation, exif)
+    model = located(model)
     shape = (read_size(size) if size else default_size(model)) if given or size else None
     tensors = read_tensors(file, entry=entry, ema=ema, ignore=ignore)
     network, found = _network(tensors, format, str(file), model, read_options(options), trust_code)

@@ -48,14 +48,15 @@ def find(
 ) -> Found:
     """Build or load the model that the options describe: a name, with options in parentheses or not, or a folder.
 
-    A folder is a saved model or a run.
+    A folder is a saved model or a run, "hf:OWNER/NAME" one that is fetched first.
     """
-    from leanconv.build import default_size, resolve
+    from leanconv.build import default_size, located, resolve
     from leanconv.data.contract import contract_of
     from leanconv.rewrites import parse_step, rewrite
     from leanconv.train.runfolder import saved_model
 
     name, own = read_model(name)
+    name = located(name)
     name = str(saved_model(name)) if Path(name).is_dir() else name
     model = resolve(name, {**read_options(options), **own}, trust_code=trust_code)
     sizes = [size] if isinstance(size, str) else size

@@ -27,10 +27,11 @@ __all__ = [
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A name (leanconv list), timm/NAME, torchvision/NAME, package:function or a saved model."
+        metavar="MODEL",
+        help="A name (leanconv list), timm/NAME, torchvision/NAME, package:function, a saved model or hf:OWNER/NAME.",
     ),
 ]
-FolderArgument = Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder, or a saved model.")]
+FolderArgument = Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder, a saved model, or hf:OWNER/NAME.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model; any number of times.")
 ]

@@ -46,7 +46,7 @@ def run(
 
     import torch
 
-    from leanconv.build import load
+    from leanconv.build import load, located
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable, TimingSetup
     from leanconv.report import binary, plot_serve_log, print_table, serve_table
@@ -56,7 +56,7 @@ def run(
 
     if not seconds > 0:
         raise LeanconvError(f"--seconds {seconds:g}: expected a number above 0")
-    folder = Path(model)
+    folder = Path(located(model))
     network = load(saved_model(folder), trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} has a single configuration: there is nothing to change between calls")

@@ -50,7 +50,8 @@ def run(
     threads: Annotated[list[int], typer.Option(help="Threads while latency is measured; any number of times.")] = [1],
     batches: Annotated[list[int], typer.Option("--batch", help="Inputs per timed call; any number of times.")] = [1],
     store: Annotated[
-        bool, typer.Option(help="Keep the BatchNorm statistics that are measured for this in the model's folder.")
+        bool,
+        typer.Option(help="Keep the BatchNorm statistics that are measured for this in the model's folder (not hf:)."),
     ] = True,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the curves into this folder.")] = None,
     mean: MeanOption = None,
@@ -67,7 +68,7 @@ def run(
     """
     from dataclasses import asdict
 
-    from leanconv.build import save
+    from leanconv.build import located, save
     from leanconv.elastic import ElasticNet, calibrate
     from leanconv.query import QueryTable
     from leanconv.recipes import load_run
@@ -94,7 +95,7 @@ def run(
         if recipe is not None:
             training.set_epoch(recipe.epochs)  # images as training has not seen them
         calibrate(network, training.train_loader(), missing)
-        if store:
+        if store and located(model) == model:
             save(network, saved_model(model))
     measured = QueryTable.measure(network, images.eval_loader(), configs=configs, latency=False)
     measured = measured.timed(network, setups)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leanconv.ends import Terminated
 from leanconv.errors import LeanconvError
 
 
@@ -88,10 +89,14 @@ def run(
     folder = out or Path("runs") / chosen.name
     try:
         result = run_recipe(chosen, folder, resume=resume)
-    except KeyboardInterrupt:
-        if not (folder / "last.ckpt").exists():
-            raise KeyboardInterrupt("interrupted in the first epoch, nothing to go on from") from None
-        raise KeyboardInterrupt(f"interrupted; to go on: leanconv train --resume --out {folder}") from None
+    except (KeyboardInterrupt, Terminated) as ended:
+        if str(ended):  # where training stopped
+            raise
+        word = "terminated" if isinstance(ended, Terminated) else "interrupted"
+        line = f"{word} before the first step was finished, nothing to go on from"
+        if (folder / "last.ckpt").exists():
+            line = f"{word}; to go on: leanconv train --resume --out {folder}"
+        raise type(ended)(line) from None
     if not is_main_process():
         return
     fitted = result.fit

@@ -23,6 +23,7 @@ from leanconv.errors import DataError, unknown
 from leanconv.files import write_text
 
 __all__ = [
+    "PARTS",
     "LabelledData",
     "Part",
     "check_counts",
@@ -32,9 +33,13 @@ __all__ = [
     "numbered_as",
     "reader_of",
     "statistics_of",
+    "tested_on",
 ]
 
 Part = Literal["train", "val", "test"]
+
+PARTS = ("test", "validation", "train")
+"""What a set can be tested on, as people say it."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of pixels in 0..1."""
@@ -58,6 +63,28 @@ def reader_of(
     if kind != embedded and not rest:
         raise DataError(f"{name}: expected {kind}:... with {takes} after the colon")
     return partial(readers[kind], rest)
+
+
+def tested_on(name: str, files: F, part: str) -> F:
+    """`files` with the part that is called `part` (one of `PARTS`) as the test, and nothing to train on.
+
+    Raises `DataError` where they have no such part.
+    """
+    found = {
+        "test": None if files.val is files.test else files.test,
+        "validation": files.val,
+        "train": files.train,
+    }
+    if part not in found:
+        raise unknown("part", part, PARTS)
+    if (chosen := found[part]) is None:
+        there = [name for name, one in found.items() if one is not None]
+        raise DataError(
+            f"{name} has no {part} part, only {' and '.join(there)}: a part that is not there cannot be tested on; name"
+            " another with part (--part)"
+        )
+    parts: dict[str, Any] = {"test": chosen, "train": None, "val": None}
+    return replace(files, **parts, part=part)
 
 
 def check_counts(name: str, least: int, **counts: int) -> None:
@@ -164,6 +191,11 @@ class LabelledData(ABC, Generic[S]):
     @abstractmethod
     def has_test(self) -> bool:
         """Whether the part to report on is another one than that to choose by."""
+
+    @property
+    @abstractmethod
+    def part(self) -> str:
+        """What is tested on: one of `PARTS`."""
 
     @abstractmethod
     def _mean_and_std(self) -> Statistics: ...

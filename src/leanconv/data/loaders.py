@@ -48,7 +48,11 @@ class Loader:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, (pixels, labels) in enumerate(self.source.fetch(self.chunks, self.epoch)):
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[Batch]:
+        """The batches without the first `done`, which are not read either."""
+        for number, (pixels, labels) in enumerate(self.source.fetch(self.chunks[done:], self.epoch), done):
             yield self.finish(number, pixels), labels
 
     @property

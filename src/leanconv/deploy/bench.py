@@ -6,7 +6,6 @@ slows all of them down; every backend is first shown to compute what the model c
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,6 +33,7 @@ from leanconv.deploy.verify import (
 )
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes
 from leanconv.errors import LeanconvError, unknown
+from leanconv.files import scratch_folder
 
 __all__ = ["BACKENDS", "BenchRow", "bench", "prepared"]
 
@@ -108,7 +108,7 @@ def bench(
         )
     rows: list[BenchRow] = []
     candidates: dict[str, Callable[[], object]] = {}
-    with torch_threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-bench-") as folder:
+    with torch_threads(threads), scratch_folder() as folder:
         for number, (label, given) in enumerate(models.items()):
             model = as_module(given)
             refuse_elastic(model, "bench")
@@ -117,7 +117,7 @@ def bench(
             forward(subject, *inputs)
             cost = measure(subject, size)
             for name in dict.fromkeys(backends):
-                onnx = Path(folder) / f"{number}.onnx"
+                onnx = folder / f"{number}.onnx"
                 runner, difference, problem = prepared(subject, name, onnx, size, batch, threads, tolerance, seed + 1)
                 if runner is not None:
                     candidates[f"{len(rows)}"] = partial(runner, *inputs)

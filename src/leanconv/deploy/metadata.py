@@ -15,6 +15,7 @@ from typing import Any
 
 from leanconv.data.contract import InputContract
 from leanconv.errors import ExportError, LeanconvError, need
+from leanconv.files import settle
 
 __all__ = ["DTYPES", "KEY", "FileInput", "input_of"]
 
@@ -66,6 +67,7 @@ def input_of(path: str | os.PathLike[str]) -> FileInput | None:
     path = Path(path)
     if path.suffix not in _READERS:
         raise ExportError(f"{path}: expected a file that export wrote, .onnx, .xml or .pt2")
+    settle(path.parent, path.name)
     if not path.is_file():
         raise ExportError(f"{path}: there is no such file")
     text = _READERS[path.suffix](path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from leanconv.deploy.verify import random_inputs
 from leanconv.dryrun import Sizes
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, need
+from leanconv.files import scratch_folder
 
 __all__ = ["require", "to_onnx", "write"]
 
@@ -156,8 +156,8 @@ def _quantize(path: Path, calibration: Sequence[tuple[Any, ...]], plan: ExportPl
         def get_next(self) -> dict[str, Any] | None:
             return next(self.batches, None)
 
-    with _silent(), tempfile.TemporaryDirectory(prefix="leanconv-export-") as folder:
-        prepared = Path(folder) / "prepared.onnx"
+    with _silent(), scratch_folder() as folder:
+        prepared = folder / "prepared.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,

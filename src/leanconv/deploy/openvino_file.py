@@ -5,7 +5,6 @@ In int8 it is made of the ONNX file that onnxruntime has quantized, whose scales
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from leanconv.deploy import onnx_file
 from leanconv.deploy.metadata import KEY
 from leanconv.deploy.plan import ExportPlan
 from leanconv.errors import need
+from leanconv.files import scratch_folder
 
 __all__ = ["require", "write"]
 
@@ -36,8 +36,8 @@ def write(model: nn.Module, path: Path, plan: ExportPlan, calibration: Sequence[
     import openvino
 
     halved = plan.precision == "fp16"
-    with tempfile.TemporaryDirectory(prefix="leanconv-export-") as folder:
-        onnx = Path(folder) / "network.onnx"
+    with scratch_folder() as folder:
+        onnx = folder / "network.onnx"
         onnx_file.write(model, onnx, replace(plan, precision="fp32") if halved else plan, calibration)
         # Not openvino.convert_model, which tells its maker over the network that it was called.
         network = openvino.Core().read_model(onnx)

@@ -2,8 +2,8 @@
 
 At width 1 it is the network that it was, in evaluation and in training, with the same random numbers for dropout; the
 narrowest width and one in the middle run forward and backward in training; the narrowest is calibrated, and what is
-extracted from it answers as it does. Copies are run, on inputs as small as the network takes them, and the random
-generators are put back: nothing that was given is changed.
+extracted from it answers as it does. Copies are run (they share the weights, which are only read), on inputs as small
+as the network takes them, and the random generators are put back: nothing that was given is changed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class _Proof:
     """One proof, on inputs of one size."""
 
     def __init__(self, original: nn.Module, net: ElasticNet, size: Sizes) -> None:
-        self.net, self.was = cast("ElasticNet", duplicate(net)), duplicate(original)
+        self.net = cast("ElasticNet", duplicate(net, share_parameters=True))
+        self.was = duplicate(original, share_parameters=True)
         self.size, self.name = size, type(original).__name__
         self.stack = ModuleStack(self.net)
         self.modes = [(module.training, name) for name, module in original.named_modules()]
@@ -168,10 +169,12 @@ class _Proof:
     def _backward(self, outputs: Any, width: float) -> None:
         """After the scope of the forward has been left, as a training step does it."""
         losses = [y.float().square().mean() for y in tensors_of(outputs) if y.requires_grad]
-        if losses:
-            with self._told(f"at width {width:g} in backward"):
-                torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        self.net.zero_grad(set_to_none=True)
+        try:
+            if losses:
+                with self._told(f"at width {width:g} in backward"):
+                    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.net.zero_grad(set_to_none=True)  # the weights are those of the network that is returned
 
     def _given(self) -> tuple[Any, ...]:
         """The inputs, copied: a forward may work in place."""

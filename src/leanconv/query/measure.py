@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +22,7 @@ from leanconv.elastic.calibrate import inputs_of
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.files import scratch_folder
 from leanconv.intervals import of_share
 from leanconv.machine import this_machine
 from leanconv.modes import eval_mode
@@ -93,11 +93,11 @@ def latencies(
     for threads in dict.fromkeys(setup.threads for setup in setups):
         waiting: dict[tuple[TimingSetup, Config], Callable[[], object]] = {}
         size = 0
-        with torch_threads(threads), tempfile.TemporaryDirectory(prefix="leanconv-times-") as folder:
+        with torch_threads(threads), scratch_folder() as folder:
             for number, config in enumerate(configs):
                 static = net.extract(*config, calibrated=False).eval()
                 for setup in (setup for setup in found if setup.threads == threads):
-                    onnx = Path(folder) / f"{number}_{setup.batch}.onnx"
+                    onnx = folder / f"{number}_{setup.batch}.onnx"
                     waiting[setup, config] = _call(static, config, net.inputs.at(config), setup, onnx)
                     size += sum(p.nbytes for p in static.parameters())
                 if size > TOGETHER or number == len(configs) - 1:

@@ -12,8 +12,8 @@ from leanconv.recipes.csn import CSN
 from leanconv.recipes.demo import demo, digits_resnet20
 from leanconv.recipes.finetuning import finetune
 from leanconv.recipes.igc import IGC
-from leanconv.recipes.images import image_figures, score_images
-from leanconv.recipes.load import LoadedRun, asks_for_contract, load_run
+from leanconv.recipes.images import score_images
+from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
 from leanconv.recipes.octave import (
     OCTAVE_VIDEO,
@@ -23,10 +23,11 @@ from leanconv.recipes.octave import (
     oct_resnet152_imagenet,
 )
 from leanconv.recipes.osep import OSEP
-from leanconv.recipes.predict import as_pixels, predict_files
+from leanconv.recipes.predicted import Predicted, predict
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
 from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
-from leanconv.recipes.videos import score_videos, video_figures
+from leanconv.recipes.tested import Tested, evaluate, evaluate_loaded
+from leanconv.recipes.videos import score_videos
 
 __all__ = [
     "PAPERS",
@@ -34,27 +35,27 @@ __all__ = [
     "DataSettings",
     "ElasticSettings",
     "LoadedRun",
+    "Predicted",
     "Recipe",
     "RunResult",
+    "Tested",
     "TestedRun",
     "VideoSettings",
-    "as_pixels",
-    "asks_for_contract",
     "build_model",
     "change",
+    "evaluate",
+    "evaluate_loaded",
     "finetune",
     "get_recipe",
-    "image_figures",
     "list_recipes",
     "load_run",
     "open_data",
     "paired_with",
-    "predict_files",
+    "predict",
     "read_recipe",
     "run_recipe",
     "score_images",
     "score_videos",
-    "video_figures",
     "to_data",
     "to_yaml",
 ]

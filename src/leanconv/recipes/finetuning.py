@@ -34,13 +34,16 @@ def finetune(
     Trained weights are handled with care: a tenth of the rate for all but the classifier, a warm-up, a cosine, averaged
     weights, no mixup. Inputs have the size that the network was made for. `elastic` makes it elastic and trains it by
     mutual learning from a quarter of its width, and from its resolution down to about half of it. `teacher` is a run
-    folder or a saved model with the same classes. Raises `LeanconvError` where nothing says the size of the inputs.
+    folder or a saved model with the same classes. "hf:OWNER/NAME" is fetched now: the recipe names the folder. Raises
+    `LeanconvError` where nothing says the size of the inputs.
 
     >>> finetune("resnet20", "folder:pictures").data.resolution
     32
     """
-    from leanconv.build import default_size, is_folder
+    from leanconv.build import default_size, is_folder, located
 
+    said, model = model, located(model)
+    teacher = None if teacher is None else located(teacher)
     folder = saved_model(model)
     trained = is_folder(str(folder))
     size = default_size(str(folder) if trained else model)
@@ -54,8 +57,8 @@ def finetune(
         teacher=teacher,
     )
     return Recipe(
-        name=f"finetune_{Path(model).name}" if trained else f"train_{Path(model).name}",
-        note=f"{model} on {data}, from {'its weights' if trained else 'fresh weights'}",
+        name=f"finetune_{Path(said).name}" if trained else f"train_{Path(said).name}",
+        note=f"{said} on {data}, from {'its weights' if trained else 'fresh weights'}",
         model=model,
         new_classifier=new_classifier,
         teacher=None if elastic else teacher,

@@ -59,7 +59,7 @@ def score_image_run(net: nn.Module, data: ImageData, recipe: Recipe, out: Path) 
     """
     with at_largest(net, recipe.accelerator):
         evaluation = score_images(net, data, limit=recipe.test_limit, predictions=out / "predictions.csv")
-    figures = {"part": "test" if data.has_test else "validation", **image_figures(evaluation)}
+    figures = {"part": data.part, **image_figures(evaluation)}
     write_text(out / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     return evaluation
 

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import nn
+
 from leanconv.data.contract import InputContract, amended, contract_of
+from leanconv.dryrun import ModelHolder, as_module
+from leanconv.dryrun import default_size as told_size
 from leanconv.errors import LeanconvError
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
-from leanconv.recipes.settings import Recipe
+from leanconv.recipes.settings import DataSettings, Recipe
 from leanconv.train.check import check_inputs
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from leanconv.data import ImageData, VideoData
 
 __all__ = ["LoadedRun", "asks_for_contract", "load_run"]
@@ -39,68 +41,99 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    folder: str | Path,
+    model: str | Path | nn.Module | ModelHolder,
     *,
     data: str | None = None,
     size: Sequence[int] | None = None,
     given: Mapping[str, Any] | None = None,
     whole: bool = True,
+    part: str | None = None,
     trust_code: bool = False,
 ) -> LoadedRun:
     """The network in a run folder or saved model, and the images or videos that `data`, or the run's recipe, names.
 
+    `model` may be a network itself, with `data`; "hf:OWNER/NAME" is fetched.
+
     They are prepared by the network's input contract, changed by `given`, the fields of `InputContract` that somebody
     has named; without a contract `given` must have `mean` and `std`. `size` is the shape of one input, by default that
     of training. `data` that is not split yet is used whole for the test, or with `whole` False split as for training.
-    Raises `LeanconvError` for a run that is not finished, a saved model without `data`, a network without a contract, a
-    `size` that the data cannot have, and data that do not fit the network.
+    `part` ("test", "validation" or "train") is tested on instead, as training has it: by the run's recipe, or by the
+    default one's tenth and seed.
+    Raises `LeanconvError` for a run that is not finished, a model without `data`, a network without a contract, a
+    `size` that the data cannot have, data that do not fit the network, and a part that is not there.
     """
-    from leanconv.build import load
     from leanconv.data import open_inputs
 
-    path = Path(folder)
-    config, model = path / "config.yaml", saved_model(path)
-    if config.exists() and not model.exists():
-        raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
-    network = load(model, trust_code=trust_code)
-    recipe = read_recipe(config) if config.exists() else None
+    network, recipe, name, made_for = _network(model, trust_code)
     if data is None and recipe is None:
-        raise LeanconvError(f"{path} is a saved model, not a run folder: say which images or videos with --data")
-    contract = _contract(path, network, recipe, size, dict(given or {}))
+        kind = "a saved model" if isinstance(model, str | Path) else "a network"
+        raise LeanconvError(f"{name} is {kind}, not a run folder: say which images or videos with --data")
+    contract = _contract(name, network, recipe, size, made_for, dict(given or {}))
     if recipe is not None and data is None:
-        opened = open_data(recipe, contract)
+        opened = open_data(recipe, contract, part)
     else:
         options: dict[str, Any] = {} if recipe is None else _reading(recipe)
-        opened = open_inputs(str(data), contract, testing=whole, **options)
+        if part is not None:
+            held_out = DataSettings(spec=str(data)).held_out if recipe is None else recipe.data.held_out
+            options |= {"part": part, "validation": held_out, "seed": 0 if recipe is None else recipe.seed}
+        opened = open_inputs(str(data), contract, testing=whole and part is None, **options)
     check_inputs(network, opened.input_size, opened.num_classes, named=contract.class_names is not None)
     return LoadedRun(network, opened, recipe)
 
 
+class _Network(NamedTuple):
+    """A network, the recipe of its run (None where it is no run's), what messages call it, and its own input size."""
+
+    network: nn.Module
+    recipe: Recipe | None
+    name: str
+    made_for: tuple[int, ...] | None
+
+
+def _network(model: str | Path | nn.Module | ModelHolder, trust_code: bool) -> _Network:
+    from leanconv.build import default_size, load, located
+
+    if not isinstance(model, str | Path):
+        network = as_module(model)
+        return _Network(network, None, f"this {type(network).__name__}", told_size(network))
+    path = Path(located(model))
+    config, saved = path / "config.yaml", saved_model(path)
+    if config.exists() and not saved.exists():
+        raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
+    network = load(saved, trust_code=trust_code)
+    recipe = read_recipe(config) if config.exists() else None
+    try:
+        made_for: tuple[int, ...] | None = default_size(str(saved))
+    except LeanconvError:  # the model was saved without one
+        made_for = None
+    return _Network(network, recipe, str(path), made_for)
+
+
 def _contract(
-    path: Path, network: nn.Module, recipe: Recipe | None, size: Sequence[int] | None, given: dict[str, Any]
+    name: str,
+    network: nn.Module,
+    recipe: Recipe | None,
+    size: Sequence[int] | None,
+    made_for: tuple[int, ...] | None,
+    given: dict[str, Any],
 ) -> InputContract:
     """What the network is fed, with what somebody says about it now; never anything that is estimated of other data."""
-    from leanconv.build import default_size
-
     contract = contract_of(network)
     if contract is None and recipe is not None and not {"mean", "std"} <= given.keys():
         try:
             contract = open_data(recipe).contract  # a run of a leanconv that did not keep it: as it was trained
         except LeanconvError as error:
             raise LeanconvError(
-                f"{path}: {asks_for_contract()} (it was trained on {recipe.data.spec}: {error})"
+                f"{name}: {asks_for_contract()} (it was trained on {recipe.data.spec}: {error})"
             ) from error
-    try:
-        own: tuple[int, ...] | None = default_size(str(saved_model(path)))
-    except LeanconvError:  # the model was saved without one
-        own = None if contract is None else contract.size
-        if own is None and size is None:
-            raise
+    own = made_for or (None if contract is None else contract.size)
+    if own is None and size is None:
+        raise LeanconvError(f"{name}: its input size is not known: give it, for example 3,224,224")
     wanted = tuple(size or own or ())
     _check_size(wanted, len(own or wanted))
     said = amended(contract, wanted, given)
     if said is None:
-        raise LeanconvError(f"{path}: {asks_for_contract()}")
+        raise LeanconvError(f"{name}: {asks_for_contract()}")
     return said
 
 

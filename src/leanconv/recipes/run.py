@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,7 @@ from torch import nn
 
 from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
+from leanconv.files import held
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetuning import load_teacher, take_weights
@@ -48,8 +50,11 @@ class RunResult:
     videos: VideoEvaluation | None = None
 
 
-def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageData | VideoData:
-    """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one."""
+def open_data(recipe: Recipe, contract: InputContract | None = None, part: str | None = None) -> ImageData | VideoData:
+    """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one.
+
+    With `part` that part of them is the test, see `open_images`.
+    """
     settings = recipe.data
     video = settings.video
     if video is not None:
@@ -70,6 +75,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
             mean=video.mean,
             std=video.std,
             contract=contract,
+            part=part,
             validation=settings.held_out,
         )
     from leanconv.data import VIDEO_KINDS, open_images
@@ -90,6 +96,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None) -> ImageDat
         mean=settings.mean,
         std=settings.std,
         contract=contract,
+        part=part,
         validation=settings.held_out,
     )
 
@@ -187,9 +194,8 @@ def run_recipe(
         if progress and is_main_process():
             print(f"weights of {recipe.weights}: {taken}", flush=True)
     data = _normalised_as(contract_of(net), recipe, data)
-    said = data.remarks
     if progress and is_main_process():
-        _print_remarks((*said, *_parts(data)))
+        _print_remarks((*data.remarks, *_parts(data)))
     objective: nn.Module
     if recipe.auxiliary or recipe.drop_path:
         batches = len(data.train_loader())
@@ -212,6 +218,23 @@ def run_recipe(
         )
     else:
         objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed)
+    with held(out) if is_main_process() else nullcontext():
+        return _carry_out(recipe, net, objective, data, out, resume=resume, progress=progress, latency=latency)
+
+
+def _carry_out(
+    recipe: Recipe,
+    net: nn.Module,
+    objective: nn.Module,
+    data: ImageData | VideoData,
+    out: Path,
+    *,
+    resume: bool,
+    progress: bool,
+    latency: bool,
+) -> RunResult:
+    """Train, measure, save and test, by whoever holds the run folder."""
+    said = data.remarks
     if resume and (out / "config.yaml").exists():
         _complete(out / "config.yaml")
     result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)

@@ -176,6 +176,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.fit_settings()
+        self._check_names()
         if not 0 <= self.label_smoothing < 1:
             raise LeanconvError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.elastic is not None and self.elastic.resolutions[0] != self.data.resolution:
@@ -214,6 +215,16 @@ class Recipe:
             raise LeanconvError("auxiliary and drop_path are not part of mutual learning: set them to 0")
         if self.elastic is not None and self.label_smoothing:
             raise LeanconvError("label_smoothing is not part of mutual learning: set it to 0 or elastic to null")
+
+    def _check_names(self) -> None:
+        """A recipe that somebody sent never reaches the network."""
+        taught = None if self.elastic is None else self.elastic.teacher
+        for name in (self.model, self.weights, self.teacher, taught):
+            if name is not None and name.startswith("hf:"):
+                raise LeanconvError(
+                    f"{self.name}: a recipe names models and folders that are here, and {name} is on the hub: name it"
+                    " on the command line (train --model, --teacher), or save it first"
+                )
 
     @property
     def test_limit(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leanconv.report.accuracy import classes_table, predictions_table, videos_table
 from leanconv.report.confusions import plot_confusions
+from leanconv.report.model_card import model_card
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
 from leanconv.report.runs import plot_runs, runs_table
@@ -32,6 +33,7 @@ __all__ = [
     "cost_table",
     "export_table",
     "layer_plan_table",
+    "model_card",
     "model_plan_table",
     "modules_table",
     "percent",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import time
@@ -14,7 +13,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from leanconv.errors import LeanconvError
 from leanconv.intervals import of_share
 from leanconv.train.runfolder import read_rows, write_problems, write_rows
 from leanconv.train.tasks import Data, Task
@@ -44,7 +42,7 @@ class Record(pl.Callback):
     """One row per epoch to `metrics.csv` and TensorBoard, what could not be read to `problems.csv`.
 
     The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
-    uninterrupted one leaves, times apart. A loss that is not a finite number ends the run here, before the checkpoint.
+    uninterrupted one leaves, times apart.
     """
 
     def __init__(self, out: Path, data: Data, task: Task) -> None:
@@ -54,12 +52,13 @@ class Record(pl.Callback):
         self.row: dict[str, float] = {}
         self.samples = {"video": "clips"}.get(data.unit, f"{data.unit}s")
         self.part = "val" if data.has_validation else "test"
-        self._rate = 0.0
         self._start = 0.0
         self._training = 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()  # also in the middle of an epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self._start = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -68,19 +67,13 @@ class Record(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         losses = self.task.train_row()
         epoch = trainer.current_epoch + 1
-        if not math.isfinite(losses["train_loss"]):
-            raise LeanconvError(
-                f"epoch {epoch}: the training loss is {losses['train_loss']}, so the weights are lost: lower optim.lr"
-                f" (now {trainer.optimizers[0].param_groups[0]['lr']:g}), add schedule.warmup_epochs or set clip;"
-                " last.ckpt still holds the epoch before"
-            )
         metrics = trainer.callback_metrics
         accuracy, count = float(metrics["val_accuracy"]), int(metrics["val_count"])
         interval = of_share(accuracy, count)
         self.row = {
             "epoch": epoch,
             "step": trainer.global_step,
-            "lr": self._rate,
+            "lr": self.task.rate,
             **losses,
             "val_loss": float(metrics["val_loss"]),
             "val_accuracy": accuracy,
@@ -116,7 +109,7 @@ class Progress(pl.Callback):
         self._began = self._said = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._said = time.perf_counter()
+        self._said = self._began = time.perf_counter()
         if not trainer.is_global_zero or not sys.stdout.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -124,12 +117,14 @@ class Progress(pl.Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
         self._bar.start()
+        if self.record.task.resumed is not None:
+            self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._began = time.perf_counter()
+        self._began, task = time.perf_counter(), self.record.task
         if self._bar is not None:
             name = f"epoch {trainer.current_epoch + 1}/{self.epochs}"
-            self._task = self._bar.add_task(name, total=self.record.task.batches, note="")
+            self._task = self._bar.add_task(name, total=task.batches, completed=task.begun_with, note="")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, number: int
@@ -142,7 +137,11 @@ class Progress(pl.Callback):
     def _say_where(self, trainer: pl.Trainer, outputs: Any, done: int, now: float) -> None:
         """Step, loss, rate and remaining time, for who reads a log."""
         self._said, batches = now, self.record.task.batches
-        left = (now - self._began) / done * (batches * (self.epochs - trainer.current_epoch) - done)
+        left = (
+            (now - self._began)
+            / (done - self.record.task.begun_with)
+            * (batches * (self.epochs - trainer.current_epoch) - done)
+        )
         loss = float(outputs["loss"] if isinstance(outputs, Mapping) else outputs)
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         print(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from leanconv.ends import EndRequest, asked_to_stop
 from leanconv.errors import CheckpointError, LeanconvError, need
+from leanconv.files import held
 from leanconv.train.runfolder import prepare_run_folder, read_rows, write_problems
 from leanconv.train.settings import FitResult, FitSettings
 
@@ -51,17 +54,16 @@ def fit(
     `resume` the run continues after the last epoch that `out/last.ckpt` holds and ends, on a CPU and with as many
     threads, with the very weights of a run that was never interrupted. At the end the objective holds the last weights
     (the averaged ones with `ema`).
-    Raises `LeanconvError` for a folder that already holds a run, `CheckpointError` for one that cannot be resumed,
-    `MissingExtra` without Lightning.
+    The first SIGTERM or Ctrl-C stops it after the step at hand, with everything in `last.ckpt`, by `Terminated` (exit
+    code 143) or `KeyboardInterrupt`; the second one ends the process.
+    Raises `LeanconvError` for a folder that already holds a run or that another process writes to, and for a loss that
+    is no number; `CheckpointError` for a run that cannot be resumed, `MissingExtra` without Lightning.
 
         fit(Classify(net), open_images("digits"), FitSettings(epochs=5), "runs/digits")
     """
     for package in ("lightning", "tensorboard"):
         if find_spec(package) is None:
             raise need(package, "train", "training")
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    from leanconv.train.callbacks import Progress, Record
     from leanconv.train.tasks import Feed, Task
 
     out = Path(out)
@@ -72,28 +74,52 @@ def fit(
     objective.train()
     _check(objective, data, loader, settings)
     task = Task(objective, settings, batches)
-    record = Record(out, data, task)
-    with _quiet():
-        bar = Progress(record, settings.epochs) if progress else None
-        trainer = _trainer(settings, out, record, bar, choose=data.has_validation)
-        if is_main_process():
+    main = is_main_process()
+    if out.exists() and not out.is_dir():
+        raise LeanconvError(f"{out}: expected a folder for the run, found a file: choose another --out")
+    with _quiet(), held(out) if main else nullcontext(), asked_to_stop() as request:
+        trainer = _trainer(settings, out, task, data, request, progress=progress)
+        if main:
             checkpoint = prepare_run_folder(out, asdict(settings) if config is None else config, resume=resume)
         else:  # the first process prepares the folder for all
             checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
-        if checkpoint is not None and _restore_finished(checkpoint, objective, settings):
-            return _result(out, data, start, progress)
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(task, datamodule=Feed(data, _limit(data, settings)), ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:
+        finished = checkpoint is not None and _restore_finished(checkpoint, objective, settings)
+        if not finished:
+            _carry_out(trainer, task, Feed(data, _limit(data, settings)), checkpoint, request)
+        if request.signal is not None:
+            line = _how_to_go_on(out, trainer, request, recipe=config is not None)
+            if main and request.unanswered:
+                print(line, file=sys.stderr)
+            raise request.end(line)
+        return _result(out, data, start, progress and (finished or trainer.is_global_zero))
+
+
+def _carry_out(trainer: Any, task: nn.Module, feed: Any, checkpoint: Path | None, request: EndRequest) -> None:
+    """Train, to the end or to where a signal has stopped it."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from leanconv.train.stop import Stopped
+
+    try:
+        trainer.fit(task, datamodule=feed, ckpt_path=checkpoint, weights_only=True)
+    except (Stopped, SIGTERMException):
+        pass
+    except SystemExit:
+        if not trainer.interrupted:
             raise
-        except SystemExit:
-            if not trainer.interrupted:
-                raise
-            # Lightning turns Ctrl-C into an exit of its own and ignores further ones.
-            signal.signal(signal.SIGINT, before)
-            raise KeyboardInterrupt from None
-    return _result(out, data, start, progress and trainer.is_global_zero)
+        raise KeyboardInterrupt from None  # Lightning turns one into an exit of its own
+    except Exception:
+        if request.signal is None:  # otherwise it came of the end: workers, or other processes, that ended first
+            raise
+
+
+def _how_to_go_on(out: Path, trainer: Any, request: EndRequest, *, recipe: bool) -> str:
+    """What is said of a run that a signal has stopped."""
+    why = "interrupted" if request.signal == signal.SIGINT else "terminated"
+    if not (out / "last.ckpt").exists():
+        return f"{why} before the first step was finished, nothing to go on from"
+    again = f"leanconv train --resume --out {out}" if recipe else "the same call with resume=True"
+    return f"{why} in epoch {trainer.current_epoch + 1}, and everything is in {out / 'last.ckpt'}; to go on: {again}"
 
 
 def _check(objective: nn.Module, data: Data, loader: Any, settings: FitSettings) -> None:
@@ -114,8 +140,8 @@ def _limit(data: Data, settings: FitSettings) -> int | None:
     return None if settings.steps_per_epoch is None else settings.steps_per_epoch * data.batch_size
 
 
-def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any, *, choose: bool) -> Any:
-    """Lightning's Trainer, which keeps the best epoch if it may `choose` one.
+def _trainer(settings: FitSettings, out: Path, task: Any, data: Data, request: EndRequest, *, progress: bool) -> Any:
+    """Lightning's Trainer, which keeps the best epoch where there is a part of the data to choose it by.
 
     `LeanconvError` for devices that this machine does not have.
     """
@@ -124,15 +150,19 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any, *, choose:
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from leanconv.train.callbacks import Seeds
+    from leanconv.train.callbacks import Progress, Record, Seeds
     from leanconv.train.checkpoint_io import AtomicCheckpointIO
+    from leanconv.train.stop import Stop
 
     # The best first: a run killed between the two repeats the epoch and writes the same best again.
     best = ModelCheckpoint(
         out, "best", monitor="val_accuracy", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
     )
     last = ModelCheckpoint(out, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks = [Seeds(settings.seed), record, *([bar] if bar is not None else []), *([best] if choose else []), last]
+    record = Record(out, data, task)
+    callbacks = [Seeds(settings.seed), Stop(out, request, task), record]
+    callbacks += [Progress(record, settings.epochs)] if progress else []
+    callbacks += [best, last] if data.has_validation else [last]
     if settings.ema is not None:
         callbacks.insert(0, EMAWeightAveraging(decay=settings.ema))
     devices, nodes = settings.devices, settings.nodes
@@ -151,6 +181,7 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any, *, choose:
             limit_train_batches=settings.steps_per_epoch,
             callbacks=callbacks,
             logger=TensorBoardLogger(out, name="tensorboard", version=""),
+            default_root_dir=out,  # where Lightning looks for what it saves under SLURM, not the working folder
             plugins=[AtomicCheckpointIO()],
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
@@ -175,6 +206,7 @@ def _trainer(settings: FitSettings, out: Path, record: Any, bar: Any, *, choose:
 def _restore_finished(checkpoint: Path, objective: nn.Module, settings: FitSettings) -> bool:
     """Whether the checkpoint is of a finished run; if so, load its weights. `CheckpointError` if they do not fit."""
     from leanconv.train.checkpoint_io import read_checkpoint
+    from leanconv.train.tasks import MID_EPOCH
 
     content = read_checkpoint(checkpoint)
     prefix = "objective."
@@ -188,7 +220,7 @@ def _restore_finished(checkpoint: Path, objective: nn.Module, settings: FitSetti
             f"{checkpoint}: its weights are not those of this network ({len(wrong)} differ, the first is {wrong[0]}):"
             " resume with the network that the run was started with"
         )
-    if content["epoch"] + 1 < settings.epochs:
+    if content["epoch"] + 1 < settings.epochs or MID_EPOCH in content:
         return False
     objective.load_state_dict(weights)
     return True
@@ -234,6 +266,7 @@ def _quiet() -> Iterator[None]:
                 r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`",
                 r"The '\w+_dataloader' does not have many workers",
                 r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen norms
+                r"You're resuming from a checkpoint that ended before the epoch ended",  # `Feed` goes on in its middle
                 r"`isinstance\(treespec, LeafSpec\)` is deprecated",
             ):
                 warnings.filterwarnings("ignore", message=message)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.files import csv_text, is_running, write_text
+from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
 
 __all__ = [
@@ -48,8 +48,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
     """Prepare the run folder and return the checkpoint to continue from, None for a fresh start.
 
     Refused, each with what to do: a folder that already holds a run, unless `resume` (one that never finished an epoch
-    is begun anew, unless its process still runs); a resume of a folder without
-    one; a resume under other settings than those of its `config.yaml`.
+    is begun anew); a resume of a folder without one; a resume under other settings than those of its `config.yaml`.
+    To be called by who holds the folder (`files.held`).
     """
     path, checkpoint = out / "config.yaml", out / "last.ckpt"
     if out.exists() and not out.is_dir():
@@ -58,11 +58,6 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
         if checkpoint.exists() or (out / "metrics.csv").exists() or (out / "model").exists():
             raise LeanconvError(
                 f"{out}: already holds a run, and a new one would overwrite it: continue it with --resume, or choose"
-                " another --out"
-            )
-        if path.exists() and (process := _at_work(out)) is not None:
-            raise LeanconvError(
-                f"{out}: process {process} is in the first epoch of a run there: wait for it, stop it, or choose"
                 " another --out"
             )
         # What never finished an epoch holds nothing to be lost: the folder is begun anew.
@@ -140,18 +135,6 @@ def write_problems(out: Path, problems: Iterable[tuple[str, str]], unit: str = "
     path = out / "problems.csv"
     write_rows(path, [{unit: name, "reason": reason} for name, reason in problems])
     return path
-
-
-def _at_work(out: Path) -> int | None:
-    """The process of this machine that has begun the run in `out` and is still there, other than this one."""
-    try:
-        last = json.loads((out / "environment.json").read_text(encoding="utf-8"))[-1]
-        process, host = int(last["process"]), last["host"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
-    if host != platform.node() or process == os.getpid() or not is_running(process):
-        return None
-    return process
 
 
 def _note_environment(out: Path, what: str) -> None:

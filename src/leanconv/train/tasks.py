@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
@@ -15,10 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leanconv.errors import CheckpointError
 from leanconv.train.optim import make_optimizer, rate
 from leanconv.train.settings import FitSettings
 
-__all__ = ["Data", "Feed", "Task"]
+__all__ = ["MID_EPOCH", "Data", "Feed", "Task"]
+
+MID_EPOCH = "leanconv_mid_epoch"
+"""The key of a checkpoint under which is what only one in the middle of an epoch has."""
 
 
 class Batches(Protocol):
@@ -70,15 +75,35 @@ class Feed(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         trainer = cast(pl.Trainer, self.trainer)
         self.data.set_epoch(trainer.current_epoch)
-        return self.data.train_loader(rank=trainer.global_rank, world=trainer.world_size)
+        batches = self.data.train_loader(rank=trainer.global_rank, world=trainer.world_size)
+        done = cast(Task, trainer.lightning_module).begun_with
+        return Rest(batches, done) if done else batches
 
     def val_dataloader(self) -> Batches:
         trainer = cast(pl.Trainer, self.trainer)
         return self.data.val_loader(rank=trainer.global_rank, world=trainer.world_size, limit=self.limit)
 
 
+class Rest:
+    """The batches of an epoch without the first `done`, under the length of all."""
+
+    def __init__(self, batches: Batches, done: int) -> None:
+        self.batches, self.done = batches, done
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        skipping = getattr(self.batches, "after", None)  # leanconv's own need not read them
+        return iter(skipping(self.done)) if skipping else islice(iter(self.batches), self.done, None)
+
+
 class Task(pl.LightningModule):
-    """Steps, sums and the optimizer. `train_row` and `val_accuracy` are the figures of the epoch at hand."""
+    """Steps, sums and the optimizer. `train_row` and `val_accuracy` are the figures of the epoch at hand.
+
+    `stopping` is what a checkpoint in the middle of an epoch also holds, for every process; `resumed` is this
+    process's part of it where the run goes on from one.
+    """
 
     def __init__(self, objective: nn.Module, settings: FitSettings, batches: int) -> None:
         super().__init__()
@@ -86,12 +111,31 @@ class Task(pl.LightningModule):
         self.settings = settings
         self.batches = min(batches, settings.steps_per_epoch or batches)
         self.samples = 0
+        self.rate = 0.0
+        """The learning rate at the beginning of the epoch."""
+        self.stopping: dict[str, Any] | None = None
+        self.resumed: dict[str, Any] | None = None
+        self.begun_with = 0
+        """How many batches of this epoch were done before the run was resumed."""
         self._losses: dict[str, Tensor] = {}
         self._tested = torch.zeros(3, dtype=torch.float64)
 
+    def on_train_start(self) -> None:
+        if self.resumed is not None:
+            self.samples, self.rate = int(self.resumed["samples"]), float(self.resumed["rate"])
+            self._losses = {name: total.to(self.device) for name, total in self.resumed["losses"].items()}
+
     def on_train_epoch_start(self) -> None:
-        self.samples = 0
+        self.samples, self.rate = 0, self.trainer.optimizers[0].param_groups[0]["lr"]
         self._losses = {}
+
+    def on_train_epoch_end(self) -> None:
+        self.resumed, self.begun_with = None, 0
+
+    def part_of_epoch(self) -> dict[str, Any]:
+        """The figures of this epoch so far, in plain data."""
+        losses = {name: total.cpu() for name, total in self._losses.items()}
+        return {"samples": self.samples, "rate": self.rate, "losses": losses}
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         inputs, targets = batch
@@ -136,9 +180,24 @@ class Task(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is in the middle of an epoch, where it is saved there."""
+        if self.stopping is not None:
+            checkpoint[MID_EPOCH] = self.stopping
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Correct the paths in the checkpoint: the run folder may have been moved since."""
         from lightning.pytorch.callbacks import ModelCheckpoint
+
+        stopped = checkpoint.get(MID_EPOCH)
+        if stopped is not None:
+            world = self.trainer.world_size
+            if len(stopped["ranks"]) != world:
+                raise CheckpointError(
+                    f"last.ckpt: {len(stopped['ranks'])} processes were stopped in the middle of an epoch, and {world}"
+                    " cannot go on from there: resume with as many"
+                )
+            self.begun_with, self.resumed = int(stopped["batch"]), stopped["ranks"][self.trainer.global_rank]
 
         for callback in self.trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)

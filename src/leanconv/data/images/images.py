@@ -29,6 +29,7 @@ from leanconv.data.labelled import (
     numbered_as,
     reader_of,
     statistics_of,
+    tested_on,
 )
 from leanconv.data.loaders import Memory, every_nth
 from leanconv.data.sets.cifar import cifar10, cifar100
@@ -83,6 +84,7 @@ def open_images(
     memory_limit: int = 2**30,
     contract: InputContract | None = None,
     testing: bool = False,
+    part: str | None = None,
     validation: float = 0.0,
 ) -> ImageData:
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
@@ -98,7 +100,8 @@ def open_images(
     out as one, drawn by `seed`.
     With a `contract`, that of a trained network, the test images are what it says, whatever `resolution`, `mean`,
     `std`, `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a
-    set that is not split yet is all test.
+    set that is not split yet is all test. `part` ("test", "validation", "train") is that part of what training would
+    have as the test, and no training part.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set.
 
     >>> data = open_images("digits", resolution=8, batch_size=64)
@@ -116,9 +119,11 @@ def open_images(
     check_share(spec, validation)
     images = read()
     if testing:
-        images = replace(images, train=None, val=None)
+        images = replace(images, train=None, val=None if images.val is not images.test else images.val)
     elif validation and images.val is None and images.train is not None:
         images = _holding_out(images, images.train, validation, seed)
+    if part is not None:
+        images = tested_on(spec, images, part)
     if contract is not None:
         resolution, mean, std, exif = _square(spec, contract), *statistics_of(spec, contract, "images"), contract.exif
         images = numbered_as(spec, images, contract, Relabelled)
@@ -198,6 +203,10 @@ class ImageData(LabelledData[Memory | Stream]):
     @property
     def has_test(self) -> bool:
         return self._images.val is not self._images.test
+
+    @property
+    def part(self) -> str:
+        return self._images.part if self.has_test else "validation"
 
     def _source(self, part: Part) -> Memory | Stream:
         split: Split | None = getattr(self._images, part)

@@ -130,11 +130,12 @@ def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
             )
         names = class_folders(train_root)
         test, test_ids, remarks = _part(tests[0], train_root, names, kind)
+        chosen_by = test if tests[0].name.lower() in _VAL_NAMES else None  # there is nothing else to report on
         if testing:
-            return _Halves(None, test, tuple(names), (*unused, *remarks))
+            return _Halves(None, test, tuple(names), (*unused, *remarks), chosen_by)
         train, train_ids, more = _files(train_root, names, names, kind)
         remarks = [*more, *remarks, *shared_files(train_ids, test_ids, f"test {kind.what}")]
-        val = test if tests[0].name.lower() in _VAL_NAMES else None
+        val = chosen_by
         if val is None and len(tests) > 1:  # beside the test a part to choose by
             val, val_ids, told = _part(tests[1], train_root, names, kind)
             remarks += [*told, *shared_files(train_ids, val_ids, f"validation {kind.what}")]

@@ -92,7 +92,8 @@ class ImageSet:
     """A training and a test split over the same classes; labels index `class_names`.
 
     A set opened to be tested on alone has no training split. `val` is the split to choose by, where the set has one; it
-    is `test` itself where there is no other to report on. `mean` and `std` (of pixels in 0..1) are given where they
+    is `test` itself where there is no other to report on. `part` says what `test` is: the test part, or one that was
+    asked for in its place. `mean` and `std` (of pixels in 0..1) are given where they
     have been published for this set. `remarks` are sentences about what was found and may surprise.
     """
 
@@ -100,6 +101,7 @@ class ImageSet:
     test: Split
     class_names: tuple[str, ...]
     val: Split | None = None
+    part: str = "test"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     remarks: tuple[str, ...] = ()

@@ -43,15 +43,16 @@ class VideoList:
 class VideoSet:
     """Training and test videos over the same classes; labels index `class_names`.
 
-    A set opened to be tested on alone has no training videos; `val` is as that of an `ImageSet`. `problems` are listed
-    files that are not there, `remarks` sentences about what was found and may surprise; `mirror` says whether a
-    mirrored video keeps its label.
+    A set opened to be tested on alone has no training videos; `val` and `part` are as those of an `ImageSet`.
+    `problems` are listed files that are not there, `remarks` sentences about what was found and may surprise; `mirror`
+    says whether a mirrored video keeps its label.
     """
 
     train: VideoList | None
     test: VideoList
     class_names: tuple[str, ...]
     val: VideoList | None = None
+    part: str = "test"
     problems: tuple[Problem, ...] = ()
     remarks: tuple[str, ...] = ()
     mirror: bool = True

@@ -134,7 +134,9 @@ def scan(path: str, container: Any, stream: Any) -> VideoIndex:
                 final = (packet.pts, packet.duration or 0)
     if not stamps:
         raise DataError(f"{path}: no frames in it")
-    _check_whole(path, container, stream, decoded_at, len(stamps))
+    known = sorted(stamp for stamp in stamps if stamp is not None)
+    shown_until = max(decoded_at + 1, final[0] + (final[1] or _usual_step(known)))
+    _check_whole(path, container, stream, decoded_at, shown_until, len(stamps))
     reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
     if None in stamps or reordered_avi or len(set(stamps)) != len(stamps):
         return count_frames(path)
@@ -185,8 +187,11 @@ _WHOLE = Fraction(9, 10)
 """A file of which less than this share is there has lost its end."""
 
 
-def _check_whole(path: str, container: Any, stream: Any, last: int, packets: int) -> None:
-    """Raise `DataError` where the header declares more than the file has; `last` is the last decoding time stamp."""
+def _check_whole(path: str, container: Any, stream: Any, last: int, until: int, packets: int) -> None:
+    """Raise `DataError` where the header declares more than the file has.
+
+    `last` is the last time stamp of decoding, `until` the time to which the last frame is shown.
+    """
     entries = stream.index_entries
     if len(entries) and entries[-1].pos + entries[-1].size > os.path.getsize(path):
         raise DataError(f"{path}: truncated, it ends before the last frame that its header names")
@@ -194,7 +199,7 @@ def _check_whole(path: str, container: Any, stream: Any, last: int, packets: int
     if kind == "avi":  # counts frames that were dropped, which have no packet but take time
         there, declared = Fraction(last + 1), Fraction(stream.frames)
     elif kind.startswith("matroska"):
-        there, declared = (last + 1) * stream.time_base, _matroska_seconds(container, stream)
+        there, declared = until * stream.time_base, _matroska_seconds(container, stream)
     else:
         return
     if there < declared * _WHOLE:

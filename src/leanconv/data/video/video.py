@@ -25,6 +25,7 @@ from leanconv.data.labelled import (
     numbered_as,
     reader_of,
     statistics_of,
+    tested_on,
 )
 from leanconv.data.loaders import every_nth
 from leanconv.data.sets.actions import hmdb51, something, ucf101
@@ -82,6 +83,7 @@ def open_videos(
     std: tuple[float, float, float] | None = None,
     contract: InputContract | None = None,
     testing: bool = False,
+    part: str | None = None,
     validation: float = 0.0,
 ) -> VideoData:
     """Open the videos that `spec` names: `moving-digits`, `video-folder:PATH`, `video-csv:TRAIN.csv,TEST.csv`,
@@ -97,7 +99,7 @@ def open_videos(
     out as one, drawn by `seed`.
     With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `resolution`,
     `fps`, `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no
-    training part: a set that is not split yet is all test.
+    training part: a set that is not split yet is all test; `part` is as in `open_images`.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set,
     `MissingExtra` without PyAV.
 
@@ -130,13 +132,15 @@ def open_videos(
     check_share(spec, validation)
     videos = read()
     if testing:
-        videos = replace(videos, train=None, val=None)
+        videos = replace(videos, train=None, val=None if videos.val is not videos.test else videos.val)
     elif validation and videos.val is None and videos.train is not None:
         kept, held = validation_part(videos.train.labels, videos.train.paths, validation, seed)
         if held:
             told = held_out_remark(len(held), len(videos.train.paths), "videos")
             train, val = videos.train.some(kept), videos.train.some(held)
             videos = replace(videos, train=train, val=val, remarks=(*videos.remarks, told))
+    if part is not None:
+        videos = tested_on(spec, videos, part)
     return VideoData(
         videos if contract is None else numbered_as(spec, videos, contract, _with_labels),
         shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else frame_rate(fps)),
@@ -227,6 +231,10 @@ class VideoData(LabelledData[Stream]):
     @property
     def has_test(self) -> bool:
         return self._videos.val is not self._videos.test
+
+    @property
+    def part(self) -> str:
+        return self._videos.part if self.has_test else "validation"
 
     def test_loader(
         self, clips: int = 10, crops: int = 1, *, rank: int = 0, world: int = 1, limit: int | None = None

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from leanconv.errors import DataError, LeanconvError
-from leanconv.files import unwritable, whole_file, whole_folder, write_text
+from leanconv.files import found, scratch_folder, settle, unwritable, whole_file, whole_folder, write_text
+from leanconv.files.owner import this_owner
 
 
 def names(folder: Path) -> list[str]:
@@ -88,13 +89,19 @@ def test_in_a_folder_that_is_there_files_are_replaced_and_others_stay(
 ) -> None:
     for name in ("index", "data", "mine"):
         write_text(tmp_path / name, "old")
-    order = []
+    seen = []
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).name), replace(a, b)))
+
+    def noting(source: Path, target: Path) -> None:
+        seen.append((target.name, found(tmp_path, "index", "data").read_text(), (tmp_path / "index").exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
     with whole_folder(tmp_path, complain, last="index") as draft:
         for name in ("index", "data"):
             (draft / name).write_text("new")
-    assert order == ["data", "index"]
+    # From the first move on the new ones are found, and who does not look for them does not meet a mixture.
+    assert seen == [("data", "new", False), ("index", "new", False)]
     assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {
         "data": "new",
         "index": "new",
@@ -152,6 +159,110 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path, what: st
         kept.write_text("")
     write_text(path, "whole")
     assert names(tmp_path) == sorted(["notes", mine.name, foreign.name, other.name])
+
+
+REPLACED = """
+import os, signal, sys
+from pathlib import Path
+from leanconv.files import whole_folder
+folder, moves = Path(sys.argv[1]), int(sys.argv[2])
+replace = os.replace
+def counting(source, target):
+    global moves
+    if moves == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moves -= 1
+    replace(source, target)
+os.replace = counting
+with whole_folder(folder, ValueError, last="index") as draft:
+    for name in ("index", "data", "more"):
+        (draft / name).write_text("new")
+"""
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_a_killed_writer_had_begun_to_replace_is_finished(tmp_path: Path, moves: int, asked: bool) -> None:
+    for name in ("index", "data", "mine"):
+        write_text(tmp_path / name, "old")
+    done = subprocess.run([sys.executable, "-c", REPLACED, str(tmp_path), str(moves)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [found(tmp_path, "index", name).read_text() for name in ("index", "data", "more", "mine")] == [
+        "new", "new", "new", "old"
+    ]  # fmt: skip
+    if asked:  # by a reader
+        settle(tmp_path, "index")
+    else:  # by a writer
+        with whole_folder(tmp_path, complain, last="index") as draft:
+            (draft / "index").write_text("new")
+    assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {
+        "data": "new", "index": "new", "mine": "old", "more": "new"
+    }  # fmt: skip
+
+
+def test_what_was_interrupted_in_this_process_is_finished_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("index", "data"):
+        write_text(tmp_path / name, "old")
+    monkeypatch.setattr(os, "replace", interrupted)
+
+    def write() -> None:
+        with whole_folder(tmp_path, complain, last="index") as draft:
+            for name in ("index", "data"):
+                (draft / name).write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    monkeypatch.setattr(os, "replace", replace)
+    assert found(tmp_path, "index", "data").read_text() == "new"
+    settle(tmp_path, "index")
+    assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {"data": "new", "index": "new"}
+
+
+def test_what_another_machine_replaces_is_left_to_it(tmp_path: Path) -> None:
+    for name in ("index", "data"):
+        write_text(tmp_path / name, "old")
+    ready = tmp_path / ".index.00000000-1-00000001-00000002.ready"
+    ready.mkdir()
+    (ready / "data").write_text("new")
+    settle(tmp_path, "index")
+    assert names(tmp_path) == [ready.name, "data", "index"]
+    assert found(tmp_path, "index", "data").read_text() == "new"
+    assert found(tmp_path, "index", "index").read_text() == "old"
+
+
+def test_whom_the_umask_allows_may_read(tmp_path: Path) -> None:
+    """Also what a writer has made for its own user alone, as safetensors does."""
+    before = os.umask(0o027)
+    try:
+        for folder in (tmp_path / "new", tmp_path):
+            with whole_folder(folder, complain, last="a") as draft:
+                os.close(os.open(draft / "a", os.O_CREAT | os.O_WRONLY, 0o600))
+            assert oct((folder / "a").stat().st_mode & 0o777) == "0o640"
+        write_text(tmp_path / "b", "")
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o750"
+    assert oct((tmp_path / "b").stat().st_mode & 0o777) == "0o640"
+
+
+def test_folders_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = this_owner()
+    gone = tmp_path / f".leanconv.{mine.world}-{mine.process}-00000000-00000001.tmp"  # whose number was given again
+    other = tmp_path / ".leanconv.00000000-1-00000001-00000002.tmp"
+    for folder in (gone, other):
+        folder.mkdir()
+        (folder / "a").write_text("")
+    with scratch_folder() as folder:
+        assert oct(folder.stat().st_mode & 0o777) == "0o700"
+        (folder / "a").write_text("")
+        assert names(tmp_path) == sorted([other.name, folder.name])
+    assert names(tmp_path) == [other.name]
 
 
 def test_writers_in_one_process_do_not_meet(tmp_path: Path) -> None:
