@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {"errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
 EVERY_ROOM = {
-    "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
+    "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
     "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": set(),
     "seeds": set(),
     "plan": set(),
+    "kernels": set(),
     "dryrun": set(),
     "ops": {"plan"},
     "cost": {"dryrun"},
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
-    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "data.contract"},
+    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "kernels", "data.contract"},
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},

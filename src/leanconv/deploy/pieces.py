@@ -73,13 +73,18 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
             reasons[node] = str(reason)
             passed[node] = through | {found[one] for one in operands if one in found}
             continue
-        mine = next((found[one] for one in reversed(operands) if one in found and found[one] not in through), Piece())
+        near = dict.fromkeys(found[one] for one in operands if one in found and found[one] not in through)
+        mine, *others = near or [Piece()]
+        for other in others:
+            _join(mine, other, found, passed)
         mine.nodes.append(node)
         found[node] = mine
         passed[node] = through | {found[one] for one in operands if one in found and found[one] is not mine}
-    convolutions = [node for node in module.graph.nodes if is_convolution(node)]
+    place = {node: index for index, node in enumerate(module.graph.nodes)}
+    convolutions = [node for node in place if is_convolution(node)]
     kept = []
     for piece in dict.fromkeys(found.values()):
+        piece.nodes.sort(key=place.__getitem__)
         _trim(piece)
         inside = piece.convolutions
         if len(inside) < len(convolutions) and all(_groups(node) == 1 for node in inside):
@@ -93,6 +98,18 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
                 kept.append(piece)
     outside = [node for node in convolutions if not any(node in piece.nodes for piece in kept)]
     return kept, [Left(_module_of(node), reasons[node]) for node in outside]
+
+
+def _join(mine: Piece, other: Piece, found: dict[fx.Node, Piece], passed: dict[fx.Node, set[Piece]]) -> None:
+    """Two pieces that meet become one where no path leads from one to the other."""
+    if any(other in passed[node] for node in mine.nodes) or any(mine in passed[node] for node in other.nodes):
+        return
+    mine.nodes += other.nodes
+    found |= dict.fromkeys(other.nodes, mine)
+    for pieces_before in passed.values():
+        if other in pieces_before:
+            pieces_before.remove(other)
+            pieces_before.add(mine)
 
 
 def _lowered(module: fx.GraphModule, piece: Piece) -> Program:

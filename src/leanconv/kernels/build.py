@@ -18,8 +18,8 @@ from pathlib import Path
 
 __all__ = ["LIBRARY", "NATIVE", "BuildError", "build", "compiler", "digest"]
 
-NATIVE = Path(__file__).parent / "native"
-LIBRARY = Path(__file__).parent / ("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")
+NATIVE = Path(__file__).resolve().parent / "native"
+LIBRARY = NATIVE.parent / ("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")
 
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra")
 _VECTORS = {16: ("-mavx512f", "-mavx2", "-mfma"), 8: ("-mavx2", "-mfma"), 4: ()}
