@@ -1,7 +1,7 @@
 """The build of the package: where a C++ compiler is there, the C library of the kernels is built into it.
 
-Without a compiler, or with LEANCONV_KERNELS=0, the package is built without; everything then works on the composed path, and
-`leanconv doctor` says what is missing. LEANCONV_KERNELS=1 makes a failure an error, for those who build wheels.
+Without a compiler, or with LEANCONV_KERNELS=0, the package is built without; everything then works on the composed
+path, and `leanconv doctor` says what is missing. With LEANCONV_KERNELS=1 a failure is an error: for building wheels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class CustomBuildHook(BuildHookInterface):
         if wanted == "0":
             return
         spec = importlib.util.spec_from_file_location("kernels_build", Path(self.root, KERNELS, "build.py"))
-        assert spec is not None and spec.loader is not None  # the file is part of these sources
+        assert spec is not None  # the file is part of these sources
+        assert spec.loader is not None
         build = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build)
         try:

@@ -1,4 +1,4 @@
-"""The C library for tests: built once where it is missing or old and a compiler is there, else the tests are skipped."""
+"""The C library for tests: built where it is missing or old and a compiler is there, else the tests are skipped."""
 
 from __future__ import annotations
 

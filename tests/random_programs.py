@@ -12,7 +12,13 @@ from torch import Tensor
 
 from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Wire, out_side
 
-ACTIVATIONS = (NOTHING, Activation(low=0.0), Activation(0.0, 6.0), Activation(curve="silu"), Activation(curve="hardswish"))
+ACTIVATIONS = (
+    NOTHING,
+    Activation(low=0.0),
+    Activation(0.0, 6.0),
+    Activation(curve="silu"),
+    Activation(curve="hardswish"),
+)
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
@@ -66,18 +72,25 @@ class Draw:
     def stage(self, channels: int, size: tuple[int, int], *, pointwise: bool = False) -> Stage:
         groups = self.draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
         each = self.draw(st.integers(1, 13 if groups == 1 else 4))
-        kernel = (1, 1) if pointwise else self.draw(st.sampled_from(((1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (3, 1), (1, 5), (2, 2))))
+        kernel = (
+            (1, 1)
+            if pointwise
+            else self.draw(st.sampled_from(((1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (3, 1), (1, 5), (2, 2))))
+        )
         stride = (1, 1) if pointwise else self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3))))
         dilation = (1, 1) if pointwise else self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 3))))
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         least = [max(0, -(-(r - side) // 2)) for r, side in zip(reach, size, strict=True)]
-        padding = (0, 0) if pointwise else tuple(max(low, self.draw(st.integers(0, r // 2))) for low, r in zip(least, reach, strict=True))
+        padding = (
+            (0, 0)
+            if pointwise
+            else tuple(max(low, self.draw(st.integers(0, r // 2))) for low, r in zip(least, reach, strict=True))
+        )
         shape = (groups * each, channels // groups, *kernel)
         weight = self.random.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
         bias = self.random.standard_normal(shape[0]).astype(np.float32)
-        return Stage(
-            weight=weight.astype(np.float32), bias=bias, groups=groups, stride=stride, padding=padding, dilation=dilation
-        )  # fmt: skip
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        return Stage(weight=weight.astype(np.float32), bias=bias, groups=groups, **geometry)
 
     def step(self) -> None:
         source = self.draw(st.sampled_from(self.buffers))

@@ -11,8 +11,8 @@ SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
 SHARED = {"errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
 EVERY_ROOM = {
-    "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
-    "data", "train", "recipes", "deploy", "report", "cli",
+    "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo",
+    "build", "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {

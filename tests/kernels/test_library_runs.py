@@ -1,4 +1,4 @@
-"""The C library computes what programs say, on whatever sizes; its memory is its own; NaN and infinity pass as in torch."""
+"""The C library computes what programs say, at any size, from any thread; NaN and infinity pass as in torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels_library import library
-from random_programs import computed, programs
 from torch import Tensor
 
+from kernels_library import library
 from leanconv.kernels import build as builder
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
 from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Wire
+from random_programs import computed, programs
 
 
 def run(program: Program, inputs: list[Tensor], *, threads: int = 1, runnable: Runnable | None = None) -> list[Tensor]:
@@ -218,7 +218,10 @@ def compared(path: Path, lanes: int, examples: int, preload: str = "") -> None:
         text=True,
         check=False,
         env={
-            **{"PATH": "/usr/bin:/bin", "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
+            "PATH": "/usr/bin:/bin",
+            "LD_PRELOAD": preload,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": ":".join([str(here), str(here.parent), str(here.parents[1] / "src")]),
         },
     )

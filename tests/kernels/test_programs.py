@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from random_programs import computed, programs
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Wire
 from leanconv.kernels.written import read, write
+from random_programs import computed, programs
 
 RELU = Activation(low=0.0)
 
@@ -61,9 +61,7 @@ def test_macs_and_interactions() -> None:
 
 def test_a_map_that_two_steps_read_stays() -> None:
     program = block()
-    program = Program(
-        buffers=program.buffers, steps=program.steps, inputs=(0,), outputs=(whole(4, 4), whole(1, 4))
-    )
+    program = Program(buffers=program.buffers, steps=program.steps, inputs=(0,), outputs=(whole(4, 4), whole(1, 4)))
     first, second = fused(program).steps
     assert (first.writes, second.writes) == (1, 4)
     assert len(second.stages) == 1  # type: ignore[union-attr]

@@ -22,8 +22,8 @@ _NEEDED_BY = {
 def run(json: JsonOption = False) -> None:
     """Check the installation.
 
-    The machine, its devices and threads, whether the kernels of `lc.accelerate` were built, versions, and what is missing
-    of which extra.
+    The machine, its devices and threads, whether the kernels of `lc.accelerate` were built, versions, and what is
+    missing of which extra.
     """
     machine = _machine()
     packages = {extra: versions(names) for extra, names in _required().items()}

@@ -1,4 +1,4 @@
-"""A network whose chains and small convolutions run in the C library of the kernels, everything else in torch as before."""
+"""A network whose chains and small convolutions run in the C library of the kernels, everything else in torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["Accelerated", "accelerate"]
 class Accelerated:
     """`model` computes what the network computes, for inputs of `size` in batches of any length, on the CPU.
 
-    `programs` are the pieces that the library runs, `left` the convolutions that torch runs, with reasons, `vectors` what
-    the library uses of this CPU. `max_abs_difference` is the largest absolute difference between the outputs of the two
-    models. Every function that takes a network takes this as it is; it has no story, because none leads to folded
-    weights.
+    `programs` are the pieces that the library runs, `left` the convolutions that torch runs, with reasons, `vectors`
+    what the library uses of this CPU. `max_abs_difference` is the largest absolute difference between the outputs of
+    the two models. Every function that takes a network takes this as it is; it has no story, because none leads to
+    folded weights.
     """
 
     model: nn.Module
@@ -76,8 +76,8 @@ def accelerate(
     size = default_size(network) if size is None else size
     if size is None:
         raise LeanconvError(
-            f"accelerate: {type(network).__name__} does not say which input it was made for: pass size, the shape of one "
-            "input without the batch axis, such as size=(3, 224, 224)"
+            f"accelerate: {type(network).__name__} does not say which input it was made for: pass size, the shape of "
+            "one input without the batch axis, such as size=(3, 224, 224)"
         )
     size = check_sizes(size)
     original = eval_copy(network)
@@ -89,8 +89,8 @@ def accelerate(
     difference = compare(original, fast, size, seed=seed)
     if difference.beyond(tolerance):
         raise LeanconvError(
-            f"accelerate: outputs differ from torch's by up to {difference.max_abs:.1e}, more than {tolerance:.0e} of the "
-            "largest: this is a fault of leanconv's kernels; the network as it was runs as before"
+            f"accelerate: outputs differ from torch's by up to {difference.max_abs:.1e}, more than {tolerance:.0e} of "
+            "the largest: this is a fault of leanconv's kernels; the network as it was runs as before"
         )
     return Accelerated(
         model=fast,

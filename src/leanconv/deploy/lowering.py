@@ -1,7 +1,7 @@
 """Operators of a network's graph as steps of a program: what each of them becomes, or why it cannot be one.
 
-Views, shuffles, slices, gathers, concatenations and padding of channels become wires, which cost nothing; everything else
-becomes a step. The rules are for the graph that `torch.export` makes, functional and in evaluation.
+Views, shuffles, slices, gathers, concatenations and padding of channels become wires, which cost nothing; everything
+else becomes a step. The rules are for the graph that `torch.export` makes, functional and in evaluation.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ class Builder:
         lead, size = (tuple(shape), (1, 1)) if len(shape) == 1 else (tuple(shape[:-2]), (shape[-2], shape[-1]))
         number = self._buffer(prod(lead), size)
         self.inputs.append(number)
-        return replace(self._whole(number, size), wires=_wires(number, prod(lead)).reshape(*lead, 2), flat=len(shape) == 1)
+        return replace(
+            self._whole(number, size), wires=_wires(number, prod(lead)).reshape(*lead, 2), flat=len(shape) == 1
+        )
 
     def program(self, outputs: Sequence[Map]) -> Program:
         """The program that computes these outputs."""
         wires = tuple(self.settled(one).channels() for one in outputs)
-        return Program(
-            buffers=tuple(self.buffers), steps=tuple(self.steps), inputs=tuple(self.inputs), outputs=wires
-        )
+        return Program(buffers=tuple(self.buffers), steps=tuple(self.steps), inputs=tuple(self.inputs), outputs=wires)
 
     def conv(self, x: Map, stage: Stage) -> Map:
         """A convolution."""

@@ -1,7 +1,7 @@
 """The pieces of a network's graph that programs can run: as large as possible, each with one way in and one way out.
 
-A node joins the piece of one of its operands unless a path from that piece to it leads through something outside: the piece
-would have to run before and after it.
+A node joins the piece of one of its operands unless a path from that piece to it leads through something outside: the
+piece would have to run before and after it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
         _trim(piece)
         inside = piece.convolutions
         if len(inside) < len(convolutions) and all(_groups(node) == 1 for node in inside):
-            reasons |= dict.fromkeys(inside, "no grouped convolution is next to it, and dense ones run as well elsewhere")
+            reasons |= dict.fromkeys(
+                inside, "no grouped convolution is next to it, and dense ones run as well elsewhere"
+            )
         elif inside:
             try:
                 piece.program = fused(_lowered(module, piece))
@@ -127,7 +129,7 @@ def is_convolution(node: fx.Node) -> bool:
 
 
 def _trim(piece: Piece) -> None:
-    """Give lists of tensors at the ends of a piece back, with all that is made of them: only tensors cross its border."""
+    """Give lists of tensors at the ends of a piece back, with what is made of them: only tensors cross its border."""
     while True:
         odd = next((node for node in reversed(piece.outputs) if not isinstance(node.meta["val"], Tensor)), None)
         if odd is None:

@@ -37,7 +37,7 @@ def digest() -> str:
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first of c++, g++, clang++; None where there is none or the system is not known."""
+    """The C++ compiler: $CXX, or the first of c++, g++, clang++; None where there is none or the system is unknown."""
     if sys.platform not in ("linux", "darwin"):
         return None
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
@@ -55,8 +55,8 @@ def build(
     """Compile the library to `out`, whole or not at all.
 
     `vectors` says for which sizes of vectors; by default all that this kind of machine may have, and which of them runs
-    is chosen at run time. `flags` are added to every call of the compiler. `emulates_avx512` compiles vectors of sixteen
-    for AVX2, so that a machine without AVX-512 can test them.
+    is chosen at run time. `flags` are added to every call of the compiler. `emulates_avx512` compiles vectors of
+    sixteen for AVX2, so that a machine without AVX-512 can test them.
 
     Raises `BuildError` with what the compiler said.
     """

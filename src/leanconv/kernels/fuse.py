@@ -1,7 +1,7 @@
 """Steps of a program merged, so that fewer maps cross memory: nothing computed changes.
 
-    conv, then add, then activation    one step: both are done where the sums still are in registers
-    conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
+conv, then add, then activation    one step: both are done where the sums still are in registers
+conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, C
             if other is None and residual is not None:
                 residual = tuple(residual[channel] for channel in kept)
             order = tuple(before.order[channel] for channel in kept)
-            return replace(before, writes=step.writes, order=order, residual=residual, activation=step.activation), before
+            return replace(
+                before, writes=step.writes, order=order, residual=residual, activation=step.activation
+            ), before
     elif len(step.stages) == 1 and step.stages[0].pointwise:
         before = _only_source(steps, step.reads, reads)
         if before is not None and len(before.stages) == 1 and before.residual is None:

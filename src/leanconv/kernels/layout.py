@@ -1,8 +1,8 @@
 """Where the maps of a program lie in memory: pitches, padding, and which buffers share a place.
 
-The memory (an *arena*) begins with a line that says whose it is, then channels of zeros, then scratch, then the maps. Rows
-of a map stand `pitch` floats apart and channels `plane`; the zeros right of a row are those left of the next, the zeros
-below a channel those above the next. No step ever writes to them.
+The memory (an *arena*) begins with a line that says whose it is, then a channel of zeros, then scratch, then the maps.
+Rows of a map stand `pitch` floats apart and channels `plane`; the zeros right of a row are those left of the next, the
+zeros below a channel those above the next. No step ever writes to them.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _last_use(program: Program) -> Iterator[tuple[int, int]]:
 
 
 def _written_over(program: Program, step: Step) -> int | None:
-    """The buffer that a step adds, if it could be written over: channel for channel, and not read for another purpose."""
+    """The buffer that a step adds, if it could be written over: channel for channel, and read for nothing else."""
     if not isinstance(step, Conv) or step.residual is None:
         return None
     number = step.residual[0].buffer

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,22 +50,28 @@ class Library:
             raise NoLibrary(f"{path} is no library of leanconv's kernels: {error}") from error
         if built_from != digest():
             raise NoLibrary(
-                f"{path} was built from other sources than those beside it: build it again, python -m leanconv.kernels.build"
+                f"{path} was built from other sources than those beside it: build it again, "
+                "python -m leanconv.kernels.build"
             )
         lanes = next((lanes for lanes in NAMES if library.leanconv_runs(lanes)), 0)
         if not lanes:
             raise NoLibrary("this CPU has neither AVX-512 nor AVX2 with FMA, for which the kernels were built")
         self.path, self.lanes = path, lanes
         self.registers = _REGISTERS.get(lanes, 32 if os.uname().machine in ("aarch64", "arm64") else 16)
-        self._run, self._time = library.leanconv_run, library.leanconv_time
+        self._run, self._time, self._peak = library.leanconv_run, library.leanconv_time, library.leanconv_peak
         self._run.restype, self._time.restype = ctypes.c_int, None
         self._run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
         self._time.argtypes = [ctypes.c_void_p] * 4
+        self._peak.argtypes, self._peak.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
 
     def run(self, plan: int, weights: int, arena: int, inputs: object, outputs: object, images: int) -> None:
         """Run a plan; all but `images` are addresses."""
         if self._run(plan, weights, arena, inputs, outputs, images):
             raise NoLibrary(f"{self.path} does not run plans of version {PLAN_VERSION}: build it again")
+
+    def peak(self, rounds: int) -> int:
+        """Compute multiply-adds that nothing holds up, and say how many floating-point operations that were."""
+        return int(self._peak(self.lanes, rounds))
 
     def time(self, plan: int, weights: int, arena: int, nanoseconds: int) -> None:
         """How long each step took; all are addresses."""
@@ -78,7 +85,11 @@ def load(path: Path = LIBRARY) -> Library:
     Raises `NoLibrary` with what to do.
     """
     if not path.is_file():
-        how = "python -m leanconv.kernels.build" if compiler() else "install g++ or clang++, then python -m leanconv.kernels.build"
+        how = (
+            "python -m leanconv.kernels.build"
+            if compiler()
+            else "install g++ or clang++, then python -m leanconv.kernels.build"
+        )
         raise NoLibrary(f"the C library of the kernels was not built (no {path.name}): {how}")
     return Library(path)
 
@@ -117,7 +128,7 @@ class Runnable:
         bounds = [images * index // parts for index in range(parts + 1)]
         others = [
             _pool(threads).submit(self._part, inputs, outputs, first, last - first)
-            for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
+            for first, last in pairwise(bounds[1:])
         ]
         self._part(inputs, outputs, 0, bounds[1])
         for other in others:

@@ -1,10 +1,11 @@
-"""Programs as one operator of torch, `leanconv::run_program`: eager, `torch.compile`, `torch.export` and `measure` see it.
+"""Programs as one operator of torch, `leanconv::run_program`, which `torch.compile`, `torch.export` and `measure` see.
 
-    run_program(Tensor[] inputs, Tensor weights, Tensor text, str key, int[] sizes, int macs, int interactions) -> Tensor[]
+    run_program(Tensor[] inputs, Tensor weights, Tensor text, str key, int[] sizes, int macs, int interactions)
+        -> Tensor[]
 
-Inputs and outputs are (B, C, H, W) in float32 on the CPU; `sizes` are C, H, W of each output. `weights` and `text` are the
-program as `written.write` gives it, so that a graph holds all that it needs; `key` finds it among those that were packed for
-this machine before. For inference: there is no gradient.
+Inputs and outputs are (B, C, H, W) in float32 on the CPU; `sizes` are C, H, W of each output. `weights` and `text` are
+the program as `written.write` gives it, so that a graph holds all that it needs; `key` finds it among those that were
+packed for this machine before. For inference: there is no gradient.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ def run_program(
     for x, shape in zip(inputs, runnable.inputs, strict=True):
         if x.dtype is not torch.float32 or tuple(x.shape) != (images, *shape):
             raise LeanconvError(
-                f"an accelerated network takes float32 inputs of the size it was made for: here (batch, *{tuple(shape)}) "
-                f"was expected, got {x.dtype} of {tuple(x.shape)}; accelerate the network for this size"
+                f"an accelerated network takes float32 inputs of the size it was made for: here "
+                f"(batch, *{tuple(shape)}) was expected, got {x.dtype} of {tuple(x.shape)}; accelerate "
+                "the network for this size"
             )
     given = [x.contiguous() for x in inputs]
     made = [inputs[0].new_empty((images, *shape)) for shape in runnable.outputs]
@@ -123,8 +125,8 @@ def _shapes(inputs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
 
 def _no_gradient(context: Any, *gradients: Any) -> Any:
     raise LeanconvError(
-        "an accelerated network is for inference, its operator has no gradient: train the network it was made from, or run "
-        "this one under torch.no_grad()"
+        "an accelerated network is for inference, its operator has no gradient: train the network it was made from, or "
+        "run this one under torch.no_grad()"
     )
 
 

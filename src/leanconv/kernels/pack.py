@@ -1,7 +1,7 @@
 """A program laid out for the vectors of one machine: the plan that the library runs, and its weights in reading order.
 
-A plan is 64-bit integers, records of fixed fields (`native/plan.h`, in the same order) that name positions of tables and
-of other records. Every decision is taken here: tiles, bands, places. The library only obeys.
+A plan is 64-bit integers, records of fixed fields (`native/plan.h`, in the same order) that name positions of tables
+and of other records. Every decision is taken here: tiles, bands, places. The library only obeys.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.kernels.layout import Geometry, Places, geometries, lanes_for, odd_lines, places, size_of, up
-from leanconv.kernels.program import NOTHING, ZERO, Activation, Conv, Floats, Pool, Program, Stage, Wire
-from leanconv.kernels.tiles import FLAT, FLAT_ROUND, ROWS, parts, tile
+from leanconv.kernels.program import ZERO, Activation, Conv, Floats, Pool, Program, Stage, Wire
+from leanconv.kernels.tiles import FLAT, FLAT_ROUND, parts, tile
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
@@ -261,9 +260,7 @@ class _Packer:
             read = [(slot, slot - group * group_in) for slot in slots if inputs.live[slot]]
             for part in parts(len(wanted)) if wanted else ():
                 chosen = [wanted[index] for index in part]
-                shape = tile(
-                    len(chosen), width, lanes, registers=self.registers, shares_rows=shares, three=three
-                )
+                shape = tile(len(chosen), width, lanes, registers=self.registers, shares_rows=shares, three=three)
                 kernel = stage.weight[[slot for slot, _ in chosen]][:, [inner for _, inner in read]]
                 table, taps = inputs.slots([slot for slot, _ in read], kernel, flat=shape.kind == FLAT)
                 fields += [shape.kind, len(chosen), shape.rows, shape.vectors, self._table(table), len(table)]

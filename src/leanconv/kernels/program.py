@@ -1,7 +1,7 @@
 """A piece of a network as a program: steps over maps of one image, with no torch in it.
 
-A step reads channels one by one: a `Wire` says which channel of which buffer stands in a slot. So a shuffle, a gather, a
-crop, a concatenation or a channel of zeros is only another tuple of wires and costs nothing when the program runs.
+A step reads channels one by one: a `Wire` says which channel of which buffer stands in a slot. So a shuffle, a gather,
+a crop, a concatenation or a channel of zeros is only another tuple of wires and costs nothing when the program runs.
 Every buffer is written by one step, or is an input.
 """
 
@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 
 from leanconv.errors import PlanError
 
-__all__ = ["NOTHING", "ZERO", "Activation", "Buffer", "Conv", "Floats", "Pool", "Program", "Stage", "Step", "Wire", "out_side"]
+__all__ = [
+    "NOTHING",
+    "ZERO",
+    "Activation",
+    "Buffer",
+    "Conv",
+    "Floats",
+    "Pool",
+    "Program",
+    "Stage",
+    "Step",
+    "Wire",
+    "out_side",
+]
 
 Floats = NDArray[np.float32]
 
@@ -85,8 +98,8 @@ class Stage:
 class Conv:
     """`activation(stages(reads) + residual)`, written to a buffer whose channel j is output `order[j]`.
 
-    Without a stage the channels pass as they are, every `strides`-th row and column of them. Of two stages the second is pointwise and reads output `between[k]` of
-    the first (-1: zeros), after `inner`, in its slot k.
+    Without a stage the channels pass as they are, every `strides`-th row and column of them. Of two stages the
+    second is pointwise and reads output `between[k]` of the first (-1: zeros), after `inner`, in its slot k.
     """
 
     reads: tuple[Wire, ...]
@@ -183,7 +196,7 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
     if step.writes in written:
         raise PlanError(f"{what} writes buffer {step.writes} again")
     if isinstance(step, Pool):
-        if (1, 1) != out[1:] or len(step.reads) != out.channels:
+        if out[1:] != (1, 1) or len(step.reads) != out.channels:
             raise PlanError(f"{what} makes {len(step.reads)} maps of one pixel, its buffer is {out}")
         return
     channels = len(step.reads)

@@ -18,7 +18,7 @@ _VERSION = 1
 
 
 class Written(NamedTuple):
-    """`text` is JSON, `weights` every weight and bias in the order in which the steps name them, `key` names the two."""
+    """`text` is JSON, `weights` every weight and bias in the order of the steps, `key` is a name for both."""
 
     text: str
     weights: Floats

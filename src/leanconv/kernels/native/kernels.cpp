@@ -66,7 +66,18 @@ float sum(const float* row, int height, ptrdiff_t pitch, int width) {
     return whole;
 }
 
+float peak(int64_t rounds) {
+    Reg acc[12], factor = all(.999f), more = all(1e-3f), total{};
+    unroll<12>([&](auto i) INLINE { acc[i] = all(1e-3f * float(i)); });  // equal sums would be merged into one
+    for (int64_t round = 0; round < rounds; ++round) {
+        unroll<12>([&](auto i) INLINE { fma(acc[i], factor, more); });
+        asm volatile("");
+    }
+    unroll<12>([&](auto i) INLINE { total += acc[i]; });
+    return total[0];
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
-extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, activate, sum};
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, activate, peak, sum};

@@ -38,6 +38,8 @@ struct Kernels {
     // One row, `count` columns of each of `phases`: to[p * length + i] = from[i * phases + p], for the p in the bits `wanted`.
     void (*split)(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count);
     void (*activate)(int activation, float* row, int width);
+    // `rounds` times twelve multiply-adds of vectors that do not wait for each other.
+    float (*peak)(int64_t rounds);
     float (*sum)(const float* row, int height, ptrdiff_t pitch, int width);  // of all pixels
 };
 

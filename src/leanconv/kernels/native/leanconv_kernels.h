@@ -24,6 +24,10 @@ LEANCONV_API int leanconv_runs(int lanes);
 LEANCONV_API int leanconv_run(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
                  float* const* outputs, int64_t images);
 
+// Compute `rounds` rounds of multiply-adds that nothing holds up, with vectors of `lanes`, for measuring what the core
+// reaches at most; the number of floating-point operations, a multiply-add being two, or 0 where there are no such vectors.
+LEANCONV_API int64_t leanconv_peak(int lanes, int64_t rounds);
+
 // Run the steps once more on what a run has left in the arena, and write down the nanoseconds of each, by the clock of
 // the thread.
 LEANCONV_API void leanconv_time(const int64_t* plan, const float* weights, float* arena, int64_t* nanoseconds);

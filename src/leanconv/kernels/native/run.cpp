@@ -206,6 +206,14 @@ int leanconv_run(const int64_t* numbers, const float* weights, float* arena, con
     return 0;
 }
 
+int64_t leanconv_peak(int lanes, int64_t rounds) {
+    const Kernels* kernels = kernels_of(lanes);
+    if (!kernels) return 0;
+    volatile float sink = kernels->peak(rounds);
+    (void)sink;
+    return rounds * 12 * lanes * 2;
+}
+
 void leanconv_time(const int64_t* numbers, const float* weights, float* arena, int64_t* times) {
     const Run r{numbers, weights, arena};
     const Plan& plan = r.at<Plan>(0);
