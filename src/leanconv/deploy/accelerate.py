@@ -107,7 +107,7 @@ def _graph(model: nn.Module, size: Size) -> fx.GraphModule:
     with quiet(), torch.no_grad():
         forward(model, *inputs)
         try:
-            return to_program(model, inputs).run_decompositions({}).module()  # type: ignore[return-value]
+            return to_program(model, inputs).run_decompositions({}).module()  # type: ignore[no-any-return]
         except Exception as error:  # whatever other people's forward meets in the exporter
             raise ExportError(f"accelerate: {type(model).__name__} cannot be followed: {explained(error)}") from error
 

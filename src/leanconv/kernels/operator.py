@@ -132,7 +132,7 @@ def _no_gradient(context: Any, *gradients: Any) -> Any:
 
 @functools.cache
 def _register() -> torch.library.Library:
-    library = torch.library.Library("leanconv", "FRAGMENT")
+    library: Any = torch.library.Library("leanconv", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(
         "run_program(Tensor[] inputs, Tensor weights, Tensor text, str key, int[] sizes, int macs, int interactions) "
         "-> Tensor[]"
@@ -146,7 +146,7 @@ def _register() -> torch.library.Library:
     torch.library.register_autograd(
         "leanconv::run_program", _no_gradient, setup_context=lambda ctx, inputs, output: None, lib=library
     )
-    return library
+    return library  # type: ignore[no-any-return]
 
 
 _register()

@@ -86,7 +86,7 @@ class Stage:
     @property
     def in_channels(self) -> int:
         """The slots that it reads."""
-        return self.weight.shape[1] * self.groups
+        return int(self.weight.shape[1]) * self.groups
 
     @property
     def pointwise(self) -> bool:
