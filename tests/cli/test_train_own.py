@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 import leanconv as lc
-from leanconv.build import with_new_classifier
+from leanconv.build import create_model, load, save, with_new_classifier
 from leanconv.cli import main
+from leanconv.data.contract import InputContract, attach, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.train import Classify, OptimSettings
 from leanconv.train.optim import make_optimizer
@@ -165,3 +167,58 @@ def test_what_cannot_be_meant(leanconv: Run, given: list[str], said: str, tmp_pa
     assert code == 2
     assert said in output
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_a_trained_network_keep_their_outputs(leanconv: Run, tmp_path: Path) -> None:
+    """Its names are in another order than the folders': the data are numbered as its outputs, as is the result."""
+    names = ("fox", "cat", "dog")
+    root = tmp_path / "photos"
+    for part in ("train", "test"):
+        for number, name in enumerate(sorted(names)):
+            (root / part / name).mkdir(parents=True)
+            for shade in range(3):
+                Image.new("RGB", (16, 16), (90 * number, 80, 60 * shade)).save(root / part / name / f"{shade}.png")
+    net = create_model("resnet20", num_classes=3)
+    contract = InputContract(size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
+    attach(net, contract)
+    save(net, tmp_path / "hers", size=(3, 16, 16))
+    train = (
+        "--model",
+        tmp_path / "hers",
+        "--set",
+        "epochs=1",
+        "--set",
+        "accelerator=cpu",
+        "--set",
+        "data.batch_size=6",
+    )
+    data = ("--data", f"folder:{root}")
+    assert leanconv("train", *train, *data, "--out", tmp_path / "run")[0] == 0
+    found = contract_of(load(tmp_path / "run" / "model"))
+    assert found is not None
+    assert (found.class_names, found.mean) == (names, (0.5,) * 3)
+    rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()[1:]
+    assert {(Path(row.split(",")[0]).parent.name, row.split(",")[1]) for row in rows} == {(n, n) for n in names}
+    # A teacher that numbers them otherwise would teach the wrong ones.
+    attach(net, replace(contract, class_names=tuple(sorted(names))))
+    save(net, tmp_path / "teacher", size=(3, 16, 16))
+    code, output = leanconv("train", *train, *data, "--teacher", tmp_path / "teacher", "--out", tmp_path / "taught")
+    assert code == 2
+    assert "has its classes in another order than the student: output 0 is 'cat' there and 'fox' here" in output
+    attach(net, replace(contract, mean=(0.2,) * 3))
+    save(net, tmp_path / "teacher", size=(3, 16, 16))
+    code, output = leanconv("train", *train, *data, "--teacher", tmp_path / "teacher", "--out", tmp_path / "taught")
+    assert code == 2
+    assert "sees inputs with mean 0.200, 0.200, 0.200" in output
+    assert "the student 0.500, 0.500, 0.500" in output
+    # As many other classes are other classes.
+    (root / "train" / "dog").rename(root / "train" / "hen")
+    (root / "test" / "dog").rename(root / "test" / "hen")
+    code, output = leanconv("train", *train, *data, "--out", tmp_path / "new")
+    assert code == 2
+    assert "the class 'hen' (1 of 3) is none of the 3 that" in output
+    assert "--new-classifier" in output
+    assert leanconv("train", *train, *data, "--new-classifier", "--out", tmp_path / "new")[0] == 0
+    found = contract_of(load(tmp_path / "new" / "model"))
+    assert found is not None
+    assert found.class_names == ("cat", "fox", "hen")

@@ -65,7 +65,7 @@ def test_what_is_no_corner_of_the_full_weights_is_owned():
     runtime = Runtime(net, CONFIGS)
     full = {p.untyped_storage().data_ptr() for p in net.parameters()}
     runtime.use(*CONFIGS[1])
-    owned = [name for name, p in runtime._net.named_parameters() if p.untyped_storage().data_ptr() not in full]
+    owned = [name for name, p in runtime._now[1].named_parameters() if p.untyped_storage().data_ptr() not in full]
     assert "mix.0.weight" in owned
     assert "stem.0.weight" not in owned
 

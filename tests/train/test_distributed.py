@@ -17,7 +17,7 @@ from torch import nn
 
 from leanconv.elastic import MutualObjective, calibrate
 from leanconv.query import QueryTable
-from leanconv.train import is_main_process
+from leanconv.train import Classify, is_main_process
 
 CLI = ("-c", "from leanconv.cli import main; main()")
 
@@ -47,6 +47,18 @@ def test_gradients_are_the_mean_over_both_batches(ranks, low_memory: bool, step:
     for found in ranks[1]:
         for name, parameter in objective.net.named_parameters():
             torch.testing.assert_close(found[f"{low_memory} {step}"][name], parameter.grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_gradients_of_plain_training_too(ranks, accumulated: int) -> None:
+    """Also accumulated over two batches, of which the last one is not full."""
+    objective = Classify(two_ranks.elastic_net().model.train())
+    for part in range(accumulated):
+        for rank in (0, 1):
+            (objective(*two_ranks.batch(10 * part + rank, two_ranks.PARTS[part]), part)["loss"] / 2).backward()
+    for found in ranks[1]:
+        for name, parameter in objective.net.named_parameters():
+            torch.testing.assert_close(found[f"plain {accumulated}"][name], parameter.grad, rtol=0, atol=1e-6)
 
 
 def test_plans_are_the_same_everywhere(ranks) -> None:
@@ -136,6 +148,44 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def digests(out: Path) -> list[str]:
     return [(out / f"digest{rank}").read_text() for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_whole_runs_are_those_of_one_process(tmp_path: Path) -> None:
+    """To rounding; in bf16, to that of products in it, over all the steps of an epoch."""
+    (tmp_path / "two").mkdir()
+    done = torchrun(two_ranks.__file__, "fits", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    for name in two_ranks.FITS:
+        alone = two_ranks.fitted(tmp_path / "one", name)
+        first, second = (torch.load(tmp_path / "two" / f"{name} {rank}.pt", weights_only=True) for rank in (0, 1))
+        allowed = 2e-3 if "bf16" in name else 1e-6
+        for key, wanted in alone.items():
+            assert torch.equal(first[key], second[key])
+            torch.testing.assert_close(first[key], wanted, rtol=0, atol=allowed, msg=f"{name}, {key}")
+    exact = two_ranks.fitted(tmp_path / "exact", "plain")
+    half = two_ranks.fitted(tmp_path / "half", "plain bf16-mixed")
+    gaps = [float((half[key] - value).abs().max()) for key, value in exact.items()]
+    assert 0 < max(gaps) < 0.02  # another precision, and the same training
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
+    done = torchrun(two_ranks.__file__, "fit", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    stopped = torchrun(two_ranks.__file__, "fit", tmp_path / "run", "--stop-at", 8)
+    assert stopped.returncode != 0
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert (state["epoch"], state["leanconv_mid_epoch"]["batch"], len(state["leanconv_mid_epoch"]["ranks"])) == (
+        1,
+        4,
+        2,
+    )
+    assert "in epoch 2, and everything is in" in stopped.stderr
+    done = torchrun(two_ranks.__file__, "fit", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 @pytest.mark.slow

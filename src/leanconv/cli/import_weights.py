@@ -22,8 +22,11 @@ from leanconv.cli.options import (
 )
 from leanconv.cli.output import print_json
 from leanconv.cli.values import read_contract, read_options, read_size
+from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from leanconv.weights import Format, Imported, WeightFile
 
 _FORMATS = (
@@ -70,6 +73,10 @@ def run(
     interpolation: InterpolationOption = None,
     exif: ExifOption = None,
     size: SizeOption = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...|FILE", help="Names of the outputs in order, or a text file with one a line."),
+    ] = None,
     trust_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -77,13 +84,15 @@ def run(
 
     Nothing in the file is run. What training loops put around weights (other entries, prefixes such as module.) comes
     off and is reported. The file's classifier must have as many classes as the model: --set num_classes=10, or
-    --new-classifier. How its inputs were made no file says: --mean, --std, --crop and --interpolation are kept with the
-    model, and every verb obeys them.
+    --new-classifier. How its inputs were made no file says, nor which output is which class: --mean, --std, --crop,
+    --interpolation and --classes are kept with the model, and every verb obeys them.
     """
     from leanconv.build import default_size, located, save
     from leanconv.weights import fill, read_tensors
 
     given = read_contract(mean, std, crop, interpolation, exif)
+    if classes is not None:
+        given["class_names"] = _class_names(classes)
     model = located(model)
     shape = (read_size(size) if size else default_size(model)) if given or size else None
     tensors = read_tensors(file, entry=entry, ema=ema, ignore=ignore)
@@ -91,6 +100,7 @@ def run(
     done = fill(network, tensors, found, source=str(file), new_classifier=new_classifier)
     if shape is not None:
         attach_given(network, shape, given)
+        _check_count(network, shape, given.get("class_names"))
     save(network.eval(), out, size=shape)
     if json:
         print_json({**done.to_json(), "saved": out})
@@ -98,6 +108,24 @@ def run(
         typer.echo(f"{file}: {_summary(done)}; saved to {out}")
         for line in _lines(done):
             typer.echo(f"  {line}")
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """The names in a text file, one a line, or between commas."""
+    path = Path(text)
+    found = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    names = tuple(name.strip() for name in found if name.strip())
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise LeanconvError(f"--classes {text}: {twice!r} is there twice, and every output has a name of its own")
+    return names
+
+
+def _check_count(network: nn.Module, size: tuple[Any, ...], names: tuple[str, ...] | None) -> None:
+    """Raise unless every output has a name."""
+    from leanconv.train.check import outputs_of
+
+    if names is not None and (outputs := outputs_of(network, size)) != len(names):
+        raise LeanconvError(f"--classes names {len(names)} classes, and the network has {outputs} outputs")
 
 
 def _network(

@@ -131,6 +131,8 @@ class InputContract:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputContract:
         """The inverse of `to_json`; `LeanconvError` for what is no contract."""
+        if not isinstance(data, Mapping):
+            raise LeanconvError(f"not an input contract: expected its fields by name, got {data!r}")
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -117,11 +118,16 @@ def statistics_of(name: str, contract: InputContract, what: str) -> tuple[Any, A
     return contract.mean, contract.std
 
 
-def numbered_as(name: str, files: F, contract: InputContract, relabel: Callable[[Any, Tensor], Any]) -> F:
-    """The set with the classes of the contract, matched by name; `relabel` gives a part other labels."""
-    if contract.class_names is None:
-        return files
-    places, told = match_classes(name, files.class_names, contract.class_names)
+def numbered_as(name: str, files: F, class_names: Sequence[str] | None, relabel: Callable[[Any, Tensor], Any]) -> F:
+    """The set with the classes of a network, matched by name; `relabel` gives a part other labels."""
+    if class_names is None:
+        natural = sorted(files.class_names, key=_numbers_as_numbers)
+        if list(files.class_names) in (natural, list(map(str, range(len(natural))))):
+            return files
+        order, other = (", ".join(names[:4]) for names in (files.class_names, natural))
+        remark = f"the network names no classes, so they are in the order {order}, ...; timm has {other}, ..."
+        return replace(files, remarks=(*files.remarks, remark))
+    places, told = match_classes(name, files.class_names, class_names)
     table = torch.tensor(places, dtype=torch.int64)
 
     def renumbered(part: Any) -> Any:
@@ -131,7 +137,13 @@ def numbered_as(name: str, files: F, contract: InputContract, relabel: Callable[
     parts = {"train": renumbered(files.train), "test": test}
     parts["val"] = test if files.val is files.test else renumbered(files.val)
     remarks = (*files.remarks, *([told] if told else []))
-    return replace(files, **parts, class_names=contract.class_names, remarks=remarks)
+    return replace(files, **parts, class_names=tuple(class_names), remarks=remarks)
+
+
+def _numbers_as_numbers(name: str) -> list[tuple[bool, int, str]]:
+    """The key by which "2" comes before "10", as timm sorts class folders."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def check_statistics(name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leanconv.data.contract import for_size
 from leanconv.dryrun import DryRun, ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, one_line, shapes_of
 from leanconv.dryrun.size import positional
+from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.layers.chains import make_chain
@@ -21,7 +22,7 @@ from leanconv.elastic.layers.others import ElasticOther, make_other
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.prove import prove
 from leanconv.elastic.slices import Axes, Channels
-from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError, RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.guards import refuse_model

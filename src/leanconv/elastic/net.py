@@ -1,6 +1,6 @@
 """`ElasticNet`: one set of weights that runs at any width and input resolution; made by `make_elastic`.
 
-The width is a value that all layers read (`width.ActiveConfig`), set in a scope; what resolution and frames make of an
+The width is a value that all layers read (`active.ActiveConfig`), set in a scope; what resolution and frames make of an
 input is in `inputs`. Nothing is copied to change the configuration.
 """
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from leanconv.data.contract import for_size
 from leanconv.dryrun import Sizes, as_written, check_sizes, duplicate
-from leanconv.elastic.backward import begin_forward, in_backward, recall_in_backward
+from leanconv.elastic.active import ActiveConfig, Scope
+from leanconv.elastic.backward import begin_forward, begin_scope, end_scope, recall_in_backward
 from leanconv.elastic.inputs import Inputs
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm
-from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError, NotCalibrated
 from leanconv.ops.chain import ConvChain
 from leanconv.story import Story, remember, story_of
@@ -40,7 +41,10 @@ class ElasticNet(nn.Module):
             native input differ, the side that is the native resolution; the other changes in step.
         frames: of the clip, descending, the first native; empty for images and where the frames are as they come.
         kept: layers that have all their channels at every width, with the reason.
+        of_caller: in a replica of DataParallel's, the scope of whoever called it.
     """
+
+    of_caller: Scope | None = None
 
     def __init__(
         self, model: nn.Module, active: ActiveConfig, settings: Mapping[str, Any], kept: Mapping[str, str] | None = None
@@ -60,12 +64,30 @@ class ElasticNet(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(b, channels, *size) to whatever the model returns, in the configuration in force."""
         begin_forward(self.active)
+        scope = self.active.scope
+        if self.of_caller is not None and scope is self.active.full:
+            return self._forward_as_caller(self.of_caller, x, *args, **kwargs)
         if self.training:
             self._begin_training()
-        with as_written() if self._fusing and not self.active.whole else nullcontext():
-            outputs = self.model(*self.inputs.fitted((x, *args), *self.active.input), **kwargs)
+        with as_written() if self._fusing and not scope.whole else nullcontext():
+            outputs = self.model(*self.inputs.fitted((x, *args), *scope.input), **kwargs)
         recall_in_backward(self.active, outputs)
         return outputs
+
+    def _forward_as_caller(self, scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        """The forward in the scope of whoever called DataParallel, in a thread that has none."""
+        entered = self.active.enter(scope.config, *scope.input)
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self.active.leave(entered)
+
+    def _replicate_for_data_parallel(self) -> ElasticNet:
+        """What DataParallel runs in a thread of its own: in the configuration that is in force here."""
+        replica: ElasticNet = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        scope = self.active.scope
+        vars(replica)["of_caller"] = None if scope is self.active.full else scope
+        return replica
 
     def _begin_training(self) -> None:
         """Drop what calibrations measured: weights are about to change. Frozen norms keep theirs, and need them."""
@@ -87,12 +109,18 @@ class ElasticNet(nn.Module):
     ) -> Iterator[ElasticNet]:
         """Run in another configuration within the scope; None for `width` is the largest, for the others as it comes.
 
-        An input left as it comes uses the BatchNorm statistics of the native resolution and frames.
+        The scope belongs to the thread and the task that enters it (see `elastic.active`). An input left as it comes
+        uses the BatchNorm statistics of the native resolution and frames.
         Raises `LeanconvError` for a configuration that this network does not have.
         """
         config = self.checked(width, resolution, frames)
-        with self.active.use(config.width, resolution, frames, again=in_backward()):
+        scope = self.active.enter(config, resolution, frames)
+        recalled = begin_scope(self.active, scope)
+        try:
             yield self
+        finally:
+            end_scope(self.active, recalled)
+            self.active.leave(scope)
 
     def checked(self, width: float | None = None, resolution: int | None = None, frames: int | None = None) -> Config:
         """That configuration, the largest where it is None, or `LeanconvError` where the network has no such."""

@@ -37,12 +37,15 @@ MOST = 128
 
 
 def cached(known: dict[K, V], key: K, make: Callable[[], V]) -> V:
-    """What `make` gave for that key; all is dropped when there are `MOST`."""
-    if key not in known:
-        if len(known) >= MOST:
-            known.clear()
-        known[key] = make()
-    return known[key]
+    """What `make` gave for that key; all is dropped when there are `MOST`. Threads may ask at the same time."""
+    try:
+        return known[key]
+    except KeyError:
+        made = make()
+    if len(known) >= MOST:
+        known.clear()
+    known[key] = made
+    return made
 
 
 def joined(runs: Iterable[tuple[int, int]]) -> Runs:

@@ -1,4 +1,4 @@
-"""A configuration of an elastic network in plain numbers, the rounding law, and the configuration in force.
+"""A configuration of an elastic network in plain numbers, and the rounding law.
 
     c(w) = make_divisible(C * w / r, d) * r                         (MutualNet's rounding law; C at width 1, w width)
 
@@ -12,15 +12,13 @@ the first multiple that is; no width below 1 keeps more than C, none above it fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from leanconv.seeds import python_random
 
-__all__ = ["ActiveConfig", "Config", "Width", "channels_at", "make_divisible"]
+__all__ = ["Config", "Width", "channels_at", "make_divisible"]
 
 
 class Width(float):
@@ -158,65 +156,3 @@ def channels_at(full: int, width: float, *, divisor: int = 8, ratio: Fraction = 
     divisor *= (divisor * ratio / quantum).denominator
     kept = make_divisible(full * width / float(ratio), divisor) * ratio
     return min(full, int(kept)) if width < 1 else max(full, int(kept))
-
-
-Asked = tuple[Width, int | None, int | None]
-"""What `ActiveConfig.use` was asked for."""
-
-
-class ActiveConfig:
-    """The configuration in force: one object that all elastic layers of a network share, set by `use` in a scope.
-
-    `largest` is the configuration that there are weights for: the widest, the native resolution, all frames. While
-    activations are computed again in a backward, what their forward was asked is `recalled` (see `elastic.backward`).
-    """
-
-    def __init__(self, largest: Config) -> None:
-        self.largest = largest
-        self._asked: Asked = (largest.width, None, None)
-        self.recalled: Asked | None = None
-
-    @contextmanager
-    def use(self, width: Width, resolution: int | None, frames: int | None, *, again: bool = False) -> Iterator[None]:
-        """Another configuration within the scope; an input is left as it is where resolution or frames are None.
-
-        `again` says that the scope is a part of what a backward computes again.
-        """
-        before = self._asked, self.recalled
-        self._asked = width, resolution, frames
-        self.recalled = self._asked if again else None
-        try:
-            yield
-        finally:
-            self._asked, self.recalled = before
-
-    @property
-    def asked(self) -> Asked:
-        """Width, resolution and frames, the last two None where the input is left as it is."""
-        return self._asked if self.recalled is None else self.recalled
-
-    @property
-    def width(self) -> Width:
-        """Share of the channels that are in use."""
-        return self.asked[0]
-
-    @property
-    def input(self) -> tuple[int | None, int | None]:
-        """Resolution and frames that an input is brought to; None where it is left as it is."""
-        return self.asked[1:]
-
-    @property
-    def config(self) -> Config:
-        """The configuration in force; an input left as it is counts as native."""
-        width, resolution, frames = self.asked
-        return Config(width, resolution or self.largest.resolution, frames or self.largest.frames)
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is sliced."""
-        return self.width == self.largest.width
-
-    @property
-    def original(self) -> bool:
-        """Whether this is the network as it was, nothing sliced and nothing added."""
-        return self.whole and self.width == 1

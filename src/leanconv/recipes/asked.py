@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from leanconv.data.contract import amended, contract_of
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.errors import LeanconvError
-from leanconv.recipes.load import asks_for_contract
+from leanconv.recipes.load import asks_for_contract, check_names
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def asked(
     wanted = amended(contract, tuple(shape), given)
     if wanted is None:
         raise LeanconvError(f"{name}: {asks_for_contract()}")
+    check_names(name, network, wanted)
     with configured(network, width, resolution) as (chosen, _), eval_mode(chosen) as device:
         yield Asked(scores=lambda inputs: chosen(inputs.to(device)).cpu(), contract=wanted)
 

@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.data.contract import attach, contract_of
+from leanconv.data.contract import attach, contract_of, match_classes
 from leanconv.elastic import ElasticNet
-from leanconv.errors import CheckpointError
+from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
 from leanconv.train import OptimSettings, ScheduleSettings
 from leanconv.train.runfolder import saved_model
 
-__all__ = ["Taken", "finetune", "load_teacher", "take_weights"]
+if TYPE_CHECKING:
+    from leanconv.data import ImageData, VideoData
+
+__all__ = ["Taken", "check_classes", "finetune", "knows_others", "load_teacher", "take_weights"]
+
+_ALIKE = 0.02
+"""Means and deviations, of pixels in 0..1, that differ by less are those of other draws of the same pictures."""
 
 
 def finetune(
@@ -77,11 +84,54 @@ def finetune(
     )
 
 
-def load_teacher(folder: str | Path) -> nn.Module:
-    """The trained network in a run folder or a saved model, for another one to learn from."""
+def knows_others(model: nn.Module, class_names: Sequence[str] | None) -> bool:
+    """Whether the model was trained on classes of other names."""
+    contract = contract_of(model)
+    known = None if contract is None else contract.class_names
+    return known is not None and class_names is not None and set(known) != set(class_names)
+
+
+def check_classes(recipe: Recipe, model: nn.Module, class_names: Sequence[str] | None) -> None:
+    """Raise `LeanconvError` naming the first class that the trained `model` does not know."""
+    contract = contract_of(model)
+    if contract is None or contract.class_names is None or class_names is None:
+        return
+    try:
+        match_classes(recipe.data.spec, class_names, contract.class_names, what=recipe.model)
+    except LeanconvError as error:
+        raise LeanconvError(f"{error}; or let it begin with a fresh classifier: --new-classifier") from error
+
+
+def load_teacher(folder: str | Path, data: ImageData | VideoData | None = None) -> nn.Module:
+    """The trained network in a run folder or a saved model, for another one to learn from, on `data`.
+
+    Raises `LeanconvError` where it would teach something else: its outputs are of other classes, or in another order,
+    or its inputs are normalised otherwise.
+    """
     from leanconv.build import load
 
-    return load(saved_model(folder))
+    teacher = load(saved_model(folder))
+    contract = contract_of(teacher)
+    if contract is None or data is None:
+        return teacher
+    pairs = zip((*contract.mean, *contract.std), (*data.mean, *data.std), strict=False)
+    if len(contract.mean) != len(data.mean) or any(abs(theirs - ours) > _ALIKE for theirs, ours in pairs):
+        theirs, ours = (", ".join(f"{value:.3f}" for value in side) for side in (contract.mean, data.mean))
+        raise LeanconvError(
+            f"the teacher {folder} sees inputs with mean {theirs} and a std of its own, the student {ours}: it would"
+            f" say something else than it knows; give the student the same: data.mean={list(contract.mean)},"
+            f" data.std={list(contract.std)} (of videos data.video.mean, data.video.std)"
+        )
+    if contract.class_names is not None:
+        names, known = data.class_names, contract.class_names
+        places, _ = match_classes("the student", names, known, what=f"the teacher {folder}")
+        if places != tuple(range(len(known))):
+            where = next(number for number, place in enumerate(places) if place != number)
+            raise LeanconvError(
+                f"the teacher {folder} has its classes in another order than the student: output {where} is"
+                f" {known[where]!r} there and {names[where]!r} here; train one of them with the other's classes"
+            )
+    return teacher
 
 
 class Taken(NamedTuple):

@@ -15,13 +15,13 @@ from leanconv.errors import LeanconvError
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
 from leanconv.recipes.settings import DataSettings, Recipe
-from leanconv.train.check import check_inputs
+from leanconv.train.check import check_inputs, outputs_of
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData, VideoData
 
-__all__ = ["LoadedRun", "asks_for_contract", "load_run"]
+__all__ = ["LoadedRun", "asks_for_contract", "check_names", "load_run"]
 
 
 class LoadedRun(NamedTuple):
@@ -69,6 +69,7 @@ def load_run(
         kind = "a saved model" if isinstance(model, str | Path) else "a network"
         raise LeanconvError(f"{name} is {kind}, not a run folder: say which images or videos with --data")
     contract = _contract(name, network, recipe, size, made_for, dict(given or {}))
+    check_names(name, network, contract)
     if recipe is not None and data is None:
         opened = open_data(recipe, contract, part)
     else:
@@ -135,6 +136,16 @@ def _contract(
     if said is None:
         raise LeanconvError(f"{name}: {asks_for_contract()}")
     return said
+
+
+def check_names(name: str, network: nn.Module, contract: InputContract) -> None:
+    """Raise `LeanconvError` for the contract of another network, which names more classes than this one tells apart."""
+    names = contract.class_names
+    if names is not None and (outputs := outputs_of(network, contract.size)) < len(names):
+        raise LeanconvError(
+            f"{name} has {outputs} outputs, and its input contract names {len(names)} classes: it"
+            " belongs to another network; import or export the model again"
+        )
 
 
 def asks_for_contract() -> str:

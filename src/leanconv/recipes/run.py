@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from leanconv.errors import LeanconvError
 from leanconv.files import held
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
-from leanconv.recipes.finetuning import load_teacher, take_weights
+from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
@@ -50,10 +50,15 @@ class RunResult:
     videos: VideoEvaluation | None = None
 
 
-def open_data(recipe: Recipe, contract: InputContract | None = None, part: str | None = None) -> ImageData | VideoData:
+def open_data(
+    recipe: Recipe,
+    contract: InputContract | None = None,
+    part: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageData | VideoData:
     """The images or videos of the recipe, prepared and numbered by `contract` where a trained network has one.
 
-    With `part` that part of them is the test, see `open_images`.
+    With `part` that part of them is the test, with `class_names` they are numbered so, see `open_images`.
     """
     settings = recipe.data
     video = settings.video
@@ -75,6 +80,7 @@ def open_data(recipe: Recipe, contract: InputContract | None = None, part: str |
             mean=video.mean,
             std=video.std,
             contract=contract,
+            class_names=class_names,
             part=part,
             validation=settings.held_out,
         )
@@ -96,13 +102,17 @@ def open_data(recipe: Recipe, contract: InputContract | None = None, part: str |
         mean=settings.mean,
         std=settings.std,
         contract=contract,
+        class_names=class_names,
         part=part,
         validation=settings.held_out,
     )
 
 
-def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The network of the recipe, rewritten and made elastic; its weights are drawn from the recipe's seed."""
+def build_model(recipe: Recipe, num_classes: int, class_names: Sequence[str] | None = None) -> nn.Module:
+    """The network of the recipe, rewritten and made elastic; its weights are drawn from the recipe's seed.
+
+    A trained one must know the classes called `class_names`, unless the recipe gives it a new classifier.
+    """
     import torch
 
     from leanconv.rewrites import parse_step, rewrite
@@ -110,14 +120,14 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     size = recipe.data.input_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _start(recipe, num_classes, size)
+        model = _start(recipe, num_classes, size, class_names)
         if recipe.rewrites:
             steps = [parse_step(text) for text in recipe.rewrites]
             model = rewrite(model, *steps, size=size).model
         return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
 
 
-def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module:
+def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...], class_names: Sequence[str] | None) -> nn.Module:
     """The network before rewrites: built by name, or loaded with its weights from a saved folder."""
     from leanconv.build import create_model, is_folder, resolve, with_new_classifier
 
@@ -126,8 +136,10 @@ def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...]) -> nn.Module
         model = resolve(str(folder), recipe.model_args)
         outputs = outputs_of(model, size)
         if outputs == num_classes:
-            return model.train()
-        if not recipe.new_classifier:
+            if not (recipe.new_classifier and knows_others(model, class_names)):
+                check_classes(recipe, model, class_names)
+                return model.train()
+        elif not recipe.new_classifier:
             raise LeanconvError(
                 f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes: name the data that it"
                 " was trained on, or let it begin with a fresh classifier: --new-classifier (new_classifier=true)"
@@ -188,12 +200,12 @@ def run_recipe(
     """
     out = Path(out)
     data = open_data(recipe)
-    net = build_model(recipe, data.num_classes)
+    net = build_model(recipe, data.num_classes, data.class_names)
     if recipe.weights is not None:
         taken = take_weights(net, recipe.weights, num_classes=data.num_classes)
         if progress and is_main_process():
             print(f"weights of {recipe.weights}: {taken}", flush=True)
-    data = _normalised_as(contract_of(net), recipe, data)
+    data = _as_trained(contract_of(net), recipe, data)
     if progress and is_main_process():
         _print_remarks((*data.remarks, *_parts(data)))
     objective: nn.Module
@@ -212,12 +224,12 @@ def run_recipe(
             label_smoothing=recipe.label_smoothing,
             mixup=recipe.mixup,
             frozen_norms=recipe.frozen_norms,
-            teacher=None if recipe.teacher is None else load_teacher(recipe.teacher),
+            teacher=None if recipe.teacher is None else load_teacher(recipe.teacher, data),
             hard_labels=recipe.hard_labels,
             seed=recipe.seed,
         )
     else:
-        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed)
+        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed, data)
     with held(out) if is_main_process() else nullcontext():
         return _carry_out(recipe, net, objective, data, out, resume=resume, progress=progress, latency=latency)
 
@@ -275,20 +287,30 @@ def _parts(data: ImageData | VideoData) -> list[str]:
     return []
 
 
-def _normalised_as(
-    contract: InputContract | None, recipe: Recipe, data: ImageData | VideoData
-) -> ImageData | VideoData:
-    """`data` with the mean and std that the weights were trained with, unless the recipe has its own."""
+def _as_trained(contract: InputContract | None, recipe: Recipe, data: ImageData | VideoData) -> ImageData | VideoData:
+    """`data` with the mean and std that the weights were trained with, unless the recipe has its own, and with classes
+    numbered as the classifier has them."""
+    if contract is None:
+        return data
     settings, video = recipe.data, recipe.data.video
     given = video or settings
-    if contract is None or given.mean is not None or given.std is not None or len(contract.mean) != 3:
+    if len(contract.mean) != data.channels:
+        raise LeanconvError(
+            f"{recipe.model}: its input contract is for {len(contract.mean)} channels, and the data have"
+            f" {data.channels}: it belongs to another network"
+        )
+    names = contract.class_names if set(contract.class_names or ()) == set(data.class_names) else None
+    changed = settings
+    if given.mean is None and given.std is None:
+        mean, std = cast("tuple[Any, Any]", (contract.mean, contract.std))
+        changed = (
+            replace(settings, mean=mean, std=std)
+            if video is None
+            else replace(settings, video=replace(video, mean=mean, std=std))
+        )
+    if changed is settings and names in (None, data.class_names):
         return data
-    mean, std = cast("tuple[Any, Any]", (contract.mean, contract.std))
-    if video is None:
-        changed = replace(settings, mean=mean, std=std)
-    else:
-        changed = replace(settings, video=replace(video, mean=mean, std=std))
-    return open_data(replace(recipe, data=changed))
+    return open_data(replace(recipe, data=changed), class_names=names)
 
 
 def _contract(data: ImageData | VideoData, recipe: Recipe) -> InputContract:
@@ -304,7 +326,7 @@ def _print_remarks(remarks: Iterable[str]) -> None:
         print(remark, flush=True)
 
 
-def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
+def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int, data: ImageData | VideoData) -> nn.Module:
     from leanconv.elastic.mutual import MutualObjective
 
     return MutualObjective(
@@ -314,7 +336,7 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int) -> nn.Module:
         temperature=settings.temperature,
         hard_labels=settings.hard_labels,
         resolutions=settings.train_resolutions,
-        teacher=None if settings.teacher is None else load_teacher(settings.teacher),
+        teacher=None if settings.teacher is None else load_teacher(settings.teacher, data),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
     )

@@ -24,6 +24,9 @@ __all__ = ["Runtime"]
 class Runtime:
     """An elastic network prepared for `configs`; `runtime(x)` answers in the one that `use` chose last.
 
+    A change holds for all threads, from their next call on: one runtime has one configuration, and a call is wholly in
+    the one that is in force when it begins. Threads that want different ones have a runtime each, or use `net.at`.
+
     Inference only: networks in evaluation mode, no gradients. The weights are those of `net` at the time; training it
     further changes what is shared and not the rest, so make a new runtime then.
 
@@ -52,8 +55,12 @@ class Runtime:
         for config in chosen:
             static = net.extract(*config).eval().requires_grad_(False)
             self._nets[config] = _sharing(static, net) if share else static
-        self.config = chosen[0]
-        self._net = self._nets[self.config]
+        self._now = chosen[0], self._nets[chosen[0]]
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._now[0]
 
     @property
     def configs(self) -> tuple[Config, ...]:
@@ -67,12 +74,13 @@ class Runtime:
         if net is None:
             known = ", ".join(map(str, self._nets))
             raise LeanconvError(f"the runtime was not prepared for {config}: it has {known}; name it when making one")
-        self.config, self._net = config, net
+        self._now = config, net
 
     def __call__(self, *inputs: Any) -> Any:
         """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns."""
+        config, net = self._now  # read once: another thread may change it meanwhile
         with torch.inference_mode():
-            return self._net(*self._inputs.fitted(inputs, self.config.resolution, self.config.frames))
+            return net(*self._inputs.fitted(inputs, config.resolution, config.frames))
 
     def warm_up(self, calls: int = 3) -> None:
         """Run every configuration on zeros, so that no later call is anybody's first."""

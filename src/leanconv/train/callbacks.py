@@ -88,6 +88,13 @@ class Record(pl.Callback):
         write_rows(path, [*(row for row in read_rows(path) if row["epoch"] < epoch), self.row])
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
+        self._note_problems()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:  # a run that goes on in the middle of the epoch does not read these files again
+            self._note_problems()
+
+    def _note_problems(self) -> None:
         if self.data.problems:
             write_problems(self.out, self.data.problems, self.data.unit)
 

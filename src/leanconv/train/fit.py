@@ -20,7 +20,7 @@ from torch import nn
 from leanconv.ends import EndRequest, asked_to_stop
 from leanconv.errors import CheckpointError, LeanconvError, need
 from leanconv.files import held
-from leanconv.train.runfolder import prepare_run_folder, read_rows, write_problems
+from leanconv.train.runfolder import prepare_run_folder, read_problems, read_rows, write_problems
 from leanconv.train.settings import FitResult, FitSettings
 
 if TYPE_CHECKING:
@@ -231,9 +231,11 @@ def _result(out: Path, data: Data, start: float, progress: bool) -> FitResult:
     if not history:
         raise LeanconvError(f"{out}: the run left no metrics.csv, it cannot have finished an epoch")
     best = max(history, key=lambda row: (row["val_accuracy"], -row["epoch"])) if data.has_validation else None
-    problems = tuple((name, reason) for name, reason in data.problems)
+    if data.problems:
+        write_problems(out, data.problems, data.unit)
+    problems = read_problems(out)
     if problems:
-        path = write_problems(out, problems, data.unit)
+        path = out / "problems.csv"
         if progress:
             name, reason = problems[0]
             count, verb = (f"1 {data.unit}", "was") if len(problems) == 1 else (f"{len(problems)} {data.unit}s", "were")

@@ -33,6 +33,7 @@ from leanconv.machine import gpu_names, this_machine, versions
 __all__ = [
     "environment",
     "prepare_run_folder",
+    "read_problems",
     "read_rows",
     "saved_model",
     "write_problems",
@@ -61,7 +62,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
                 " another --out"
             )
         # What never finished an epoch holds nothing to be lost: the folder is begun anew.
-        (out / "environment.json").unlink(missing_ok=True)
+        for name in ("environment.json", "problems.csv"):
+            (out / name).unlink(missing_ok=True)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,10 +133,24 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def write_problems(out: Path, problems: Iterable[tuple[str, str]], unit: str = "image") -> Path:
-    """Write the (name, reason) of every unreadable image (or other `unit`) to `problems.csv` and return its path."""
+    """Add the (name, reason) of every unreadable image (or other `unit`) to `problems.csv` and return its path.
+
+    What the run had found before it was resumed stays there.
+    """
     path = out / "problems.csv"
-    write_rows(path, [{unit: name, "reason": reason} for name, reason in problems])
+    found = dict(read_problems(out))
+    found |= {name: reason for name, reason in problems if name not in found}
+    write_rows(path, [{unit: name, "reason": reason} for name, reason in found.items()])
     return path
+
+
+def read_problems(out: Path) -> tuple[tuple[str, str], ...]:
+    """What `write_problems` has written, nothing where there is no such file."""
+    try:
+        with open(out / "problems.csv", encoding="utf-8", newline="") as file:
+            return tuple((row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 2)
+    except FileNotFoundError:
+        return ()
 
 
 def _note_environment(out: Path, what: str) -> None:

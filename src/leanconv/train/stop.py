@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Stop(pl.Callback):
     ) -> None:
         last = number + 1 == self.task.batches
         whole = (number + 1) % trainer.accumulate_grad_batches == 0
-        asked = float(self.request.signal is not None)
+        asked = float(self.request.signal or 0)
         bad = self._bad_step(trainer, outputs, number, last)
         if trainer.world_size > 1:
             signs = torch.tensor([asked, -bad], device=module.device)
@@ -69,6 +70,7 @@ class Stop(pl.Callback):
         if math.isfinite(bad):
             raise self._no_number(trainer, int(bad))
         if asked and whole and not last:
+            self.request.signal = signal.Signals(int(asked))  # also where it came to another process
             self._save(trainer, number + 1)
             raise Stopped(f"after step {number + 1} of {self.task.batches} of epoch {trainer.current_epoch + 1}")
         self._between = whole and not last
@@ -82,8 +84,10 @@ class Stop(pl.Callback):
                 f"epoch {trainer.current_epoch + 1}: after its last step {name.removeprefix('objective.')} holds"
                 f" numbers that are not finite; {self._advice(trainer)}"
             )
-        asked = torch.tensor(float(self.request.signal is not None), device=module.device)
-        trainer.should_stop = bool(trainer.strategy.reduce(asked, reduce_op="max"))
+        asked = torch.tensor(float(self.request.signal or 0), device=module.device)
+        asked = trainer.strategy.reduce(asked, reduce_op="max")
+        if int(asked):
+            self.request.signal, trainer.should_stop = signal.Signals(int(asked)), True
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """A signal to the whole process group also ends the workers, and the next batch never comes."""

@@ -6,7 +6,7 @@ photograph itself, is decoded on the way. Either way every batch is a pure funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -35,6 +35,7 @@ from leanconv.data.loaders import Memory, every_nth
 from leanconv.data.sets.cifar import cifar10, cifar100
 from leanconv.data.sets.digits import digits
 from leanconv.data.sets.folder import image_folder
+from leanconv.data.sets.image_lists import food101, indoor67
 from leanconv.data.sets.imagenet import imagenet
 from leanconv.data.sets.parquet import parquet
 from leanconv.data.sets.splits import ImageSet, Relabelled, Split, Subset, validation_part
@@ -61,6 +62,8 @@ _READERS: dict[str, Callable[..., ImageSet]] = {
     "cifar100": cifar100,
     "svhn": svhn,
     "imagenet": imagenet,
+    "food101": food101,
+    "indoor67": indoor67,
     "folder": image_folder,
     "parquet": parquet,
     "timm": timm_set,
@@ -83,12 +86,13 @@ def open_images(
     exif: bool = True,
     memory_limit: int = 2**30,
     contract: InputContract | None = None,
+    class_names: Sequence[str] | None = None,
     testing: bool = False,
     part: str | None = None,
     validation: float = 0.0,
 ) -> ImageData:
     """Open the images that `spec` names: `digits`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`, `imagenet:PATH`,
-    `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
+    `food101:PATH`, `indoor67:PATH`, `folder:PATH`, `parquet:TRAIN,TEST` or `timm:NAME?root=..`.
 
     `resolution` is the side in pixels of the square that the network sees; `batch_size` counts over all processes;
     `workers` decode what does not fit in `memory_limit` bytes of pixels; `augment` is a name of
@@ -99,9 +103,9 @@ def open_images(
     Where the set has no validation part of its own, the share `validation` of every class of the training part is held
     out as one, drawn by `seed`.
     With a `contract`, that of a trained network, the test images are what it says, whatever `resolution`, `mean`,
-    `std`, `exif` and `augment` are, and classes are numbered by its names. With `testing` there is no training part: a
-    set that is not split yet is all test. `part` ("test", "validation", "train") is that part of what training would
-    have as the test, and no training part.
+    `std`, `exif` and `augment` are, and classes are numbered by its names; `class_names` number them alone. With
+    `testing` there is no training part: a set that is not split yet is all test. `part` ("test", "validation", "train")
+    is that part of what training would have as the test, and no training part.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set.
 
     >>> data = open_images("digits", resolution=8, batch_size=64)
@@ -126,7 +130,9 @@ def open_images(
         images = tested_on(spec, images, part)
     if contract is not None:
         resolution, mean, std, exif = _square(spec, contract), *statistics_of(spec, contract, "images"), contract.exif
-        images = numbered_as(spec, images, contract, Relabelled)
+    if contract is not None or class_names is not None:
+        names = contract.class_names if contract is not None else class_names
+        images = numbered_as(spec, images, names, Relabelled)
     return ImageData(
         images,
         evaluation=None if contract is None else Prepare.by(contract),

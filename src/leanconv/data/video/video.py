@@ -5,7 +5,7 @@ Clips are decoded on the way. Every batch is a pure function of (seed, epoch, nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -82,6 +82,7 @@ def open_videos(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     contract: InputContract | None = None,
+    class_names: Sequence[str] | None = None,
     testing: bool = False,
     part: str | None = None,
     validation: float = 0.0,
@@ -98,7 +99,8 @@ def open_videos(
     Where the set has no validation part of its own, the share `validation` of every class of the training part is held
     out as one, drawn by `seed`.
     With a `contract`, that of a trained network, clips are what it says, whatever `frames`, `rate`, `resolution`,
-    `fps`, `short_side`, `mean` and `std` are, and classes are numbered by its names. With `testing` there is no
+    `fps`, `short_side`, `mean` and `std` are, and classes are numbered by its names, or by `class_names` alone. With
+    `testing` there is no
     training part: a set that is not split yet is all test; `part` is as in `open_images`.
     Raises `DataError` for a set that is missing, empty or inconsistent, `UnknownName` for an unknown kind of set,
     `MissingExtra` without PyAV.
@@ -141,8 +143,11 @@ def open_videos(
             videos = replace(videos, train=train, val=val, remarks=(*videos.remarks, told))
     if part is not None:
         videos = tested_on(spec, videos, part)
+    if contract is not None or class_names is not None:
+        names = contract.class_names if contract is not None else class_names
+        videos = numbered_as(spec, videos, names, _with_labels)
     return VideoData(
-        videos if contract is None else numbered_as(spec, videos, contract, _with_labels),
+        videos,
         shape=ClipShape(frames=frames, rate=rate, resolution=resolution, fps=None if fps is None else frame_rate(fps)),
         short_side=(low, high),
         batch_size=batch_size,

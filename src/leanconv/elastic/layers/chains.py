@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.coupling.modules import CONVOLUTIONS, MOVERS, layer_of
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic, numbers, pick
 from leanconv.elastic.slices import Channels, Layer, Runs, cached, counting, joined
-from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelGather, ChannelPad
@@ -87,12 +88,13 @@ class ElasticChain(Elastic):
 
     def forward(self, x: Tensor) -> Tensor:
         """The original forward, or that of the leaves with other moves between them."""
-        if self.elastic_config.whole:
+        scope = self.elastic_config.scope
+        if scope.whole:
             whole: Tensor = super(Elastic, self).forward(x)
             return whole
         for step in self.elastic_steps:
             if isinstance(step, int):
-                x = self.elastic_chain.move(step, self.elastic_config.width).of(x)
+                x = self.elastic_chain.move(step, scope.width).of(x)
             else:
                 x = self.get_submodule(step)(x)
         return x

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanconv.dryrun import running
+from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.slices import Axes, Channels, Layer, OtherLayer, Runs, cached
-from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import NotCalibrated
 
 
@@ -68,9 +69,10 @@ class Elastic(MadeClass):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, on the channels of the configuration in force."""
-        if self.elastic_config.whole:
+        scope = self.elastic_config.scope
+        if scope.whole:
             return super().forward(*args, **kwargs)
-        return self.kind.forward(self.view(self.elastic_config.width), *args, **kwargs)
+        return self.kind.forward(self.view(scope.width), *args, **kwargs)
 
     def view(self, width: Width) -> nn.Module:
         """The module at `width`, sharing what is not sliced."""
@@ -238,7 +240,7 @@ def index_tensor(runs: Runs, device: torch.device) -> Tensor:
     """The numbers of the runs as a tensor; remembered, because every layer behind the same concatenation asks."""
     index = cached(_INDICES, (runs, device), lambda: torch.tensor(numbers(runs), device=device))
     if type(index) is not Tensor:  # a fake one, of a dry run
-        del _INDICES[runs, device]
+        _INDICES.pop((runs, device), None)
     return index
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import nn
 
+from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.coupling.aten_ops import Call
 from leanconv.elastic.coupling.functions import FUNCTION_RULES
 from leanconv.elastic.layers.leaves import Elastic, MadeClass, made_class, make_class_elastic
 from leanconv.elastic.slices import OtherLayer, Place
-from leanconv.elastic.width import ActiveConfig, Config, Width
+from leanconv.elastic.width import Config, Width
 from leanconv.errors import RewriteError
 from leanconv.ops.octave_map import PartsMode
 
@@ -78,14 +79,14 @@ class ElasticOther(Elastic):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward, with the tensors and the counts of the configuration in force."""
-        active, layer = self.elastic_config, self.elastic_layer
+        scope, layer = self.elastic_config.scope, self.elastic_layer
         run = getattr(self.kind, self.elastic_method)
-        if active.original or (active.whole and not layer.calls):
+        if scope.original or (scope.whole and not layer.calls):
             return run(self, *args, **kwargs)
-        view = self.view(active.width)
+        view = self.view(scope.width)
         if not layer.calls:
             return run(view, *args, **kwargs)
-        with PatchSizes(self.elastic_name, self.patches(active.width), layer.made, self.elastic_needed):
+        with PatchSizes(self.elastic_name, self.patches(scope.width), layer.made, self.elastic_needed):
             return run(view, *args, **kwargs)
 
     def patches(self, width: Width) -> dict[Place, Patch]:
