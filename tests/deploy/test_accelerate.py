@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +203,22 @@ def test_there_is_no_gradient_and_it_says_so() -> None:
     y = model(torch.randn(1, *SIZE, requires_grad=True))
     with pytest.raises(LeanconvError, match="an accelerated network is for inference"):
         y.sum().backward()
+
+
+def test_a_program_is_let_go_with_its_network() -> None:
+    from leanconv.kernels.operator import _READY
+
+    gc.collect()  # those of other tests
+    before = set(_READY)
+    model = accelerate(nn.Sequential(nn.Conv2d(8, 2, 3, groups=2)), SIZE).model
+    assert len(set(_READY) - before) == 1
+    copied = copy.deepcopy(model)
+    with torch.inference_mode():
+        x = torch.randn(1, *SIZE)
+        assert torch.equal(copied(x), model(x))
+    del model, copied
+    gc.collect()
+    assert set(_READY) == before
 
 
 def test_changed_weights_are_noticed() -> None:

@@ -11,7 +11,7 @@ import functools
 import os
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,11 +126,12 @@ class Runnable:
             self._part(inputs, outputs, 0, images)
             return
         bounds = [images * index // parts for index in range(parts + 1)]
-        others = [
-            _pool(threads).submit(self._part, inputs, outputs, first, last - first)
-            for first, last in pairwise(bounds[1:])
-        ]
-        self._part(inputs, outputs, 0, bounds[1])
+        pool = _pool(os.getpid(), threads)
+        others = [pool.submit(self._part, inputs, outputs, first, last - first) for first, last in pairwise(bounds[1:])]
+        try:
+            self._part(inputs, outputs, 0, bounds[1])
+        finally:
+            wait(others)  # they write to memory that the caller may let go
         for other in others:
             other.result()
 
@@ -172,5 +173,6 @@ def _moved(addresses: Sequence[int], shapes: Sequence[tuple[int, int, int]], fir
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: a fork has those of its parent in name only."""
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="leanconv-kernels")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import OrderedDict
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,17 +27,15 @@ from leanconv.kernels.written import key_of, read, write
 
 __all__ = ["ProgramModule", "run_program"]
 
-_MOST = 64
-"""Programs kept ready; the one used longest ago goes, and is packed again when it is needed."""
-
 
 class _Ready(NamedTuple):
     runnable: Runnable
-    weights: Tensor  # holds its memory, so that its address stays its own
+    weights: weakref.ref[Tensor]
     version: int
 
 
-_READY: OrderedDict[str, _Ready] = OrderedDict()
+_READY: dict[str, _Ready] = {}
+"""Programs that were packed, for as long as their weights are somewhere."""
 _LOCK = threading.Lock()
 
 
@@ -77,7 +75,7 @@ def run_program(
     Raises `LeanconvError` for inputs of another size or type than the program was made for.
     """
     ready = _READY.get(key)
-    if ready is None or ready.weights is not weights or ready.version != _version(weights):
+    if ready is None or ready.weights() is not weights or ready.version != _version(weights):
         ready = _prepare(weights, text, key)
     runnable = ready.runnable
     images = inputs[0].shape[0]
@@ -112,11 +110,15 @@ def _prepare(weights: Tensor, text: Tensor, key: str) -> _Ready:
     with _LOCK:
         before = _READY.get(key)
         runnable = Runnable(read(words, np.array(values))) if before is None else before.runnable
-        ready = _READY[key] = _Ready(runnable, weights, _version(weights))
-        _READY.move_to_end(key)
-        while len(_READY) > _MOST:
-            _READY.popitem(last=False)
+        ready = _READY[key] = _Ready(runnable, weakref.ref(weights, lambda gone: _forget(key, gone)), _version(weights))
     return ready
+
+
+def _forget(key: str, gone: weakref.ref[Tensor]) -> None:
+    """Let a program go with the weights that it was last run for."""
+    ready = _READY.get(key)
+    if ready is not None and ready.weights is gone:
+        _READY.pop(key, None)
 
 
 def _shapes(inputs: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
