@@ -9,7 +9,10 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
-SHARED = {"errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
+SHARED = {
+    "errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
+}  # fmt: skip
 EVERY_ROOM = {
     "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo",
     "build", "data", "train", "recipes", "deploy", "report", "cli",
@@ -26,6 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modes": set(),
     "ranks": set(),
     "seeds": set(),
+    "schema": set(),
+    "plain_text": set(),
+    "pickles": set(),
+    "offline": set(),
+    "stored_zip": set(),
+    "trust": set(),
     "plan": set(),
     "kernels": set(),
     "dryrun": set(),
@@ -48,7 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds"}
+NO_TORCH = {
+    "errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
+}  # fmt: skip
 
 
 def room_of(path: Path) -> str:

@@ -6,6 +6,7 @@ of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted (Ctrl-C
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -93,8 +94,21 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Decode images and frames of up to N million pixels; default: 100."),
+    ] = None,
 ) -> None:
     """Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it."""
+    if max_megapixels is not None:
+        from leanconv.data.limits import MAX_MEGAPIXELS, most_pixels
+
+        os.environ[MAX_MEGAPIXELS] = str(max_megapixels)  # for the processes that load, too
+        most_pixels()
+
+
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EISDIR)
+"""What a path may be at fault for, wherever it is met first."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,6 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(given or ["--help"], standalone_mode=False)
     except LeanconvError as error:
         _say(str(error))
+        code = 2
+    except OSError as error:
+        if error.errno not in _OF_PATHS:
+            raise
+        _say(f"{error.filename or 'a file'}: {error.strerror}")
         code = 2
     except typer.Exit as error:
         code = error.exit_code
@@ -131,6 +150,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
+_LONGEST = 490
+"""Characters of a message: what is longer quotes somebody's file, and its beginning and its end say enough."""
+
+
 def _say(message: str) -> None:
-    line = " ".join(message.split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 205]} ... {line[-200:]}"
     print(f"leanconv: {line}", file=sys.stderr)

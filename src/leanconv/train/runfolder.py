@@ -29,6 +29,7 @@ import torch
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
+from leanconv.plain_text import BadText, read_yaml, to_yaml
 
 __all__ = [
     "environment",
@@ -68,7 +69,7 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LeanconvError(f"{out}: cannot be created: {error.strerror or error}") from error
-        write_text(path, _yaml(config))
+        write_text(path, to_yaml(_plain(config)))
         _note_environment(out, "started")
         return None
     if not path.exists():
@@ -95,7 +96,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
 def saved_model(folder: str | Path) -> Path:
     """The saved model of a run folder, or the folder itself where it is no run: then it is taken for a saved model."""
     folder = Path(folder)
-    return folder / "model" if (folder / "config.yaml").exists() or (folder / "model").is_dir() else folder
+    run = os.path.exists(folder / "config.yaml") or os.path.isdir(folder / "model")
+    return folder / "model" if run else folder
 
 
 def environment() -> dict[str, Any]:
@@ -160,21 +162,12 @@ def _note_environment(out: Path, what: str) -> None:
     write_text(path, json.dumps([*notes, {**begun, **environment()}], indent=2) + "\n")
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
-    text: str = OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
-    return text
-
-
 def _read_yaml(path: Path) -> Any:
-    from omegaconf import OmegaConf
-
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # yaml's and omegaconf's own errors share no base
-        line = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not a readable configuration: {line}") from error
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BadText) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: not a readable configuration: {reason}") from error
 
 
 def _plain(value: Any) -> Any:
