@@ -32,7 +32,7 @@ class IgcNet(nn.Module):
         shortcut: makes the 1x1 convolution around such a unit.
         residual: "+Ident." units of two convolutions instead of plain units of one.
         momentum: of every BatchNorm, in torch's sense; by default the published .01 of plain networks, .1 of residual
-            ones. At .01 running statistics need thousands of steps, and before that plain networks test at chance.
+            ones. At .01 running statistics follow over some hundred steps: plain networks test at chance in short runs.
         stem: "cifar" is 3x3 at stride 1, "imagenet" 7x7 at stride 2 and a 3x3 max pool.
 
     Raises `LeanconvError` for counts and widths below 1.
