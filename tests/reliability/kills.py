@@ -82,6 +82,7 @@ def begin(
     """
     _start_server()
     notes = Path(tempfile.mkdtemp(prefix="kills-"))
+    notes.chmod(0o777)  # it may become another user
     process = CONTEXT.Process(
         target=_child, args=(call, arguments, folder, notes, kill_at, before, dict(environment or {}))
     )

@@ -120,15 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
     except LeanconvError as error:
         _say(str(error))
         code = 2
-    except OSError as error:
-        if error.errno not in _OF_PATHS:
-            raise
-        _say(f"{error.filename or 'a file'}: {error.strerror}")
-        code = 2
     except typer.Exit as error:
         code = error.exit_code
     except Terminated as error:
-        _say(str(error) or "terminated")
+        if _speaks():
+            _say(str(error) or "terminated")
         code = error.code
     except SystemExit as error:  # typer's own, while it prints help
         if not isinstance(error.__context__, BrokenPipeError):
@@ -137,8 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (_Stopped, KeyboardInterrupt, BrokenPipeError, typer.Abort) as error:
         cause = error.__cause__ or error
         code = 0 if isinstance(cause, BrokenPipeError) else 130
-        if code:
+        if code and _speaks():
             _say(str(cause) or "interrupted")
+    except (MemoryError, OSError, RuntimeError) as error:
+        what = _of_the_system(error)
+        if what is None:
+            raise
+        _say(what)
+        code = 2
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type
         _say(f"{getattr(error, 'format_message', error.__str__)()} (leanconv --help, leanconv VERB --help)")
         code = 2
@@ -148,6 +150,34 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader has gone (`leanconv list | head`); the interpreter must not report it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
+
+
+_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO
+}  # fmt: skip
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What to say where a path is at fault or the system has no more of something, None for any other error."""
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.errno != errno.ENOMEM:
+        at = f"{error.filename}: " if error.filename else ""
+        return f"{at}{error.strerror}: what was there before is as it was; give it more, and run the same command again"
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "allocate memory" in text:
+        return (
+            f"memory ran out ({' '.join(text.split())[:200] or type(error).__name__}): use smaller batches, fewer"
+            " workers or a smaller input; a training goes on with: leanconv train --resume --out DIR"
+        )
+    return None
+
+
+def _speaks() -> bool:
+    """Whether this is the one of the processes of a training that says how it ended."""
+    train = sys.modules.get("leanconv.train")
+    return train is None or bool(train.is_main_process())
 
 
 _LONGEST = 490
