@@ -14,8 +14,8 @@ SHARED = {
     "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 EVERY_ROOM = {
-    "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
-    "data", "train", "recipes", "deploy", "report", "cli",
+    "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo",
+    "build", "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stored_zip": set(),
     "trust": set(),
     "plan": set(),
+    "kernels": set(),
     "dryrun": set(),
     "ops": {"plan"},
     "cost": {"dryrun"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
-    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "data.contract"},
+    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "kernels", "data.contract"},
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},

@@ -23,6 +23,7 @@ SIGNATURES = {
         "keep=(), ratios=None, source=None, source_options=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
+    "accelerate": "(model, size=None, *, tolerance=0.0001, seed=0)",
     "export": (
         "(model, path, *, size=None, contract=None, input_type='float32', precision='fp32', data=None, "
         "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "

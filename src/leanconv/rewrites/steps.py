@@ -64,7 +64,8 @@ def parse_step(text: str) -> ConvRewrite | Step:
         name = name.strip()
         if not equals or not name:
             raise LeanconvError(
-                f"rewrite {shown(text)}: expected option=value, got {shown(part)}; write STEM:option=value,..."
+                f"rewrite {shown(text)}: expected option=value, got {shown(part)}; write"
+                f" {shown(stem)[1:-1]}:option=value,..."
             )
         if name in options:
             raise LeanconvError(f"rewrite {shown(text)}: option {shown(name)[1:-1]} is given twice")
@@ -106,7 +107,7 @@ def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> ConvRewrite |
     known = [option.name for option in fields(config)]
     for name in options:
         if name not in known:
-            error = unknown(f"option of rewrite {stem!r}", name, known)
+            error = unknown(f"option of rewrite {shown(stem)}", name, known)
             raise type(error)(f"{error}; its options are {', '.join(known)}")
     read = _read_text if text else _read_json
     typed = {}

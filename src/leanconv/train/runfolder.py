@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
-from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.errors import CheckpointError, LeanconvError, shown
 from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
-from leanconv.plain_text import BadText, read_yaml, to_yaml
+from leanconv.plain_text import BadText, read_json, read_yaml, to_yaml
+from leanconv.schema import Fault, ListOf, Plain
 
 __all__ = [
     "environment",
@@ -120,18 +121,25 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers, empty cells left out; no rows when there is no file."""
+    """The epochs of `metrics.csv`, empty cells left out; no rows when there is no file. Raises `CheckpointError`."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {
-                key: float(cell) if "." in cell or "e" in cell or "n" in cell else int(cell)
-                for key, cell in row.items()
-                if cell
-            }
-            for row in csv.DictReader(file)
-        ]
+    rows = []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({key: _number(cell) for key, cell in row.items() if cell})
+                if not {"epoch", "val_accuracy"} <= rows[-1].keys():
+                    raise ValueError("epoch and val_accuracy are expected in every row")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path}: line {len(rows) + 2} is no epoch of a run: {shown(str(error))[1:-1]}"
+        ) from error
+    return rows
+
+
+def _number(cell: str) -> float:
+    return float(cell) if "." in cell or "e" in cell or "n" in cell else int(cell)
 
 
 def write_problems(out: Path, problems: Iterable[tuple[str, str]], unit: str = "image") -> Path:
@@ -157,7 +165,11 @@ def read_problems(out: Path) -> tuple[tuple[str, str], ...]:
 
 def _note_environment(out: Path, what: str) -> None:
     path = out / "environment.json"
-    notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        notes = read_json(path.read_text(encoding="utf-8")) if path.exists() else []
+        ListOf(Plain()).check(notes, "it")
+    except (OSError, UnicodeDecodeError, BadText, Fault) as error:
+        raise CheckpointError(f"{path}: no notes of a run: {error}; move it away to go on without") from error
     begun = {"event": what, "process": os.getpid(), "host": platform.node()}
     write_text(path, json.dumps([*notes, {**begun, **environment()}], indent=2) + "\n")
 
