@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself when it is missing or older than pyproject.toml.
+# Every target sets up .venv by itself when it is missing or older than what it is made from.
 
 # The oldest Python first: what works there works on the later ones. `make PYTHON=/path/to/python` takes another.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
@@ -20,7 +20,8 @@ help: ## show this list
 
 setup: $(READY) ## create .venv with leanconv and everything its tests need
 
-$(READY): pyproject.toml
+# The C library of the kernels is built by the installation, and again when its sources have changed.
+$(READY): pyproject.toml hatch_build.py $(wildcard src/leanconv/kernels/native/*)
 	@found="$(PYTHON)"; "$$found" -c '$(USABLE)' 2>/dev/null || { echo "leanconv needs Python 3.11 or later with its" \
 	  "venv module, and $${found:-none of $(PYTHONS)} is one: install it, or make PYTHON=/path/to/python" >&2; exit 1; }; \
 	"$$found" -m venv $(VENV)

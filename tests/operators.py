@@ -90,6 +90,7 @@ ROWS = [
     Row("igc-both-3d", InterleavedGroup(primary_partitions=2, spatial="both"), spec(4, 4, 3, 3, padding=1), 24 + 72),
     Row("igc-split", InterleavedGroup(primary_partitions=4, split_primary=True), spec(16, 16, 3, padding=1), 448),
     Row("igc-fewer", InterleavedGroup(primary_partitions=4, primary_outputs=0.5), spec(32, 32, 3, padding=1), 1280),
+    Row("igc-dense", InterleavedGroup(primary_partitions=4, dense_secondary=True), spec(16, 16, 3, padding=1), 832),
     Row("csn-ip", ChannelSeparated(between="none"), spec(8, 8, 3, 3, padding=1, stride=2), 64 + 8 * 27),
     Row("csn-ir", ChannelSeparated(mode="ir"), spec(8, 8, 3, 3, padding=1), 8 * 27),
     Row("csn-space-time", ChannelSeparated(between="none", space_time=True), spec(8, 6, 3, 3, padding=1), 48 + 54 + 18),

@@ -9,10 +9,13 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "leanconv"
 
-SHARED = {"errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds"}
+SHARED = {
+    "errors", "ends", "intervals", "spec", "story", "files", "machine", "modes", "ranks", "seeds",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
+}  # fmt: skip
 EVERY_ROOM = {
-    "plan", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo", "build",
-    "data", "train", "recipes", "deploy", "report", "cli",
+    "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo",
+    "build", "data", "train", "recipes", "deploy", "report", "cli",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -26,7 +29,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modes": set(),
     "ranks": set(),
     "seeds": set(),
+    "schema": set(),
+    "plain_text": set(),
+    "pickles": set(),
+    "offline": set(),
+    "stored_zip": set(),
+    "trust": set(),
     "plan": set(),
+    "kernels": set(),
     "dryrun": set(),
     "ops": {"plan"},
     "cost": {"dryrun"},
@@ -38,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
-    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "data.contract"},
+    "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "kernels", "data.contract"},
     "query": {"elastic", "cost", "deploy"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
@@ -47,7 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERY_ROOM,
 }
 
-NO_TORCH = {"errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds"}
+NO_TORCH = {
+    "errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
+    "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
+}  # fmt: skip
 
 
 def room_of(path: Path) -> str:

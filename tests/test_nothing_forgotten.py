@@ -110,6 +110,17 @@ def test_every_room_is_in_the_picture() -> None:
     )
 
 
+def test_the_pages_on_the_papers_are_current() -> None:
+    pages = script("write_papers").pages()
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs/papers").glob("*.md"))
+    for name, text in pages.items():
+        assert text == (ROOT / "docs/papers" / name).read_text(), (
+            "tests/papers/manifest.toml has changed: python docs/write_papers.py"
+        )
+    for card in ("osep", "igc", "csn", "octave", "mutual"):
+        assert f"](../papers/{card}.md)" in (ROOT / f"docs/methods/{card}.md").read_text()
+
+
 def test_the_measured_table_of_readme_was_measured() -> None:
     rows = [row for row in json.loads((ROOT / "benchmarks/speed.json").read_text()) if row["batch"] == 1]
     shown = re.findall(

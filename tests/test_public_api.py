@@ -23,6 +23,7 @@ SIGNATURES = {
         "keep=(), ratios=None, source=None, source_options=None)"
     ),
     "calibrate": "(net, loader, configs=None, *, max_images=2048, min_images=16)",
+    "accelerate": "(model, size=None, *, tolerance=0.0001, seed=0)",
     "export": (
         "(model, path, *, size=None, contract=None, input_type='float32', precision='fp32', data=None, "
         "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "
@@ -45,7 +46,8 @@ SIGNATURES = {
     ),
     "InterleavedGroup": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', primary_partitions=None, "
-        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0)"
+        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0, "
+        "dense_secondary=False)"
     ),
     "ChannelSeparated": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='bn', mode='ip', space_time=False)"
@@ -53,7 +55,8 @@ SIGNATURES = {
     "InterleavedGroupConv2d": (
         "(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, "
         "padding_mode='zeros', device=None, dtype=None, *, between='none', primary_partitions=None, "
-        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0)"
+        "secondary_partitions=None, secondary_of='out', spatial='primary', split_primary=False, primary_outputs=1.0, "
+        "dense_secondary=False)"
     ),
 }
 

@@ -281,9 +281,9 @@ def test_an_elastic_network_is_saved_whatever_configuration_is_in_force(tmp_path
         ("settings", {"conv": {"weight": 3}}, "is damaged: .*is no setting"),
         ("settings", {"nope": {"stride": 3}}, "is damaged"),
         ("settings", {"conv": {"stride": {"dtype": "load"}}}, "is damaged: .*no value that save has written"),
-        ("settings", [], "settings must be a JSON dict"),
+        ("settings", [], "settings must be a JSON object"),
         ("loose", ["drawn", "noise", "conv.nothing"], "is damaged"),
-        ("loose", [["drawn"]], "loose must hold names"),
+        ("loose", [["drawn"]], r"loose\[0\] must be text of at most 1000 characters, got \['drawn'\]"),
         ("tied", {"bn.weight": "conv.weight"}, "is damaged: .*their shapes differ"),
     ],
 )

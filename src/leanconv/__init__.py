@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "build": ("create_model", "list_models", "load", "save"),
     "cost": ("Cost", "measure"),
+    "deploy.accelerate": ("accelerate",),
     "deploy.export": ("export",),
     "elastic": ("ElasticNet", "MutualObjective", "calibrate", "make_elastic"),
     "errors": ("LeanconvError",),
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # the same for type checkers, and the operators; a test compa
     from leanconv.build import save as save
     from leanconv.cost import Cost as Cost
     from leanconv.cost import measure as measure
+    from leanconv.deploy.accelerate import accelerate as accelerate
     from leanconv.deploy.export import export as export
     from leanconv.elastic import ElasticNet as ElasticNet
     from leanconv.elastic import MutualObjective as MutualObjective

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "LeanconvError",
@@ -23,6 +24,7 @@ __all__ = [
     "RewriteError",
     "UnknownName",
     "need",
+    "shown",
     "unknown",
 ]
 
@@ -78,6 +80,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     "unknown model 'oct_resnet5': did you mean 'oct_resnet50'? (2 known)"
     """
     names = sorted(known)
+    name = name if len(name) <= 80 else f"{name[:77]}..."
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         hint = "did you mean " + " or ".join(repr(match) for match in near) + f"? ({len(names)} known)"
@@ -92,4 +95,25 @@ def need(package: str, extra: str, what: str) -> MissingExtra:
     """The error for an optional `package` that `what` needs and that `leanconv[extra]` would install."""
     return MissingExtra(
         f"{what} needs the package {package!r}, which is not installed: pip install 'leanconv[{extra}]'"
+    )
+
+
+def shown(value: Any, longest: int = 80) -> str:
+    """A value of somebody's file or command line as it stands in a message: on one line, shortened.
+
+    >>> shown("x" * 100, 12)
+    "'xxxxxxx...'"
+    """
+    if isinstance(value, str | bytes):
+        value = value[: longest + 1]
+    elif isinstance(value, int) and abs(value) >= 10**longest:
+        return "a number of many digits"
+    elif isinstance(value, list | tuple | dict) and len(value) > longest:
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+    return (
+        text if len(text) <= longest else f"{text[: longest - 4]}...{text[0] if text[0] in chr(39) + chr(34) else ''}"
     )

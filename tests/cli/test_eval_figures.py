@@ -137,3 +137,17 @@ def test_what_training_could_not_read_is_not_of_the_test(model: Path, pictures: 
     list(data.eval_loader())
     assert len(data.problems) == 5
     assert sorted(Path(problem.name).name for problem in data.test_problems) == ["broken.png", "gone.png"]
+
+
+def test_several_sizes_are_rows_of_one_table(tell: Callable[..., str]) -> None:
+    """Table 4 of the octave paper is such a call."""
+    rows = json.loads(tell("--size", "3,8,8", "--size", "3,16,16", "--crop", "1", "--json"))
+    assert [row["size"] for row in rows] == [[3, 8, 8], [3, 16, 16]]
+    alone = json.loads(tell("--size", "3,16,16", "--crop", "1", "--json"))
+    assert rows[1] == {**alone, "size": [3, 16, 16]}
+    assert [(row["top1"], row["images"], row["unreadable"]) for row in rows] == [(12 / 13, 13, 2)] * 2
+    text = tell("--size", "3,8,8", "--size", "3,16,16")
+    assert "3x16x16" in text
+    assert "13 images; 2 more could not be read." in text
+    refused = tell("--size", "3,8,8", "--size", "3,16,16", "--per-class", code=2)
+    assert "are for one --size" in refused

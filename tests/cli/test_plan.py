@@ -62,6 +62,8 @@ def test_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["best_stage_count"] == pytest.approx(6.36, abs=0.01)
     rows = {row["name"]: row for row in facts["rows"]}
     assert rows["gamma=1"]["coverage"] == 1 > rows["gamma=0.25"]["coverage"]
+    assert (rows["gamma=4"]["overlap"], rows["gamma=64"]["overlap"]) == (3.0, None)  # 64 is left dense
+    assert rows["gamma=4"]["params_relaxed"] == 6144 > rows["gamma=4"]["params"]
     assert rows["N=1"]["params"] == rows["conventional (gamma -> inf)"]["params"] == 64 * 64 * 9
     assert "relaxed, the best number of stages is 6.36" in call(capsys, "osep", "--conv", "64,64,3", "--sweep")
     widths = data(capsys, "igc:primary_partitions=28", "--conv", "84,84,3", "--sweep")

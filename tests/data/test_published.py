@@ -146,7 +146,7 @@ def test_svhn_with_extra_holds_out_what_the_papers_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"X": np.zeros((32, 32, 3, 1), np.uint8)}, "expected the variables X and y, found X"),
+        ({"X": np.zeros((32, 32, 3, 1), np.uint8)}, "expected the variable y, and there is none"),
         ({"X": np.zeros((16, 32, 3, 1), np.uint8), "y": np.ones((1, 1))}, "must be \\(32, 32, 3, n\\)"),
     ],
 )

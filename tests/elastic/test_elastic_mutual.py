@@ -48,6 +48,15 @@ def test_resolutions_are_drawn_evenly_for_every_student():
     assert all(abs(drawn.count(side) / len(drawn) - 0.25) < 0.03 for side in SIDES)
 
 
+def test_the_full_networks_resolution_can_be_drawn_too():
+    """Section 3.2's trial. The students of a step are those of the paper's step."""
+    plans = [plan_step(0, step, WIDTHS, SIDES, draw_full=True) for step in range(400)]
+    assert all(plan[1:] == plan_step(0, step, WIDTHS, SIDES)[1:] for step, plan in enumerate(plans))
+    assert {plan[0].width for plan in plans} == {1.0}
+    sides = [plan[0].resolution for plan in plans]
+    assert all(abs(sides.count(side) / 400 - 0.25) < 0.07 for side in SIDES)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_gradients_are_those_of_the_equations(temperature):
     _, net = elastic("residual")

@@ -278,3 +278,17 @@ def test_the_error_is_one_line() -> None:
     text = str(unwritable(Path("a/b.json"), "No space left on device", what="the table"))
     assert text.startswith("a/b.json: the table cannot be written: No space left on device; nothing was left behind.")
     assert "\n" not in text
+
+
+def test_the_words_of_the_system_behind_others(tmp_path: Path) -> None:
+    """torch says "unexpected pos 64 vs 0" of a full disk."""
+
+    def write() -> None:
+        with whole_file(tmp_path / "a", complain, also=(RuntimeError,)):
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+    with pytest.raises(DataError, match="it: No space left on device"):
+        write()

@@ -21,6 +21,15 @@ def counts(net: nn.Module, resolution: int = 224) -> tuple[int, float]:
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() / 2
 
 
+def test_depth_repeats_the_units_of_every_width_but_the_first() -> None:
+    """EfficientNet's 1.4: 2, 2, 6, 2 units become 3, 3, 9, 3; the strides stay where they are."""
+    net = MobileNetV1(depth=1.4)
+    depthwise = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert [m.in_channels for m in depthwise] == [32, 64, *[128] * 3, *[256] * 3, *[512] * 9, *[1024] * 2]
+    strided = [index for index, m in enumerate(depthwise) if m.stride == (2, 2)]
+    assert strided == [1, 4, 7, 16]
+
+
 def test_a_stem_without_channels_is_refused() -> None:
     with pytest.raises(LeanconvError, match=r"multiplier=0\.01 leaves round\(0\.32\) = 0 channels in the stem"):
         MobileNetV1(multiplier=0.01)

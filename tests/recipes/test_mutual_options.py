@@ -26,6 +26,7 @@ def test_every_option_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.
     changes = [
         "elastic.low_memory=true",
         "elastic.layer_widths=true",
+        "elastic.draw_full=true",
         "elastic.hard_labels=0.25",
         "elastic.train_resolutions=[32]",
         "elastic.num_random=1",
@@ -44,6 +45,7 @@ def test_every_option_reaches_the_objective(tmp_path: Path, monkeypatch: pytest.
         "resolutions": (32,),
         "low_memory": True,
         "layer_widths": True,
+        "draw_full": True,
     }
     row = result.fit.history[0]
     assert row["train_loss"] == pytest.approx(row["train_ce"] + row["train_kl"] + row["train_student_ce"])

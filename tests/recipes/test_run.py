@@ -16,7 +16,7 @@ from leanconv.recipes import RECIPES, build_model, change, get_recipe, run_recip
 from leanconv.recipes.csn import CSN
 from leanconv.recipes.igc import IGC
 from leanconv.recipes.mutual import MUTUAL
-from leanconv.recipes.octave import OCTAVE_VIDEO
+from leanconv.recipes.octave import OCTAVE
 from leanconv.recipes.osep import OSEP
 from leanconv.rewrites import parse_step
 
@@ -25,11 +25,11 @@ QUICK |= {"o_resnet20_imagenet40", "o_darts_cifar10", "darts_imagenet", "regconv
 QUICK |= {"igc_l24m2_identity_d50_cifar100", "igc_l4m8_d20_cifar10", "sumfusion_d8_cifar100"}
 QUICK |= {"ir_csn_26_kinetics_8x2", "csn_figure6_simple_g4_8", "ip_csn_50_kinetics_finetune", "c2d_resnet50_kinetics"}
 QUICK |= {"ip_csn_26_moving_digits_single_frame", "ip_csn_26_ut_interaction"}
+QUICK |= {"oct_resnet20_cifar10", "oct_resnet50_imagenet", "oct_resnet50_imagenet_finetune"}
 QUICK |= {"elastic_resnet20_cifar10", "elastic_mobilenet_v1_imagenet", "elastic_mobilenet_v1_food101"}
 """Of the papers' many rows these run always; each kind of row is among them."""
 
-SLOW = {*OSEP, *IGC, *CSN, *OCTAVE_VIDEO, *MUTUAL} - QUICK
-SLOW |= {f"oct_{name}_imagenet" for name in ("resnet152_deep", "se_resnet152_deep")} | {"oct_resnet50_imagenet_smooth"}
+SLOW = {*OSEP, *IGC, *CSN, *OCTAVE, *MUTUAL} - QUICK
 
 
 @pytest.mark.parametrize(

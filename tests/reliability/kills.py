@@ -82,6 +82,7 @@ def begin(
     """
     _start_server()
     notes = Path(tempfile.mkdtemp(prefix="kills-"))
+    notes.chmod(0o777)  # it may become another user
     process = CONTEXT.Process(
         target=_child, args=(call, arguments, folder, notes, kill_at, before, dict(environment or {}))
     )
@@ -130,6 +131,7 @@ def _child(
     environment: Mapping[str, str],
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that was started by hand
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

@@ -2,6 +2,7 @@
 # ruff: noqa: F401
 
 import lightning.pytorch
+import sklearn.datasets
 import torch
 import torch.utils.tensorboard
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import kills
@@ -63,7 +63,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 @AS_ROOT
-@pytest.mark.parametrize("size", ["20k", "300k", "4m"])
+@pytest.mark.parametrize("size", ["20k", "300k", "3m"])
 def test_a_full_disk(tmp_path: Path, whole: dict[str, str], size: str) -> None:
     """Too small for the settings, for the first checkpoint, for the second one beside it."""
     with small_disk(tmp_path, size):
@@ -111,7 +111,7 @@ def nobody() -> None:
 
 
 @AS_ROOT
-@pytest.mark.parametrize("name", ["train", "save", "rewrite"])
+@pytest.mark.parametrize("name", ["save", "rewrite"])
 def test_a_folder_of_another_user(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]
     folder = tmp_path / "folder"
@@ -167,7 +167,9 @@ def test_little_shared_memory(tmp_path: Path, photographs: Path) -> None:
     """A batch does not fit where workers put it; a smaller one does."""
     epochs = ("epochs=1", "steps_per_epoch=2")
     done = kills.run(with_workers(photographs, *epochs), tmp_path, before=little_shared_memory)
-    assert "/dev/shm" in refused(done).replace("(or of shared memory, /dev/shm)", "/dev/shm")
+    worker, line = done.err.splitlines()  # the worker says what it met, the command what to do
+    assert "No space left on device" in worker
+    assert (done.code, line.startswith("leanconv: "), "/dev/shm" in line) == (2, True, True)
     small = (*with_workers(photographs, *epochs), "--set", "data.batch_size=4")
     done = kills.run(small, tmp_path, before=little_shared_memory)
     assert done.code == 0, done.err
@@ -175,24 +177,26 @@ def test_little_shared_memory(tmp_path: Path, photographs: Path) -> None:
 
 def test_a_worker_that_is_killed(tmp_path: Path, photographs: Path) -> None:
     begun = kills.begin(with_workers(photographs, "epochs=1000", "data.batch_size=4", "data.resolution=32"), tmp_path)
-    until = time.monotonic() + 100
-    workers: list[int] = []
-    while not workers and time.monotonic() < until:
-        time.sleep(0.5)
-        if (tmp_path / "run" / "last.ckpt").exists():
-            workers = [int(word) for word in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()]
-    for worker in workers[-1:]:
-        os.kill(worker, signal.SIGKILL)
-    line = refused(begun.wait(60))
-    assert "killed by signal: Killed" in line
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    while begun.process.is_alive() and time.monotonic() < until:  # whichever is at work: each epoch has others
+        with suppress(OSError):
+            for word in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split():
+                os.kill(int(word), signal.SIGKILL)
+        time.sleep(0.1)
+    done = begun.wait(60)
+    line = done.err.splitlines()[-1]  # a process that is killed while it is forked leaves lines of Python's own
+    assert (done.code, line.startswith("leanconv: ")) == (2, True), done.err
+    assert "killed by signal: Killed" in line or "ended while it sent what it had read" in line
     assert "use fewer workers" in line
     check_readable(tmp_path)
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     first = kills.begin((*TRAIN.command, "--set", "epochs=1000"), tmp_path)
-    until = time.monotonic() + 100
-    while not (tmp_path / "run" / ".lock").exists() and time.monotonic() < until:
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < until:
         time.sleep(0.1)
     line = refused(kills.run(TRAIN.command, tmp_path))
     assert f"process {first.pid} on " in line
@@ -205,7 +209,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     begun = kills.begin((*TRAIN.command, "--set", "epochs=1000"), tmp_path)
-    until = time.monotonic() + 100
+    until = time.monotonic() + 300
     while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < until:
         time.sleep(0.1)
     os.kill(begun.pid, signal.SIGSTOP)  # so that both are there before it can do anything

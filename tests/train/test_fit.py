@@ -261,7 +261,7 @@ def test_a_bar_on_a_terminal(
 
 def test_lightning_is_imported_by_fit_only() -> None:
     code = "import sys, leanconv.train, leanconv.recipes, leanconv.data; print([m for m in sys.modules if m in %r])"
-    heavy = ("lightning", "timm", "torchvision", "sklearn", "pyarrow", "omegaconf", "rich", "PIL")
+    heavy = ("lightning", "timm", "torchvision", "sklearn", "pyarrow", "yaml", "rich", "PIL")
     done = subprocess.run([sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -6,7 +6,9 @@ import csv
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_nets
@@ -146,3 +148,64 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert read_checkpoint(path) == {"epoch": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def _best(content: dict[str, Any]) -> dict[str, Any]:
+    return next(state for state in content["callbacks"].values() if state.get("best_k_models"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c.pop("loops"), "loops is missing"),
+        (lambda c: c.update(epoch=-1), "epoch must be a whole number from 0 to 1e"),
+        (lambda c: c["loops"]["fit_loop"].pop("epoch_progress"), "loops.fit_loop.epoch_progress is missing"),
+        (lambda c: c["state_dict"].update(more=3), "state_dict.more must be a tensor, got 3"),
+        (
+            lambda c: _best(c).update(best_model_path="/precious"),
+            "names '/precious', which is no checkpoint of this run",
+        ),
+        (
+            lambda c: _best(c)["best_k_models"].update({f"{_best(c)['dirpath']}/../precious": torch.tensor(1.0)}),
+            "precious', which is no checkpoint of this run",
+        ),
+        (
+            lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=torch.ones(7)),
+            r"optimizer_states\[0\].state\[0\].momentum_buffer has shape \(7,\), not \(8, 3, 3, 3\)",
+        ),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].pop("momentum"), "param_groups has no momentum"),
+    ],
+)
+def test_a_checkpoint_is_what_a_run_writes(
+    tmp_path: Path, reference: tuple[Path, str], change: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    content["epoch"] = 1  # of three, so it is to go on
+    change(content)
+    torch.save(content, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(CheckpointError, match=told) as caught:
+        tiny_nets.run(tmp_path / "run", resume=True)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        (
+            "metrics.csv",
+            "epoch,val_accuracy\n1,0.5\n2,x\n",
+            "metrics.csv: line 3 is no epoch of a run: invalid literal",
+        ),
+        ("metrics.csv", "a,b\n1,2\n", "metrics.csv: line 3 is no epoch of a run: epoch and val_accuracy are expected"),
+        ("environment.json", "{}", "environment.json: no notes of a run: it must be a list"),
+        ("environment.json", "[", "environment.json: no notes of a run: no JSON in line 1, column 2"),
+    ],
+)
+def test_files_of_a_run_that_say_something_else(
+    tmp_path: Path, reference: tuple[Path, str], name: str, text: str, told: str
+) -> None:
+    shutil.copytree(reference[0], tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(CheckpointError, match=told):
+        tiny_nets.run(tmp_path / "run", resume=True)

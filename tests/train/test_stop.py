@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,17 +120,15 @@ def test_as_many_processes_go_on(tmp_path: Path) -> None:
     content = torch.load(path, weights_only=True)
     content["leanconv_mid_epoch"]["ranks"] *= 2
     torch.save(content, path)
-    with pytest.raises(
-        CheckpointError, match=r"2 processes were stopped in the middle of an epoch, and 1 cannot go on"
-    ):
-        fit(
-            Classify(tiny_nets.tiny_net()),
-            tiny_nets.tiny_data(),
-            FitSettings(epochs=2),
-            tmp_path / "run",
-            resume=True,
-            progress=False,
-        )
+    again = partial(fit, data=tiny_nets.tiny_data(), settings=FitSettings(epochs=2), out=tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match="2 processes were stopped in the middle of an epoch, and 1 cannot go on"):
+        again(Classify(tiny_nets.tiny_net()))
+    for wrong in ({}, {"batch": 3, "ranks": [{}]}, {"batch": "x", "ranks": []}, 7):
+        torch.save({**content, "leanconv_mid_epoch": wrong}, path)
+        with pytest.raises(
+            CheckpointError, match=r"last.ckpt: what it says of the epoch that was stopped in its middle"
+        ):
+            again(Classify(tiny_nets.tiny_net()))
 
 
 class NotANumber(Classify):

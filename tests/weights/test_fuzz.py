@@ -20,6 +20,7 @@ from writers import VERSIONS, blobs, params, tar
 
 from leanconv.errors import CheckpointError
 from leanconv.weights import read_tensors
+from mutations import damaged
 
 TENSORS = {f"layer{i}.conv.weight": torch.randn(4, 3, 3, 3) for i in range(4)} | {"fc.bias": torch.randn(5)}
 BESIDE = {"epoch": np.int64(3), "out": Path("/x"), "args": [1, 2.5, "text"], "history": np.arange(4.0)}
@@ -45,38 +46,11 @@ KINDS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """One of: bytes flipped, a piece lost, doubled, moved or written over by an extreme number, the end cut."""
-    out = bytearray(data)
-    for _ in range(draw.choice((1, 1, 1, 2, 8))):
-        at, kind = draw.randrange(len(out)), draw.randrange(6)
-        length = draw.choice((1, 2, 4, 8, 16, 64))
-        if kind == 0:
-            out[at] = draw.randrange(256)
-        elif kind == 1:
-            del out[at : at + length]
-        elif kind == 2:
-            out[at:at] = out[at : at + length]
-        elif kind == 3:
-            piece = bytes(out[at : at + length])
-            to = draw.randrange(len(out))
-            out[to : to + length] = piece
-        elif kind == 4:
-            number = draw.choice((0, 1, 0x7F, 0x80, 0xFF, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1))
-            size = draw.choice((1, 2, 4, 8))
-            out[at : at + size] = (number % 256**size).to_bytes(size, draw.choice(("little", "big")))
-        else:
-            del out[at:]
-        if not out:
-            break
-    return bytes(out)
-
-
 def campaign(kind: str, count: int, folder: Path, seed: int = 0) -> Counter[str]:
     data, draw, seen = KINDS[kind](), random.Random(f"{kind}/{seed}"), Counter[str]()
     path = folder / ("w.safetensors" if kind == "safetensors" else "w.pth")
     for _ in range(count):
-        path.write_bytes(mutated(data, draw))
+        path.write_bytes(damaged(data, draw))
         start, message = time.perf_counter(), ""
         try:
             read_tensors(path)
@@ -114,7 +88,7 @@ def test_damaged_archives_are_read_or_refused(tmp_path: Path) -> None:
     data = tar(tmp_path / "a.tar", net_dot_params=params(TENSORS), net_dot_json=b"{}").read_bytes()
     draw, outcomes = random.Random(0), Counter[str]()
     for _ in range(300):
-        (tmp_path / "m.tar").write_bytes(mutated(data, draw))
+        (tmp_path / "m.tar").write_bytes(damaged(data, draw))
         try:
             read_tensors(tmp_path / "m.tar")
             outcomes["read"] += 1

@@ -31,20 +31,21 @@ from leanconv.build.folder import (
     weights_of,
     write,
 )
+from leanconv.build.made import create_model, replay, replay_untrusted
 from leanconv.build.proof import ADVICE, prove_same
-from leanconv.data.contract import attach, published
+from leanconv.data.contract import InputContract, attach, published
 from leanconv.dryrun import ModelHolder, as_module, check_sizes
 from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
-from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.rewrites import replay
+from leanconv.errors import CheckpointError, LeanconvError, shown
+from leanconv.offline import no_network
 from leanconv.seeds import isolated
 from leanconv.story import Story, begun, is_own_code, remember, story_of
 from leanconv.weights import fill
 from leanconv.weights import read_tensors as read_weights
 from leanconv.weights.plain import PLAIN
 from leanconv.zoo import ZOO, list_models
-from leanconv.zoo.names import construct, size_of_name, without_downloads
+from leanconv.zoo.names import construct, size_of_name, to_be_fetched, without_downloads
 
 __all__ = [
     "create_model",
@@ -56,27 +57,13 @@ __all__ = [
     "resolve",
     "save",
     "with_new_classifier",
+    "published",
+    "from_settings",
+    "isolated",
+    "construct",
+    "to_be_fetched",
+    "without_downloads",
 ]
-
-
-def create_model(name: str, /, **options: Any) -> nn.Module:
-    """The network called `name`, freshly initialized, in train mode as constructors give it; it remembers its story.
-
-    `name` is one of `list_models()`, "timm/NAME", "torchvision/NAME" (both without pretrained weights unless an option
-    asks for them) or "package.module:function". `options` are the keywords of what builds it.
-    Raises `UnknownName` for a name or an option that does not exist, `LeanconvError` for a value that the
-    constructor refuses.
-
-    >>> sum(p.numel() for p in create_model("resnet20").parameters())
-    269722
-    """
-    if hub.is_on_hub(name):
-        raise LeanconvError(f"{name} is a trained model and not a name to build one by: load it")
-    model = construct(name, options)
-    remember(model, Story(model=name, options=options))
-    if (contract := published(name, options, model)) is not None:
-        attach(model, contract)
-    return model
 
 
 def default_size(name_or_folder: str) -> tuple[int, ...]:
@@ -182,17 +169,16 @@ def load(folder: str | os.PathLike[str], *, trust_code: bool = False) -> nn.Modu
     tensors = read_tensors(folder, record)
     try:
         story = Story.from_json(record["story"])
-    except (TypeError, ValueError) as error:
+        if story.contract is not None:
+            InputContract.from_json(story.contract)
+    except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / STORY_FILE} is damaged: its story cannot be read: {error}") from error
     if is_own_code(str(story.model)) and not trust_code:
         raise CheckpointError(
-            f"{folder / STORY_FILE}: this model is built by {story.model}, and loading it would run that code: "
-            "pass trust_code=True if you trust whoever wrote it"
+            f"{folder / STORY_FILE}: this model is built by {shown(story.model)[1:-1]}, and loading it would run that "
+            "code: pass trust_code=True (--trust-code) if you trust whoever wrote it"
         )
-    try:
-        model = _replay(story)
-    except (LeanconvError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STORY_FILE}: the story cannot be replayed: {reason_of(error)}") from error
+    model = replay_untrusted(story, folder, tensors)
     _restore(folder, model, record, tensors)
     if digest(weights_of(folder)) != record["weights"]["sha256"]:
         raise CheckpointError(
@@ -216,7 +202,8 @@ def with_new_classifier(
     if story.contract is not None:  # its names are of the classes before
         story = replace(story, contract={**story.contract, "class_names": None})
     try:
-        other = _replay(story)
+        with no_network():
+            other = replay(story)
     except TypeError as error:
         raise LeanconvError(
             f"{folder}: {story.model} takes no num_classes, so a new classifier cannot be made: {reason_of(error)}"
@@ -240,7 +227,7 @@ def _write_proven(model: nn.Module, folder: Path, story: Story, size: Sequence[i
     """Both files of `model`, if what they lead to is `model`."""
     tensors, aliases = tensors_to_write(model)
     complaint = f"{folder}: not saved: this model is not what {story.model} and the steps since build"
-    built = _replay(story)
+    built = replay(story)
     shapes = {name: tensors[aliases.get(name, name)] for name in (*tensors, *aliases)}
     _fill(complaint, built, shapes, "the model", f"; {ADVICE}")
     if size is None:
@@ -271,20 +258,6 @@ def _write_proven(model: nn.Module, folder: Path, story: Story, size: Sequence[i
         prove_same(model, built, None if probe is None else check_sizes(probe), complaint)
 
     write(folder, tensors, record, prove)
-
-
-def _replay(story: Story) -> nn.Module:
-    """The model of `story`, its weights drawn anew."""
-    with isolated("replay"):  # what a constructor draws is the same when it is saved and when it is loaded
-        name = str(story.model)  # `save` and `load` have seen to it
-        model = create_model(name, **without_downloads(name, story.options))
-        for stem, settings in story.steps:
-            if stem == "elastic":
-                model = from_settings(model, settings)
-            else:
-                model = replay(model, [(stem, settings)])
-    remember(model, story)
-    return model
 
 
 def _restore(folder: Path, model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -358,7 +331,7 @@ def is_folder(name: str) -> bool:
     """Whether `name` means a folder: it exists, or it is written like a path. A model's name wins: say ./resnet20."""
     if name in ZOO or name.startswith(("timm/", "torchvision/")):
         return False
-    return os.sep in name or name.startswith(".") or Path(name).is_dir()
+    return os.sep in name or name.startswith(".") or os.path.isdir(name)
 
 
 def _how(model: nn.Module, folder: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leanconv import __version__
-from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.data.contract import CONTRACT
+from leanconv.errors import CheckpointError, LeanconvError, shown
 from leanconv.files import found, settle, whole_folder
+from leanconv.plain_text import read_json
+from leanconv.schema import Count, Either, Fault, Flag, Items, ListOf, MapOf, Maybe, Plain, Record, Text
 
 __all__ = [
     "FORMAT_VERSION",
@@ -95,11 +99,11 @@ def write(
 def read_record(folder: Path) -> dict[str, Any]:
     """story.json, checked as far as the reader relies on it."""
     path = folder / STORY_FILE
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: there is no such folder: name one that save has written")
     settle(folder, STORY_FILE)
     try:
-        record = json.loads(found(folder, STORY_FILE, STORY_FILE).read_text(encoding="utf-8"))
+        record = read_json(found(folder, STORY_FILE, STORY_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a saved model: it has no {STORY_FILE}") from None
     except (OSError, ValueError) as error:
@@ -108,30 +112,45 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} was not written by leanconv: its format is not 'leanconv model'")
     if record.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {record.get('format_version')}, this leanconv ({__version__}) reads "
-            f"{FORMAT_VERSION}: it was written by leanconv {record.get('leanconv')}, use that one"
+            f"{path} has format version {shown(record.get('format_version'))}, this leanconv ({__version__}) reads "
+            f"{FORMAT_VERSION}: it was written by leanconv {shown(record.get('leanconv'))}, use that one"
         )
-    problem = _problem(record)
-    if problem:
-        raise CheckpointError(f"{path} is damaged: {problem}")
+    try:
+        _RECORD.check(record, "")
+    except Fault as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     return record
 
 
-def _problem(record: Mapping[str, Any]) -> str | None:
-    """What is missing or of the wrong type in a record, or None."""
-    kinds = {"story": dict, "training": bool, "aliases": dict, "weights": dict}
-    for key, kind in kinds.items():
-        if not isinstance(record.get(key), kind):
-            return f"{key} must be a JSON {kind.__name__}, got {record.get(key)!r}"
-    for outer, key, kind in (("story", "model", str), ("weights", "bytes", int), ("weights", "sha256", str)):
-        if not isinstance(record[outer].get(key), kind):
-            return f"{outer}.{key} must be a JSON {kind.__name__}, got {record[outer].get(key)!r}"
-    for key, kind in {"modes": list, "frozen": list, "tied": dict, "loose": list, "settings": dict}.items():
-        if not isinstance(record.get(key, kind()), kind):  # later than the others
-            return f"{key} must be a JSON {kind.__name__}, got {record[key]!r}"
-        if kind is list and not all(isinstance(name, str) for name in record.get(key, ())):
-            return f"{key} must hold names, got {record[key]!r}"
-    return None
+_NAMES = ListOf(Text(1000))
+_SIZE = ListOf(Count(1, 2**20), longest=8, shortest=1)
+_STORY = Record(
+    {"model": Text(1000)},
+    {
+        "options": MapOf(Plain(), longest=1000),
+        "knobs": MapOf(Plain(), longest=1000),  # as leanconv 0.1 called them
+        "steps": ListOf(Items((Text(100), MapOf(Plain(), longest=1000))), longest=1000),
+        "contract": Maybe(CONTRACT),
+    },
+)
+_RECORD = Record(
+    {
+        "story": _STORY,
+        "training": Flag(),
+        "aliases": MapOf(Text(1000)),
+        "weights": Record({"bytes": Count(), "sha256": Text(64)}, others=Plain()),
+    },
+    {
+        "size": Maybe(Either(_SIZE, ListOf(_SIZE, longest=100))),
+        # Later than the others:
+        "modes": _NAMES,
+        "frozen": _NAMES,
+        "tied": MapOf(Text(1000)),
+        "loose": _NAMES,
+        "settings": MapOf(MapOf(Plain())),
+    },
+    others=Plain(),
+)
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -170,6 +189,7 @@ def reason_of(error: Exception) -> str:
     """The words of an error, on one line and without the file name, which the message has already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     words = " ".join(text.split())
+    words = words if len(words) <= 400 else f"{words[:290]} ... {words[-100:]}"
     return words if isinstance(error, LeanconvError | OSError) else f"{type(error).__name__}: {words}"
 
 

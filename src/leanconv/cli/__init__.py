@@ -6,6 +6,7 @@ of ours, 2 bad input (one line on stderr, no traceback), 130 interrupted (Ctrl-C
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -93,8 +94,21 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Decode images and frames of up to N million pixels; default: 100."),
+    ] = None,
 ) -> None:
     """Rewrite the convolutions of any CNN into cheaper ones, measure, train, make elastic and deploy it."""
+    if max_megapixels is not None:
+        from leanconv.data.limits import MAX_MEGAPIXELS, most_pixels
+
+        os.environ[MAX_MEGAPIXELS] = str(max_megapixels)  # for the processes that load, too
+        most_pixels()
+
+
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EISDIR)
+"""What a path may be at fault for, wherever it is met first."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -109,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as error:
         code = error.exit_code
     except Terminated as error:
-        _say(str(error) or "terminated")
+        if _speaks():
+            _say(str(error) or "terminated")
         code = error.code
     except SystemExit as error:  # typer's own, while it prints help
         if not isinstance(error.__context__, BrokenPipeError):
@@ -118,8 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (_Stopped, KeyboardInterrupt, BrokenPipeError, typer.Abort) as error:
         cause = error.__cause__ or error
         code = 0 if isinstance(cause, BrokenPipeError) else 130
-        if code:
+        if code and _speaks():
             _say(str(cause) or "interrupted")
+    except (MemoryError, OSError, RuntimeError) as error:
+        what = _of_the_system(error)
+        if what is None:
+            raise
+        _say(what)
+        code = 2
     except typer.TyperException as error:  # unknown verb or option, missing argument, value of the wrong type
         _say(f"{getattr(error, 'format_message', error.__str__)()} (leanconv --help, leanconv VERB --help)")
         code = 2
@@ -131,6 +152,40 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
+_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO
+}  # fmt: skip
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What to say where a path is at fault or the system has no more of something, None for any other error."""
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.errno != errno.ENOMEM:
+        at = f"{error.filename}: " if error.filename else ""
+        return f"{at}{error.strerror}: what was there before is as it was; give it more, and run the same command again"
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "allocate memory" in text:
+        return (
+            f"memory ran out ({' '.join(text.split())[:200] or type(error).__name__}): use smaller batches, fewer"
+            " workers or a smaller input; a training goes on with: leanconv train --resume --out DIR"
+        )
+    return None
+
+
+def _speaks() -> bool:
+    """Whether this is the one of the processes of a training that says how it ended."""
+    train = sys.modules.get("leanconv.train")
+    return train is None or bool(train.is_main_process())
+
+
+_LONGEST = 490
+"""Characters of a message: what is longer quotes somebody's file, and its beginning and its end say enough."""
+
+
 def _say(message: str) -> None:
-    line = " ".join(message.split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 205]} ... {line[-200:]}"
     print(f"leanconv: {line}", file=sys.stderr)

@@ -20,7 +20,7 @@ def run(
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     backends: Annotated[
-        str, typer.Option(metavar="NAME,...", help="What runs the models.")
+        str, typer.Option(metavar="NAME,...", help="What runs the models; also leanconv, its own kernels.")
     ] = "eager,compile,onnxruntime,openvino",
     batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of every backend.")] = 1,

@@ -22,7 +22,8 @@ _NEEDED_BY = {
 def run(json: JsonOption = False) -> None:
     """Check the installation.
 
-    The machine, its devices and threads, versions, and what is missing of which extra.
+    The machine, its devices and threads, whether the kernels of `lc.accelerate` were built, versions, and what is
+    missing of which extra.
     """
     machine = _machine()
     packages = {extra: versions(names) for extra, names in _required().items()}
@@ -60,6 +61,7 @@ def _machine() -> dict[str, str]:
     import torch
 
     from leanconv import __version__
+    from leanconv.kernels.library import NAMES, load, missing
 
     here = this_machine()
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, training and timing run on the CPU"
@@ -72,4 +74,5 @@ def _machine() -> dict[str, str]:
         "cores": str(here.cores),
         "threads": f"{torch.get_num_threads()} in torch",
         "cuda": gpu,
+        "kernels": missing() or f"built, with {NAMES[load().lanes]}",
     }

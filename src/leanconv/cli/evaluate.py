@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,6 @@ from leanconv.cli.options import (
     JsonOption,
     MeanOption,
     ResolutionOption,
-    SizeOption,
     StdOption,
     TrustOption,
     WidthOption,
@@ -25,7 +26,7 @@ from leanconv.cli.values import read_contract, read_size
 from leanconv.errors import LeanconvError
 
 if TYPE_CHECKING:
-    from leanconv.recipes import Tested
+    from leanconv.recipes import LoadedRun, Tested
 
 
 def run(
@@ -42,7 +43,14 @@ def run(
             " split all of it.",
         ),
     ] = None,
-    size: SizeOption = None,
+    sizes: Annotated[
+        list[str],
+        typer.Option(
+            "--size",
+            metavar="C,H,W",
+            help="Shape of one input (C,FRAMES,H,W for clips); several times: a row for each; default: the model's.",
+        ),
+    ] = [],
     width: WidthOption = None,
     resolution: ResolutionOption = None,
     clips: Annotated[
@@ -82,10 +90,20 @@ def run(
     """
     from leanconv.recipes import evaluate_loaded, load_run
 
-    shape = read_size(size) if size else None
+    shapes = [read_size(size) for size in sizes]
     given = read_contract(mean, std, crop, interpolation, exif)
     if confusions is not None and confusions.suffix not in (".png", ".json"):
         raise LeanconvError(f"--confusions {confusions}: expected a name that ends in .png or .json")
+    if len(shapes) > 1:
+        if per_class or any(option is not None for option in (baseline, confusions, predictions, contact_sheet)):
+            raise LeanconvError(
+                "--baseline, --per-class, --confusions, --predictions and --contact-sheet are for one --size"
+            )
+        wanted = partial(load_run, model, data=data, given=given, part=part, trust_code=trust_code)
+        views = {"width": width, "resolution": resolution, "clips": clips, "crops": crops}
+        _at_sizes(model, [wanted(size=shape) for shape in shapes], views, json)
+        return
+    shape = shapes[0] if shapes else None
     loaded = load_run(model, data=data, size=shape, given=given, part=part, trust_code=trust_code)
     videos = loaded.data.unit == "video"
     if not videos and any(value is not None for value in (clips, crops, baseline)):
@@ -122,6 +140,27 @@ def run(
     elif tested.part != "test":
         typer.echo(f"this is the {tested.part} part, as training has it, and no test part")
     for remark in tested.remarks:
+        typer.echo(remark)
+
+
+def _at_sizes(name: str, runs: Sequence[LoadedRun], views: dict[str, Any], json: bool) -> None:
+    """The same network, opened at several sizes: what it scores at each, as a table."""
+    from leanconv.recipes import evaluate_loaded
+    from leanconv.report import print_table, sizes_table
+
+    if runs[0].data.unit != "video" and any(views[name] is not None for name in ("clips", "crops")):
+        raise LeanconvError(f"{name} is tested on images: --clips and --crops are for videos")
+    tested = [evaluate_loaded(loaded, **views) for loaded in runs]
+    rows = [
+        {**test.figures(name), "size": list(loaded.data.input_size)} for test, loaded in zip(tested, runs, strict=True)
+    ]
+    if json:
+        print_json(rows)
+        return
+    print_table(sizes_table(rows))
+    if tested[0].part != "test":
+        typer.echo(f"this is the {tested[0].part} part, as training has it, and no test part")
+    for remark in tested[0].remarks:
         typer.echo(remark)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leanconv.cli.values import read_model, read_options, read_sizes
@@ -57,7 +57,7 @@ def find(
 
     name, own = read_model(name)
     name = located(name)
-    name = str(saved_model(name)) if Path(name).is_dir() else name
+    name = str(saved_model(name)) if os.path.isdir(name) else name
     model = resolve(name, {**read_options(options), **own}, trust_code=trust_code)
     sizes = [size] if isinstance(size, str) else size
     contract = contract_of(model)

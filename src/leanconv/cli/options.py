@@ -85,5 +85,5 @@ ExifOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow a saved model to run the code that it names (package:function)."),
+    typer.Option("--trust-code", help="Allow a file, or --set, to run the code that it names (package:function)."),
 ]

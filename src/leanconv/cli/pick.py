@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def run(
         raise LeanconvError(
             "pick needs a limit: --max-macs, --max-params, --max-memory, --max-latency-ms or --min-accuracy"
         )
-    loaded = QueryTable.load(table / "table.json" if table.is_dir() else table)
+    loaded = QueryTable.load(table / "table.json" if os.path.isdir(table) else table)
     row = loaded.pick(
         max_macs=None if max_macs is None else read_amount(max_macs, "--max-macs"),
         max_params=None if max_params is None else read_amount(max_params, "--max-params"),

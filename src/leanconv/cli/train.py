@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leanconv.cli.options import TrustOption
 from leanconv.ends import Terminated
 from leanconv.errors import LeanconvError
 
@@ -50,6 +51,7 @@ def run(
         bool, typer.Option("--tiny", help="Two steps on the embedded digits, to see that the recipe works.")
     ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Print the recipe with its changes, and stop.")] = False,
+    trust_code: TrustOption = False,
 ) -> None:
     """Train by recipe, or one's own network on one's own pictures, in a run folder.
 
@@ -88,7 +90,7 @@ def run(
         return
     folder = out or Path("runs") / chosen.name
     try:
-        result = run_recipe(chosen, folder, resume=resume)
+        result = run_recipe(chosen, folder, resume=resume, trust_code=trust_code)
     except (KeyboardInterrupt, Terminated) as ended:
         if str(ended):  # where training stopped
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
+from leanconv.plain_text import BadText, read_json
 
 if TYPE_CHECKING:
     from leanconv.spec import ConvSpec
@@ -24,13 +25,17 @@ __all__ = [
 ]
 
 
+_LONGEST = 4096
+"""Characters of a list without quotes."""
+
+
 def read_options(texts: Sequence[str], *, where: str = "--set") -> dict[str, Any]:
     """`["alpha=0.5", "name=x"]` as a dictionary of typed values; they were given `where`."""
     settings: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise LeanconvError(f"{where} {text!r}: expected OPTION=VALUE")
+            raise LeanconvError(f"{where} {shown(text)}: expected OPTION=VALUE")
         settings[name.strip()] = read_value(value.strip())
     return settings
 
@@ -42,13 +47,15 @@ def read_model(text: str) -> tuple[str, dict[str, Any]]:
     ('oct_resnet50', {'alpha': 0.25, 'num_classes': 10})
     """
     name, bracket, rest = text.partition("(")
-    if not bracket or Path(text).exists():
+    if not bracket or os.path.exists(text):
         return text, {}
     if not rest.endswith(")"):
-        raise LeanconvError(f"{text!r}: the options of a model stand in parentheses, NAME(OPTION=VALUE,...)")
+        raise LeanconvError(f"{shown(text)}: the options of a model stand in parentheses, NAME(OPTION=VALUE,...)")
     from leanconv.rewrites.steps import split_options
 
-    return name.strip(), read_options([option for option in split_options(rest[:-1]) if option.strip()], where=text)
+    return name.strip(), read_options(
+        [option for option in split_options(rest[:-1]) if option.strip()], where=shown(text)[1:-1]
+    )
 
 
 def read_value(text: str) -> Any:
@@ -57,10 +64,10 @@ def read_value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return json.loads(text)
-    except ValueError:
+        return read_json(text)
+    except BadText:
         pass
-    if "," in text:
+    if "," in text and len(text) <= _LONGEST:
         return [read_value(part.strip()) for part in text.strip("()[]").split(",") if part.strip()]
     return text
 
@@ -68,9 +75,13 @@ def read_value(text: str) -> Any:
 def read_size(text: str) -> tuple[int, ...]:
     """`"3,224,224"` (or 3x224x224) as a tuple."""
     parts = text.lower().replace("x", ",").split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or len(parts) < 2:
-        raise LeanconvError(f"--size {text!r}: expected channels and lengths above 0, for example 3,224,224")
+    if not all(_is_count(part.strip()) for part in parts) or len(parts) < 2:
+        raise LeanconvError(f"--size {shown(text)}: expected channels and lengths above 0, for example 3,224,224")
     return tuple(map(int, parts))
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch(r"0*[1-9][0-9]{0,8}", text) is not None
 
 
 def read_sizes(texts: Sequence[str]) -> tuple[Any, ...]:
@@ -119,7 +130,7 @@ def read_conv(text: str) -> ConvSpec:
 
     parts = [part.strip() for part in text.split(",")]
     kernel = parts[2].lower().split("x") if len(parts) in (3, 4) else []
-    if not kernel or not all(part.isdigit() and int(part) > 0 for part in (*parts[:2], *parts[3:], *kernel)):
+    if not kernel or not all(map(_is_count, (*parts[:2], *parts[3:], *kernel))):
         raise LeanconvError(
             f"--conv {text!r}: expected IN,OUT,KERNEL[,STRIDE] above 0, for example 64,128,3 or 8,8,3x3x3"
         )

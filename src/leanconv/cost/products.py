@@ -6,6 +6,8 @@ What counts, decided by operators and by where their numbers come from, never by
   any origin. Padding positions count; biases, and what a deformable one interpolates, do not, as in the papers.
 * A *linear layer* is a matrix product with one operand that is an activation, and the matrices inside operators that
   torch fuses: recurrent layers, `nn.Bilinear`, the projections of attention.
+* An operator that no rule knows and that says itself what it does, by an argument `macs` (of one image) beside a tensor
+  `weights`, is a convolution of as many: a part of a network in one operator.
 * A product of two *activations* is no layer: the two of attention (queries with keys, their weights with the values),
   non-local blocks, bilinear pooling. In every form, fused or written out, its multiply-adds are `attention_macs`.
 * A product of weights that makes a kernel (a norm of the weights, a low-rank kernel multiplied out) is not counted: it
@@ -79,7 +81,9 @@ _ADDS = aten("add _thnn_fused_lstm_cell _thnn_fused_gru_cell")
 
 def _found(record: OpRecord) -> tuple[Product, ...]:
     rule = _RULES.get(record.name)
-    return () if rule is None else rule(record)
+    if rule is not None:
+        return rule(record)
+    return _declared(record) if "macs" in record.args and record.outputs else ()
 
 
 def _unpadded(records: Sequence[OpRecord]) -> list[OpRecord]:
@@ -134,6 +138,13 @@ def _convolution(record: OpRecord) -> tuple[Product, ...]:
     macs = walked.numel * prod(weight.shape[1:])
     interactions = output.shape[1] * comb(image.shape[1] // record.args["groups"], 2)
     return (Product(macs, interactions, weight, image.shape[0], output.active or image.spread),)
+
+
+def _declared(record: OpRecord) -> tuple[Product, ...]:
+    """What an operator says of itself, for one image."""
+    weight, images = record.args["weights"], record.outputs[0].shape[0]
+    macs = record.args["macs"] * images
+    return (Product(macs, record.args["interactions"], weight, images, record.outputs[0].active),)
 
 
 def _time_first_convolution(record: OpRecord) -> tuple[Product, ...]:

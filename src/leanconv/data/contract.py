@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import DataError, LeanconvError, unknown
+from leanconv.schema import Count, Fault, Flag, ListOf, Maybe, Number, Record, Text
 from leanconv.story import Story, remember, story_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "CONTRACT",
     "INTERPOLATIONS",
     "RESIZES",
     "ClipContract",
@@ -38,6 +41,10 @@ size / crop, whatever its shape, then the centre is cut."""
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's, all of them over the whole area of a pixel that becomes smaller."""
+
+
+_MOST_VALUES, _LONGEST_SIDE = 2**28, 2**16
+"""Of one input: a GB in single precision; and of what it is cut from, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,10 @@ class InputContract:
                 f"an input contract of size {list(self.size)} needs {self.size[0] if self.size else 3} values of mean"
                 f" and of std, got {len(self.mean)} and {len(self.std)}"
             )
+        if prod(self.size) > _MOST_VALUES or self.size[-1] / self.crop > _LONGEST_SIDE:
+            raise LeanconvError(f"an input contract of size {list(self.size)}, crop {self.crop:g}: nothing is so large")
+        if self.clip is not None and self.clip.short_side > _LONGEST_SIDE:
+            raise LeanconvError(f"an input contract of short side {self.clip.short_side}: no frame is so large")
         if not all(value > 0 for value in self.std):
             raise LeanconvError(f"std must be above 0 in every channel, got {list(self.std)}")
         if (len(self.size) == 4) != (self.clip is not None):
@@ -131,8 +142,10 @@ class InputContract:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputContract:
         """The inverse of `to_json`; `LeanconvError` for what is no contract."""
-        if not isinstance(data, Mapping):
-            raise LeanconvError(f"not an input contract: expected its fields by name, got {data!r}")
+        try:
+            CONTRACT.check(data, "")
+        except Fault as error:
+            raise LeanconvError(f"not an input contract: {error}") from error
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
@@ -142,6 +155,33 @@ class InputContract:
             return cls(**values)
         except TypeError as error:
             raise LeanconvError(f"not an input contract: {error}") from error
+
+
+_CHANNELS = ListOf(Number(-1e6, 1e6), longest=4096, shortest=1)
+
+CONTRACT = Record(
+    {
+        "size": ListOf(Count(1, 2**20), longest=8, shortest=1),
+        "mean": _CHANNELS,
+        "std": ListOf(Number(above=0, high=1e6), longest=4096, shortest=1),
+    },
+    {
+        "resize": Text(40),
+        "interpolation": Text(40),
+        "crop": Number(above=0, high=1),
+        "channel_order": Text(40),
+        "value_range": ListOf(Number(-1e6, 1e6), longest=2, shortest=2),
+        "exif": Flag(),
+        "class_names": Maybe(ListOf(Text(1000), longest=1_000_000)),
+        "clip": Maybe(
+            Record(
+                {"rate": Count(1, 10_000), "fps": Maybe(Number(above=0, high=10_000)), "short_side": Count(1, 2**20)},
+                {"clips": Count(1, 10_000), "crops": Count(1, 3)},
+            )
+        ),
+    },
+)
+"""What the JSON of a contract must be."""
 
 
 def contract_of(model: nn.Module) -> InputContract | None:

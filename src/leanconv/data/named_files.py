@@ -12,6 +12,7 @@ from leanconv.data.contract import InputContract
 from leanconv.data.images.images import ImageData
 from leanconv.data.images.prepare import Prepare
 from leanconv.data.sets.folder import FolderFiles, image_suffixes
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet
 from leanconv.data.sets.tree import Tree
 from leanconv.data.sets.video_files import SUFFIXES, VideoList, VideoSet
@@ -35,7 +36,7 @@ def find_files(names: Sequence[str], *, videos: bool = False) -> list[str]:
     suffixes, what = (SUFFIXES, "video") if videos else (image_suffixes(), "image")
     found: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if path.is_dir():
             inside = [str(path / inner) for inner, _ in Tree(path, suffixes).names()]
             if not inside:

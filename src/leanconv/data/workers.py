@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.queues import Queue
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -50,9 +51,11 @@ def collated(
         batches = iter(loader)
     try:
         yield from batches
-    except RuntimeError as error:
+    except (RuntimeError, *_CUT_OFF) as error:
         text = str(error)
-        if "DataLoader worker (pid" not in text and "allocate memory" not in text:
+        if workers and isinstance(error, _CUT_OFF):
+            text = f"a data loading worker ended while it sent what it had read ({text or type(error).__name__})"
+        elif "DataLoader worker (pid" not in text and "allocate memory" not in text:
             raise
         what = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
         names = reading()
@@ -62,6 +65,9 @@ def collated(
             f" fewer workers (now {workers}) or a smaller batch"
         ) from error
 
+
+_CUT_OFF = (EOFError, ConnectionError, FileNotFoundError, UnpicklingError)
+"""What comes of an answer whose worker is killed while it is sent."""
 
 _reserve: mmap.mmap | None = None
 """Addresses that a worker keeps free: an answer that says that memory ran out takes memory itself."""

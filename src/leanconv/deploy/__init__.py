@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanconv.deploy.accelerate import Accelerated, accelerate
 from leanconv.deploy.bench import BACKENDS, BenchRow, bench
 from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
@@ -10,6 +11,7 @@ from leanconv.deploy.metadata import KEY, FileInput, input_of
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
 
 __all__ = [
+    "Accelerated",
     "BACKENDS",
     "BenchRow",
     "Densified",
@@ -20,6 +22,7 @@ __all__ = [
     "KEY",
     "Kept",
     "Runner",
+    "accelerate",
     "bench",
     "compare",
     "densify",

@@ -17,6 +17,7 @@ from torch import nn
 
 from leanconv.cost import measure
 from leanconv.cost.latency import Latency, compare_latency, torch_threads
+from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.onnx_file import to_onnx
@@ -215,5 +216,6 @@ BACKENDS: dict[str, Build] = {
     "openvino": lambda model, path, size, batch, threads: openvino_runner(
         _exported(model, path, size, batch), threads=threads
     ),
+    "leanconv": lambda model, path, size, batch, threads: _eager(accelerate(model, size).model),
 }
 """What `bench` can run a model on: each makes a runner from (model, ONNX file to make, size, batch, threads)."""

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.data.contract import InputContract
+from leanconv.deploy.external_data import check_external_data
 from leanconv.errors import ExportError, LeanconvError, need
 from leanconv.files import settle
+from leanconv.plain_text import read_json
 
 __all__ = ["DTYPES", "KEY", "FileInput", "input_of"]
 
@@ -46,7 +48,7 @@ class FileInput:
     def from_text(cls, text: str, where: str = "the text") -> FileInput:
         """The inverse of `to_text`. Raises `LeanconvError`, naming `where`, for what is no such text."""
         try:
-            data: dict[str, Any] = dict(json.loads(text))
+            data: dict[str, Any] = dict(read_json(text))
             dtype = data.pop("dtype")
             del data["layout"]
             if dtype not in DTYPES:
@@ -61,14 +63,14 @@ class FileInput:
 def input_of(path: str | os.PathLike[str]) -> FileInput | None:
     """What the exported file at `path` (.onnx, .xml, .pt2) says about its input, None where it says nothing.
 
-    Raises `LeanconvError` for a file that is not there, is none of these or says something that cannot be read,
-    `MissingExtra` where the package that reads it is not installed.
+    Raises `LeanconvError` for a file that is not there, is none of these, says something that cannot be read or takes
+    weights from outside of its folder, `MissingExtra` where the package that reads it is not installed.
     """
     path = Path(path)
     if path.suffix not in _READERS:
         raise ExportError(f"{path}: expected a file that export wrote, .onnx, .xml or .pt2")
     settle(path.parent, path.name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ExportError(f"{path}: there is no such file")
     text = _READERS[path.suffix](path)
     return None if text is None else FileInput.from_text(text, str(path))
@@ -83,6 +85,7 @@ def _of_onnx(path: Path) -> str | None:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own
         raise ExportError(f"{path} is no ONNX file, or is damaged: {error}") from error
+    check_external_data(path, model)
     return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
 
 

@@ -217,7 +217,10 @@ def onnxruntime_runner(path: str | os.PathLike[str], *, threads: int | None = No
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own have no common base
+        raise ExportError(f"{path}: onnxruntime cannot load it: {one_line(error)}") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(*inputs: Any) -> object:
@@ -235,7 +238,10 @@ def openvino_runner(path: str | os.PathLike[str], *, threads: int | None = None)
     settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+    try:
+        compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+    except Exception as error:
+        raise ExportError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
     request = compiled.create_infer_request()
 
     def run(*inputs: Any) -> object:

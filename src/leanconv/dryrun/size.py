@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
 
 __all__ = [
     "Size",
@@ -38,6 +39,8 @@ Size = Sequence[Any]
 Sizes = tuple[Any, ...]
 """The same, checked: `(3, 224, 224)`, or `((3, 32, 224, 224), (3, 4, 224, 224))`."""
 
+_MOST_VALUES = 2**40
+
 _WANTED = "size is the shape of one input without the batch axis, such as (3, 224, 224)"
 
 
@@ -57,6 +60,8 @@ def check_size(size: Sequence[int], *, axes: tuple[int, int] | None = None) -> t
         raise LeanconvError(f"{_WANTED}: it has {entries}; got {tuple(size)}")
     for value in size:
         check_count(value, f"{_WANTED}: every entry of size")
+    if prod(size) > _MOST_VALUES:
+        raise LeanconvError(f"{_WANTED}; {shown(tuple(size))} is larger than any input")
     return tuple(size)
 
 

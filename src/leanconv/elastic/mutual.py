@@ -38,22 +38,27 @@ def plan_step(
     frames: Sequence[int] = (),
     *,
     layer_widths: bool = False,
+    draw_full: bool = False,
 ) -> tuple[Config, ...]:
     """The configurations of one step: the teacher, then the students from wide to narrow, the narrowest last.
 
     A function of its arguments alone, so that every process of a distributed run draws the same. With `layer_widths`
-    the random students draw a width for every layer instead of one for all.
+    the random students draw a width for every layer instead of one for all; with `draw_full` the teacher, too, is at a
+    resolution and number of frames that are drawn.
     """
     draw = python_random(seed, step)
     low, high = widths
     students = sorted((Width(draw.uniform(low, high)) for _ in range(num_random)), reverse=True)
     if layer_widths:
         students = [Width.by_layer(low, high, draw.getrandbits(32)) for _ in students]
-    drawn = (
-        Config(width, draw.choice(list(resolutions)), draw.choice(list(frames)) if frames else None)
-        for width in (*students, low)
-    )
-    return (Config(high, max(resolutions), max(frames, default=None)), *drawn)
+
+    def config(width: float | Width) -> Config:
+        return Config(width, draw.choice(list(resolutions)), draw.choice(list(frames)) if frames else None)
+
+    drawn = [config(width) for width in (*students, low)]
+    # Drawn last: the students are those of the same step without it.
+    full = config(high) if draw_full else Config(high, max(resolutions), max(frames, default=None))
+    return (full, *drawn)
 
 
 class MutualObjective(nn.Module):
@@ -63,6 +68,8 @@ class MutualObjective(nn.Module):
         net: the elastic network; `objective.net` is what to save.
         num_random: random students, in addition to the narrowest.
         layer_widths: draw a width for every layer of a random student (US-Net's non-uniform networks), not one for all.
+        draw_full: draw the resolution (and frames) of the full network, too, which the paper tried and found worse
+            (section 3.2).
         seed: of the plan, together with the step.
         temperature: of teacher and students alike, the KL multiplied by its square; the paper's is 1.
         hard_labels: share of a student's loss that is cross-entropy with the labels; the paper's is 0.
@@ -88,6 +95,7 @@ class MutualObjective(nn.Module):
         teacher: nn.Module | ModelHolder | None = None,
         low_memory: bool = False,
         layer_widths: bool = False,
+        draw_full: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(net, ElasticNet):
@@ -101,7 +109,7 @@ class MutualObjective(nn.Module):
         if not 0 <= hard_labels <= 1:
             raise LeanconvError(f"hard_labels is a share from 0 to 1, got {hard_labels!r}")
         self.net, self.seed = net, seed
-        self.num_random, self.layer_widths = num_random, layer_widths
+        self.num_random, self.layer_widths, self.draw_full = num_random, layer_widths, draw_full
         self.temperature, self.hard_labels = float(temperature), float(hard_labels)
         self.low_memory = low_memory
         self.resolutions: tuple[int, ...] | None = None
@@ -128,8 +136,9 @@ class MutualObjective(nn.Module):
 
     def plan(self, step: int) -> tuple[Config, ...]:
         """The configurations that `step` trains, the full network first."""
-        net, sides, by_layer = self.net, self.resolutions or self.net.resolutions, self.layer_widths
-        return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, layer_widths=by_layer)
+        net, sides = self.net, self.resolutions or self.net.resolutions
+        options = {"layer_widths": self.layer_widths, "draw_full": self.draw_full}
+        return plan_step(self.seed, step, net.widths, sides, self.num_random, net.frames, **options)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Logits (b, classes) of the full network at the highest resolution.

@@ -242,6 +242,10 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The words of an error on one line, without the file's name."""
+    """The words of an error on one line, without the file's name; those of the system where it is behind another."""
+    behind: BaseException | None = error
+    while behind is not None and not (isinstance(behind, OSError) and behind.strerror):
+        behind = behind.__cause__ or behind.__context__
+    error = behind if isinstance(behind, OSError) else error
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

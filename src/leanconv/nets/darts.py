@@ -1,10 +1,13 @@
 """The evaluation networks of DARTS (Liu et al., ICLR 2019), genotype V2, its 3x3 units injected.
 
+With other cells those of P-DARTS (Chen et al., ICCV 2019) and PC-DARTS (Xu et al., ICLR 2020).
+
 A cell reads the two cells before it; each of its four nodes adds two operations on earlier nodes; its output is the
 four nodes side by side. Two cells, at a third and two thirds of the depth, halve the map and double the width.
 
     sep   relu, unit (with the stride), BN, relu, unit, BN        skip   identity, or `Halve` where the map halves
-    dil   relu, unit with dilation 2, BN                          pool   3x3 max pool
+    dil   relu, unit with dilation 2, BN                          pool   3x3 max pool, `average` the mean
+    sep5, dil5   the same with units of 5x5
 
 A unit is anything with the signature of `nn.Conv2d`; the paper's is a depthwise 3x3 and a 1x1 without anything between.
 Deviation: `Halve` also takes maps of odd size (its second half reads one zero row and column there).
@@ -21,9 +24,9 @@ from torch import Tensor, nn
 from leanconv.errors import LeanconvError
 from leanconv.nets._shared import ConvMaker, at_least_one
 
-__all__ = ["NORMAL", "REDUCTION", "Darts", "Edge", "Halve", "depth_separable"]
+__all__ = ["CELLS", "Darts", "Edge", "Halve", "depth_separable"]
 
-Kind = Literal["sep", "dil", "skip", "pool"]
+Kind = Literal["sep", "sep5", "dil", "dil5", "skip", "pool", "average"]
 
 
 class Edge(NamedTuple):
@@ -33,19 +36,53 @@ class Edge(NamedTuple):
     source: int
 
 
-NORMAL = (
-    Edge("sep", 0), Edge("sep", 1),
-    Edge("sep", 0), Edge("sep", 1),
-    Edge("sep", 1), Edge("skip", 0),
-    Edge("skip", 0), Edge("dil", 2),
-)  # fmt: skip
-REDUCTION = (
-    Edge("pool", 0), Edge("pool", 1),
-    Edge("skip", 2), Edge("pool", 1),
-    Edge("pool", 0), Edge("skip", 2),
-    Edge("skip", 2), Edge("pool", 1),
-)  # fmt: skip
-"""Genotype V2: two edges per node, node by node."""
+Cells = Literal["darts_v2", "pdarts", "pcdarts"]
+
+CELLS: dict[Cells, tuple[tuple[Edge, ...], tuple[Edge, ...]]] = {
+    "darts_v2": (
+        (
+            Edge("sep", 0), Edge("sep", 1),
+            Edge("sep", 0), Edge("sep", 1),
+            Edge("sep", 1), Edge("skip", 0),
+            Edge("skip", 0), Edge("dil", 2),
+        ),
+        (
+            Edge("pool", 0), Edge("pool", 1),
+            Edge("skip", 2), Edge("pool", 1),
+            Edge("pool", 0), Edge("skip", 2),
+            Edge("skip", 2), Edge("pool", 1),
+        ),
+    ),
+    "pdarts": (
+        (
+            Edge("skip", 0), Edge("dil", 1),
+            Edge("skip", 0), Edge("sep", 1),
+            Edge("sep", 1), Edge("sep", 3),
+            Edge("sep", 0), Edge("dil5", 4),
+        ),
+        (
+            Edge("average", 0), Edge("sep5", 1),
+            Edge("sep", 0), Edge("dil5", 2),
+            Edge("pool", 0), Edge("dil", 1),
+            Edge("dil", 1), Edge("dil5", 3),
+        ),
+    ),
+    "pcdarts": (
+        (
+            Edge("sep", 1), Edge("skip", 0),
+            Edge("sep", 0), Edge("dil", 1),
+            Edge("sep5", 0), Edge("sep", 1),
+            Edge("average", 0), Edge("dil", 1),
+        ),
+        (
+            Edge("sep5", 1), Edge("pool", 0),
+            Edge("sep5", 1), Edge("sep5", 2),
+            Edge("sep", 0), Edge("sep", 3),
+            Edge("sep", 1), Edge("sep", 2),
+        ),
+    ),
+}  # fmt: skip
+"""Genotype -> the normal and the reducing cell: two edges per node, node by node. P- and PC-DARTS: those for CIFAR."""
 
 _NODES = 4
 
@@ -55,7 +92,8 @@ class Darts(nn.Module):
 
     Args:
         stem: "cifar" is one 3x3 to 3 x channels; "imagenet" three 3x3 of stride 2.
-        unit: makes the 3x3 units of the sep and dil operations.
+        unit: makes the 3x3 and 5x5 units of the sep and dil operations.
+        genotype: which cells, a key of `CELLS`.
         auxiliary: add a second classifier behind the second reduction; `forward_all` gives its scores too.
 
     `drop_path` is the share of images for which an operation is left out in training (never a skip that is the
@@ -75,8 +113,12 @@ class Darts(nn.Module):
         stem: Literal["cifar", "imagenet"] = "cifar",
         unit: ConvMaker | None = None,
         auxiliary: bool = False,
+        genotype: Cells = "darts_v2",
     ) -> None:
         super().__init__()
+        if genotype not in CELLS:
+            raise LeanconvError(f"genotype must be one of {', '.join(CELLS)}, got {genotype!r}")
+        normal, reduction = CELLS[genotype]
         if at_least_one("cells", cells) < 3:
             raise LeanconvError(f"cells must be at least 3, two of them halve the map, got {cells}")
         if stem not in ("cifar", "imagenet"):
@@ -103,7 +145,8 @@ class Darts(nn.Module):
         for index in range(cells):
             reduces = index in reductions
             channels *= 2 if reduces else 1
-            cell = _Cell(before, last, channels, reduces=reduces, halved_before=halved, unit=unit)
+            edges = reduction if reduces else normal
+            cell = _Cell(before, last, channels, edges, reduces=reduces, halved_before=halved, unit=unit)
             self.cells.append(cell)
             before, last, halved = last, _NODES * channels, reduces
             if auxiliary and index == self.auxiliary_after:
@@ -172,13 +215,21 @@ def depth_separable(
 
 class _Cell(nn.Module):
     def __init__(
-        self, before: int, last: int, channels: int, *, reduces: bool, halved_before: bool, unit: ConvMaker
+        self,
+        before: int,
+        last: int,
+        channels: int,
+        edges: tuple[Edge, ...],
+        *,
+        reduces: bool,
+        halved_before: bool,
+        unit: ConvMaker,
     ) -> None:
         super().__init__()
         # The cell before the last one is larger than the last when the last has halved the map.
         self.prepare0 = Halve(before, channels) if halved_before else _relu_conv_norm(before, channels)
         self.prepare1 = _relu_conv_norm(last, channels)
-        self.edges = REDUCTION if reduces else NORMAL
+        self.edges = edges
         self.operations = nn.ModuleList(
             _operation(edge.kind, channels, 2 if reduces and edge.source < 2 else 1, unit) for edge in self.edges
         )
@@ -200,16 +251,18 @@ class _Cell(nn.Module):
 def _operation(kind: Kind, channels: int, stride: int, unit: ConvMaker) -> nn.Module:
     if kind == "pool":
         return nn.MaxPool2d(3, stride=stride, padding=1)
+    if kind == "average":
+        return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     if kind == "skip":
         return nn.Identity() if stride == 1 else Halve(channels, channels)
-    dilation = 2 if kind == "dil" else 1
+    side = 5 if kind.endswith("5") else 3
+    separated = kind.startswith("sep")
+    dilation = 1 if separated else 2
+    padding = side // 2 * dilation
     layers: list[nn.Module] = []
-    for step in (stride, 1) if kind == "sep" else (stride,):
-        layers += [
-            nn.ReLU(),
-            unit(channels, channels, 3, stride=step, padding=dilation, dilation=dilation, bias=False),
-            _norm(channels),
-        ]
+    for step in (stride, 1) if separated else (stride,):
+        made = unit(channels, channels, side, stride=step, padding=padding, dilation=dilation, bias=False)
+        layers += [nn.ReLU(), made, _norm(channels)]
     return nn.Sequential(*layers)
 
 

@@ -9,8 +9,10 @@ Both end in an *adaptive* average pool, because one network must serve several r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from math import ceil
 
 from torch import Tensor, nn
 
@@ -58,7 +60,8 @@ def depth_separable_unit(
 
 class MobileNetV1(nn.Module):
     """Widths are round(c * multiplier), the last one `last_width` when given; `block` makes the 13 units,
-    `activation` is the stem's.
+    `activation` is the stem's. With `depth` there are ceil(n * depth) units for the n of each width but the first, as
+    EfficientNet's compound scaling has it.
 
     Raises `LeanconvError` for widths or counts below 1.
     """
@@ -71,18 +74,20 @@ class MobileNetV1(nn.Module):
         num_classes: int = 1000,
         multiplier: float = 1.0,
         last_width: int | None = None,
+        depth: float = 1.0,
         block: BlockMaker = depth_separable_unit,
         activation: type[nn.Module] = nn.ReLU6,
     ) -> None:
         super().__init__()
         positive("multiplier", multiplier)
-        stem, *widths = (round(width * multiplier) for width in (32, *(width for width, _ in self.LAYERS)))
+        layers = _deeper(self.LAYERS, positive("depth", depth))
+        stem, *widths = (round(width * multiplier) for width in (32, *(width for width, _ in layers)))
         if stem < 1:
             raise LeanconvError(f"multiplier={multiplier} leaves round({32 * multiplier:g}) = 0 channels in the stem")
         if last_width is not None:
             widths[-1] = at_least_one("last_width", last_width)
         units: list[nn.Module] = [conv_unit(3, stem, 2, activation=activation)]
-        for in_channels, out_channels, (_, stride) in zip([stem, *widths], widths, self.LAYERS, strict=False):
+        for in_channels, out_channels, (_, stride) in zip([stem, *widths], widths, layers, strict=False):
             units.append(block(in_channels, out_channels, stride))
         self.features = nn.Sequential(*units)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -94,6 +99,20 @@ class MobileNetV1(nn.Module):
         """Images (b, 3, h, w) to class scores (b, num_classes)."""
         scores: Tensor = self.classifier(self.flatten(self.pool(self.features(x))))
         return scores
+
+
+def _deeper(layers: Sequence[tuple[int, int]], depth: float) -> list[tuple[int, int]]:
+    """(width, stride) of every unit, those of a width behind the first ceil(n * depth) times.
+
+    >>> _deeper([(64, 1), (128, 2), (128, 1)], 1.4)
+    [(64, 1), (128, 2), (128, 1), (128, 1)]
+    """
+    found: list[tuple[int, int]] = []
+    for index, (width, members) in enumerate(groupby(layers, key=lambda layer: layer[0])):
+        units = list(members)
+        wanted = ceil(len(units) * depth - 1e-9) if index else len(units)
+        found += (units + [(width, 1)] * wanted)[:wanted]
+    return found
 
 
 class InvertedResidual(nn.Module):

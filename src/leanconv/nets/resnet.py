@@ -10,7 +10,7 @@ Groups make it ResNeXt (Xie et al., CVPR 2017), `se` SE-ResNet (Hu et al., CVPR 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ LAYERS = {
 }
 """Depth -> bottlenecks per stage."""
 
-Stem = Literal["plain", "deep_residual", "deep"]
+Stem = Literal["plain", "plain_residual", "plain_conv", "deep_residual", "deep"]
 StrideAt = Literal["conv2", "conv3"]
 
 
@@ -123,10 +123,12 @@ class ResNet(nn.Module):
         groups, width_per_group: of the 3x3 convolutions; 32 and 4 make ResNeXt 32x4d.
         se: squeeze-and-excitation in every block.
         pre_activation: see the head of this file.
-        stem: "plain" is 7x7/2 and a max pool; "deep" three 3x3 of 32, 32 and 64 channels and a max pool;
+        stem: "plain" is 7x7/2 and a max pool, in whose place "plain_residual" has a bottleneck of stride 2 and
+            "plain_conv" a 3x3 of stride 2; "deep" three 3x3 of 32, 32 and 64 channels and a max pool;
             "deep_residual" three 3x3 of 8, 32 and 64 with the stride in the second, then a bottleneck of stride 2.
         stride_at: which convolution of a block has the stride.
         input_norm: a BatchNorm without parameters at the start of each residual function and projection.
+        dropout: share of the pooled features that training drops.
 
     >>> import torch
     >>> ResNet((1, 1, 1, 1), num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
@@ -145,8 +147,11 @@ class ResNet(nn.Module):
         stem: Stem = "plain",
         stride_at: StrideAt = "conv2",
         input_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise LeanconvError(f"dropout must be at least 0 and below 1, got {dropout!r}")
         if len(layers) != 4 or any(count < 1 for count in layers):
             raise LeanconvError(f"layers must be four counts of at least 1, got {list(layers)}")
         self.stem = _stem(stem)
@@ -177,13 +182,14 @@ class ResNet(nn.Module):
         self.tail = nn.Sequential(*tail)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, at_least_one("num_classes", num_classes))
         init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, 3, h, w) to class scores (b, num_classes)."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
-        scores: Tensor = self.fc(self.flatten(self.pool(self.tail(x))))
+        scores: Tensor = self.fc(self.dropout(self.flatten(self.pool(self.tail(x)))))
         return scores
 
 
@@ -191,8 +197,12 @@ def _stem(kind: Stem) -> nn.Sequential:
     """From the image to 64 channels at a quarter of its size."""
     if kind == "plain":
         return nn.Sequential(ConvUnit(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1))
+    if kind == "plain_residual":
+        return nn.Sequential(ConvUnit(3, 64, 7, 2), Bottleneck(64, 32, 64, 2))
+    if kind == "plain_conv":
+        return nn.Sequential(ConvUnit(3, 64, 7, 2), ConvUnit(64, 64, 3, 2))
     if kind == "deep":
         return nn.Sequential(ConvUnit(3, 32, 3, 2), ConvUnit(32, 32, 3), ConvUnit(32, 64, 3), nn.MaxPool2d(3, 2, 1))
     if kind == "deep_residual":
         return nn.Sequential(ConvUnit(3, 8, 3), ConvUnit(8, 32, 3, 2), ConvUnit(32, 64, 3), Bottleneck(64, 32, 64, 2))
-    raise LeanconvError(f"stem must be one of plain, deep, deep_residual, got {kind!r}")
+    raise LeanconvError(f"stem must be one of {', '.join(get_args(Stem))}, got {kind!r}")

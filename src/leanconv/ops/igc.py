@@ -48,6 +48,7 @@ class InterleavedGroup(ChainRewrite):
             one axis make another convolution at the border than one dense kernel does.
         split_primary: the primary as two, K x 1 then 1 x K, each of L groups.
         primary_outputs: share of the output channels that the primary gives, below 1 for a bottleneck.
+        dense_secondary: the secondary as one dense 1 x 1 convolution, which mixes all partitions without a shuffle.
 
     >>> spec = ConvSpec(in_channels=32, out_channels=32, kernel_size=(3, 3))
     >>> print(InterleavedGroup(primary_partitions=4).plan(spec))
@@ -64,6 +65,7 @@ class InterleavedGroup(ChainRewrite):
     spatial: Literal["primary", "secondary", "both"] = "primary"
     split_primary: bool = False
     primary_outputs: float = 1.0
+    dense_secondary: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +81,8 @@ class InterleavedGroup(ChainRewrite):
                 f"igc: primary_outputs must be above 0 and at most 1, got {self.primary_outputs}: it is the share of "
                 "the output channels that the primary convolution gives"
             )
+        if self.dense_secondary and self.secondary_partitions is not None:
+            raise LeanconvError("igc: dense_secondary is one secondary partition: leave secondary_partitions unset")
         if self.split_primary and self.spatial != "primary":
             raise LeanconvError(f"igc: split_primary splits the primary's kernel, but spatial is {self.spatial!r}")
 
@@ -92,8 +96,10 @@ class InterleavedGroup(ChainRewrite):
         stages = []
         inputs = spec.in_channels
         *primary_axes, secondary_axes = self._axes(spec)
+        if self.dense_secondary:
+            secondary = 1
         for index, axes in enumerate(primary_axes):
-            shuffle = primary if index + 1 == len(primary_axes) else 1
+            shuffle = primary if index + 1 == len(primary_axes) and not self.dense_secondary else 1
             stages.append(grouped_stage(spec, axes, inputs, between, primary, shuffle=shuffle))
             inputs = between
         stages.append(

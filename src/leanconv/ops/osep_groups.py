@@ -53,7 +53,10 @@ def relaxed_channels_per_group(
 
 
 def relaxed_cost(channels: Sequence[int], taps: Sequence[int], overlap: float) -> float:
-    """Weights of the relaxed optimum, N (gamma prod C prod K)^(1/N): a bound that whole groups cannot beat (eq. 20).
+    """Weights of the relaxed optimum, N (gamma prod C prod K)^(1/N) (eq. 20).
+
+    No chain that reaches this overlap has fewer. Algorithm 1 rounds up twice, so what it makes may reach less (see
+    `Plan.overlap`) and then have fewer weights than this.
 
     >>> round(relaxed_cost([64, 64, 64], [9, 1], 1.0))
     3072

@@ -25,8 +25,8 @@ GAMMAS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to write a convolution: its `plan` (None where `reason` says why there is none) and the bound on its
-    cost, the `relaxed` optimum of Theorem 1 (None where that does not apply)."""
+    """One way to write a convolution: its `plan` (None where `reason` says why there is none) and the cost of the
+    `relaxed` optimum of Theorem 1 at the overlap asked for (None where that does not apply)."""
 
     name: str
     plan: Plan | None

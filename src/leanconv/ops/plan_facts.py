@@ -19,10 +19,11 @@ __all__ = ["plan_facts", "stage_facts", "sweep_facts"]
 
 
 def plan_facts(plan: Plan, step: ChainRewrite | None = None, in_size: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """What a plan costs and connects; MACs where `in_size` is given, Theorem 1's bound where `step` has one.
+    """What a plan costs and connects; MACs where `in_size` is given.
 
-    `coverage` is the share of the input channels that an output channel sees, on average, and `least_channels` the
-    fewest that one sees.
+    Where `step` is an optimized separable convolution, `params_relaxed` is what Theorem 1 says for its overlap, and
+    `overlap` the one that its chain reaches. `coverage` is the share of the input channels that an output channel sees,
+    on average, and `least_channels` the fewest that one sees.
     """
     spec = plan.spec
     return {
@@ -32,6 +33,7 @@ def plan_facts(plan: Plan, step: ChainRewrite | None = None, in_size: tuple[int,
         "params": plan.params,
         "params_dense": spec.params,
         "params_relaxed": relaxed_optimum(spec, step) if isinstance(step, OptimizedSeparable) else None,
+        "overlap": _reached(plan) if isinstance(step, OptimizedSeparable) else None,
         "macs": None if in_size is None else plan.macs(in_size),
         "interactions": plan.interactions,
         "receptive_field": [
@@ -87,4 +89,10 @@ def _form_facts(form: Choice) -> dict[str, Any]:
     facts = {"name": form.name, "reason": form.reason, "params_relaxed": form.relaxed}
     if form.plan is not None:
         facts |= {"plan": str(form.plan), "params": form.plan.params, "coverage": form.plan.coverage}
+        facts["overlap"] = None if form.relaxed is None else _reached(form.plan)
     return facts
+
+
+def _reached(plan: Plan) -> float | None:
+    """The overlap of a chain; a single dense convolution, which takes its place where it is cheaper, has none."""
+    return plan.overlap if len(plan.stages) > 1 else None

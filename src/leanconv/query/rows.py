@@ -7,16 +7,15 @@ name, `onnxruntime_t4_b8`: three columns of a CSV (`_median_ms`, `_low_ms`, `_hi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from leanconv.elastic.width import Config
-from leanconv.errors import LeanconvError, UnknownName
+from leanconv.errors import LeanconvError, UnknownName, shown
+from leanconv.schema import Count, Flag, Items, MapOf, Maybe, Number, Plain, Record
 
-__all__ = ["EAGER", "Row", "Time", "TimingSetup", "cells", "front", "read_row"]
-
-T = TypeVar("T")
+__all__ = ["EAGER", "Row", "Time", "TimingSetup", "cells", "front", "read_cells", "read_row"]
 
 COSTS = ("macs", "params", "peak_bytes", "latency_ms")
 """What a configuration costs, least is best."""
@@ -44,9 +43,9 @@ class TimingSetup(NamedTuple):
     @classmethod
     def from_tag(cls, tag: str) -> TimingSetup:
         """The inverse of `tag`; `UnknownName` for what is none."""
-        found = re.fullmatch(r"(\w+)_t([1-9]\d*)_b([1-9]\d*)", tag)
+        found = re.fullmatch(r"(\w{1,100})_t([1-9]\d{0,5})_b([1-9]\d{0,5})", tag)
         if found is None:
-            raise UnknownName(f"{tag!r} is no timing setup: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
+            raise UnknownName(f"{shown(tag)} is no timing setup: expected BACKEND_tTHREADS_bBATCH, as eager_t1_b1")
         return cls(found[1], int(found[2]), int(found[3]))
 
 
@@ -116,33 +115,71 @@ def cells(row: Row) -> dict[str, Any]:
     return plain | {f"{tag}_{name}": value for tag, time in row.times.items() for name, value in time._asdict().items()}
 
 
-def read_row(data: Mapping[str, Any]) -> Row:
-    """A row from JSON values or from the strings of a CSV; columns that an older leanconv did not write may be missing.
+_MS = Number(0, 1e9)
+_SHARE = Maybe(Number(0, 1))
+_ROW = Record(
+    {
+        "width": Number(above=0, high=1000),
+        "resolution": Count(1, 2**20),
+        "accuracy": Number(0, 1),
+        "macs": Count(0, 10**18),
+        "params": Count(0, 10**18),
+    },
+    {
+        "frames": Maybe(Count(1, 2**20)),
+        "accuracy_low": _SHARE,
+        "accuracy_high": _SHARE,
+        "peak_bytes": Maybe(Count(0, 10**18)),
+        "share_not_counted": _SHARE,
+        "latency_ms": Maybe(_MS),
+        "latency_low_ms": Maybe(_MS),
+        "latency_high_ms": Maybe(_MS),
+        "pareto": Flag(),
+        "times": MapOf(Items((_MS, _MS, _MS)), longest=1000),
+    },
+    others=Plain(),
+)
+_COUNTS = frozenset(("resolution", "macs", "params", "frames", "peak_bytes"))
 
-    Raises `KeyError`, `TypeError` or `ValueError` for what is no row.
+
+def read_row(data: Mapping[str, Any], place: str) -> Row:
+    """A row from JSON values, found at `place`; columns that an older leanconv did not write may be missing.
+
+    Raises `LeanconvError` for what is no row.
     """
+    if isinstance(data, Mapping):  # a spreadsheet writes 4.06e+07
+        whole = {name: int(data[name]) for name in _COUNTS & data.keys() if _is_whole(data[name])}
+        data = {**data, **whole}
+    _ROW.check(data, place)
+    known = {one.name for one in fields(Row)} - {"times", "pareto"}
+    floats = {name: float(value) for name, value in data.items() if type(value) is int and name not in _COUNTS}
+    times = {TimingSetup.from_tag(tag).tag: Time(*map(float, time)) for tag, time in data.get("times", {}).items()}
+    return Row(**{name: value for name, value in {**data, **floats}.items() if name in known}, times=times)
 
-    def maybe(name: str, kind: Callable[[float], T]) -> T | None:
-        return None if data.get(name) in (None, "") else kind(float(data[name]))
 
-    times = {tag: Time(*map(float, time)) for tag, time in (data.get("times") or {}).items()}
-    for name in data:
+def read_cells(cells: Mapping[str, str], place: str) -> Row:
+    """A row from the cells of a CSV, of which empty ones are left out. Raises `LeanconvError` for what is no row."""
+    data: dict[str, Any] = {name: _plain(cell) for name, cell in cells.items() if cell.strip()}
+    times: dict[str, list[Any]] = {}
+    for name in cells:
         tag = name.removesuffix("_median_ms")
-        if tag != name and data[name] not in (None, ""):
-            times[tag] = Time(*(float(data[f"{tag}_{column}"]) for column in Time._fields))
-    return Row(
-        width=float(data["width"]),
-        resolution=int(data["resolution"]),
-        frames=maybe("frames", int),
-        accuracy=float(data["accuracy"]),
-        accuracy_low=maybe("accuracy_low", float),
-        accuracy_high=maybe("accuracy_high", float),
-        macs=int(data["macs"]),
-        params=int(data["params"]),
-        peak_bytes=maybe("peak_bytes", int),
-        share_not_counted=maybe("share_not_counted", float),
-        latency_ms=maybe("latency_ms", float),
-        latency_low_ms=maybe("latency_low_ms", float),
-        latency_high_ms=maybe("latency_high_ms", float),
-        times={TimingSetup.from_tag(tag).tag: time for tag, time in times.items()},
-    )
+        if tag != name and name in data:
+            times[tag] = [data.get(f"{tag}_{column}") for column in Time._fields]
+    return read_row({**data, "times": times}, place)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is float and abs(value) < 2**53 and value.is_integer()
+
+
+def _plain(cell: str) -> Any:
+    """The number or truth value of a cell, else its text."""
+    text = cell.strip()
+    if text in ("True", "False"):
+        return text == "True"
+    if re.fullmatch(r"[-+]?\d{1,30}", text):
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text

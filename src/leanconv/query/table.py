@@ -19,12 +19,14 @@ from typing import Any, Self
 from leanconv.elastic.calibrate import as_configs
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
-from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, unknown
+from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, shown, unknown
 from leanconv.files import csv_text, write_text
+from leanconv.plain_text import read_json
 from leanconv.query import rows as tabular
 from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
+from leanconv.schema import Count, ListOf, MapOf, Maybe, Number, Plain, Record, Text
 
 __all__ = ["QueryTable", "Row"]
 
@@ -236,20 +238,57 @@ class QueryTable:
         suffix = _suffix(path)
         try:
             text = path.read_text(encoding="utf-8")
-            if suffix == ".json":
-                data = json.loads(text)
-                return cls(tuple(tabular.read_row(row) for row in data["rows"]), data["about"])
-            first, _, rest = text.partition("\n")
-            if not first.startswith("# "):
-                first, rest = "# {}", text
-            rows = tuple(tabular.read_row(row) for row in csv.DictReader(io.StringIO(rest)))
-            return cls(rows, json.loads(first[2:]))
+            rows, about = (_of_json if suffix == ".json" else _of_csv)(text)
+            _ABOUT.check(about, "about")
+            return cls(rows, about)
         except OSError as error:
             raise DataError(f"{path}: no query table there ({error.strerror or error})") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a query table, or is damaged ({type(error).__name__}: {error}): measure it again"
-            ) from error
+        except (csv.Error, UnicodeDecodeError, LeanconvError) as error:
+            raise DataError(f"{path} is not a query table, or is damaged: {error}; measure it again") from error
+
+
+_SETUP = Record({}, {"backend": Text(100), "threads": Count(1, 10**6), "batch": Count(1, 10**6)}, others=Plain())
+_ABOUT = Record(
+    {},
+    {
+        "weights": Text(100),
+        "widths": ListOf(Number(), longest=1000),
+        "resolutions": ListOf(Count(), longest=1000),
+        "latency": Maybe(_SETUP),
+        "latencies": MapOf(_SETUP, longest=1000),
+        "machine": Maybe(MapOf(Text(1000), longest=100)),
+    },
+    others=Plain(),
+)
+_TABLE = Record({"rows": ListOf(Plain()), "about": Plain()}, others=Plain())
+
+
+def _of_json(text: str) -> tuple[tuple[Row, ...], Any]:
+    data = read_json(text)
+    _TABLE.check(data, "")
+    return tuple(tabular.read_row(row, f"rows[{place}]") for place, row in enumerate(data["rows"])), data["about"]
+
+
+def _of_csv(text: str) -> tuple[tuple[Row, ...], Any]:
+    """The rows below a line of names, and what the comment before it says, if there is one."""
+    first, _, rest = text.partition("\n")
+    above = 1
+    if not first.startswith("# "):
+        first, rest, above = "# {}", text, 0
+    lines = csv.reader(io.StringIO(rest))
+    names = next(lines, [])
+    if len(set(names)) < len(names):
+        raise DataError(f"the line of names has {shown(max(names, key=names.count))} twice")
+    rows = []
+    for cells in lines:
+        place = f"line {above + lines.line_num}"
+        if cells and len(cells) != len(names):
+            raise DataError(f"{place} has {len(cells)} cells, expected {len(names)}")
+        if cells:
+            rows.append(tabular.read_cells(dict(zip(names, cells, strict=True)), place))
+    if not names:
+        raise DataError("it is empty")
+    return tuple(rows), read_json(first[2:])
 
 
 def _suffix(path: Path) -> str:

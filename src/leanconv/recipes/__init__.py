@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from leanconv.errors import unknown
 from leanconv.recipes.compare import TestedRun, paired_with
@@ -15,13 +14,8 @@ from leanconv.recipes.igc import IGC
 from leanconv.recipes.images import score_images
 from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.mutual import MUTUAL
-from leanconv.recipes.octave import (
-    OCTAVE_VIDEO,
-    oct_resnet20_cifar10,
-    oct_resnet50_imagenet,
-    oct_resnet50_imagenet_finetune,
-    oct_resnet152_imagenet,
-)
+from leanconv.recipes.named_code import named_code
+from leanconv.recipes.octave import OCTAVE
 from leanconv.recipes.osep import OSEP
 from leanconv.recipes.predicted import Predicted, predict
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
@@ -48,6 +42,7 @@ __all__ = [
     "finetune",
     "get_recipe",
     "list_recipes",
+    "named_code",
     "load_run",
     "open_data",
     "paired_with",
@@ -60,21 +55,11 @@ __all__ = [
     "to_yaml",
 ]
 
-_OCTAVE: dict[str, Callable[[], Recipe]] = {
-    "oct_resnet20_cifar10": oct_resnet20_cifar10,
-    "oct_resnet50_imagenet": oct_resnet50_imagenet,
-    "oct_resnet50_imagenet_smooth": partial(oct_resnet50_imagenet, label_smoothing=0.1),
-    "oct_resnet50_imagenet_finetune": oct_resnet50_imagenet_finetune,
-    "oct_resnet152_deep_imagenet": oct_resnet152_imagenet,
-    "oct_se_resnet152_deep_imagenet": partial(oct_resnet152_imagenet, se=True),
-    **OCTAVE_VIDEO,
-}
-
 PAPERS: dict[str, dict[str, Callable[[], Recipe]]] = {
     "Embedded digits": {"demo": demo, "digits_resnet20": digits_resnet20},
     "Optimized separable convolution": OSEP,
     "Interleaved group convolutions": IGC,
-    "Octave convolution": _OCTAVE,
+    "Octave convolution": OCTAVE,
     "Channel-separated networks": CSN,
     "MutualNet": MUTUAL,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from leanconv.data.contract import amended, contract_of
 from leanconv.dryrun import ModelHolder, as_module
-from leanconv.errors import LeanconvError
+from leanconv.errors import ExportError, LeanconvError
 from leanconv.recipes.load import asks_for_contract, check_names
 from leanconv.train.runfolder import saved_model
 
@@ -87,10 +88,10 @@ def _network(
             return told
 
         return network, called, own
-    if Path(model).is_file():
+    if os.path.isfile(model):
         raise LeanconvError(f"{model}: expected a folder, a name, or an exported file that ends in .onnx or .xml")
     name = located(model)
-    if folder := Path(name).is_dir():
+    if folder := os.path.isdir(name):
         name = str(saved_model(name))
     network = resolve(name, options, trust_code=trust_code)
     if contract_of(network) is None and not folder and not is_folder(name) and ":" not in name:
@@ -106,6 +107,7 @@ def _exported(path: Path, size: Sequence[int] | None, given: dict[str, Any]) -> 
     import torch
 
     from leanconv.deploy import input_of, onnxruntime_runner, openvino_runner
+    from leanconv.deploy.verify import one_line
 
     said = input_of(path)
     contract = None if said is None else said.contract
@@ -119,8 +121,14 @@ def _exported(path: Path, size: Sequence[int] | None, given: dict[str, Any]) -> 
 
     def scores(inputs: Tensor) -> Tensor:
         # One by one: the file may have a fixed batch of one.
-        answers: list[Any] = [runner(inputs[index : index + 1]) for index in range(len(inputs))]
-        return torch.cat([torch.as_tensor(answer[0]).clone() for answer in answers])
+        try:
+            answers: list[Any] = [runner(inputs[index : index + 1]) for index in range(len(inputs))]
+            logits = torch.cat([torch.as_tensor(answer[0]).clone() for answer in answers])
+        except Exception as error:  # whatever the runtime raises for what the file holds
+            raise ExportError(f"{path}: it does not run on {list(inputs.shape[1:])}: {one_line(error)}") from error
+        if logits.ndim != 2:
+            raise ExportError(f"{path}: it gives {list(logits.shape)}, expected logits (images, classes)")
+        return logits
 
     return Asked(scores=scores, contract=wanted, dtype="float32" if said is None else said.dtype, one_by_one=True)
 

@@ -102,15 +102,17 @@ def check_classes(recipe: Recipe, model: nn.Module, class_names: Sequence[str] |
         raise LeanconvError(f"{error}; or let it begin with a fresh classifier: --new-classifier") from error
 
 
-def load_teacher(folder: str | Path, data: ImageData | VideoData | None = None) -> nn.Module:
+def load_teacher(
+    folder: str | Path, data: ImageData | VideoData | None = None, *, trust_code: bool = False
+) -> nn.Module:
     """The trained network in a run folder or a saved model, for another one to learn from, on `data`.
 
     Raises `LeanconvError` where it would teach something else: its outputs are of other classes, or in another order,
-    or its inputs are normalised otherwise.
+    or its inputs are normalised otherwise; and as `load`.
     """
     from leanconv.build import load
 
-    teacher = load(saved_model(folder))
+    teacher = load(saved_model(folder), trust_code=trust_code)
     contract = contract_of(teacher)
     if contract is None or data is None:
         return teacher
@@ -150,17 +152,17 @@ class Taken(NamedTuple):
         return text
 
 
-def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int) -> Taken:
+def take_weights(net: nn.Module, folder: str | Path, *, num_classes: int, trust_code: bool = False) -> Taken:
     """Give `net` the weights of the run or saved model in `folder`, in place; returns what became of every tensor.
 
     Kernels of an image network (out, in, h, w) are repeated in time and divided by their new length, as I3D does. The
     classifier, found by its `num_classes` rows, stays fresh where the other network had other classes; so does what
-    the other network has not got. Raises `CheckpointError` when anything else does not fit.
+    the other network has not got. Raises `CheckpointError` when anything else does not fit, and as `load`.
     """
     from leanconv.build import load
     from leanconv.rewrites.inflate import inflated_kernel
 
-    given_net = load(saved_model(folder))
+    given_net = load(saved_model(folder), trust_code=trust_code)
     if (contract := contract_of(given_net)) is not None and len(contract.mean) == 3:
         attach(net, contract)  # until the run has its own: what was learnt there is of pixels that were normalised so
     if isinstance(given_net, ElasticNet):

@@ -1,4 +1,4 @@
-"""Interleaved group convolution: every experiment of the paper, with the authors' own settings.
+"""Interleaved group convolution, with the authors' own settings.
 
 SGD with Nesterov momentum .9, batch 64, rate .1 divided by ten at 1/2, 3/4 and 7/8 of the run, weight decay 1e-4 on
 every parameter, BatchNorm's and the biases included (as their code does). CIFAR 400 epochs, crops after a black border

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,8 @@ from torch import nn
 from leanconv.data.contract import InputContract, amended, contract_of
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.dryrun import default_size as told_size
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
+from leanconv.offline import no_network
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
 from leanconv.recipes.settings import DataSettings, Recipe
@@ -71,7 +73,7 @@ def load_run(
     contract = _contract(name, network, recipe, size, made_for, dict(given or {}))
     check_names(name, network, contract)
     if recipe is not None and data is None:
-        opened = open_data(recipe, contract, part)
+        opened = _data_of(recipe, contract, name, part)
     else:
         options: dict[str, Any] = {} if recipe is None else _reading(recipe)
         if part is not None:
@@ -80,6 +82,22 @@ def load_run(
         opened = open_inputs(str(data), contract, testing=whole and part is None, **options)
     check_inputs(network, opened.input_size, opened.num_classes, named=contract.class_names is not None)
     return LoadedRun(network, opened, recipe)
+
+
+def _data_of(
+    recipe: Recipe, contract: InputContract | None, name: str, part: str | None = None
+) -> ImageData | VideoData:
+    """The data that a run's own file names; nothing is fetched for it, whatever it says."""
+    with no_network() as asked:
+        try:
+            return open_data(recipe, contract, part)
+        except LeanconvError as error:
+            if asked:
+                raise LeanconvError(
+                    f"{name}/config.yaml: its data.spec {shown(recipe.data.spec)} would fetch {asked[0]}, and"
+                    " what a run's file says is not fetched: say it yourself with --data"
+                ) from error
+            raise
 
 
 class _Network(NamedTuple):
@@ -99,10 +117,10 @@ def _network(model: str | Path | nn.Module | ModelHolder, trust_code: bool) -> _
         return _Network(network, None, f"this {type(network).__name__}", told_size(network))
     path = Path(located(model))
     config, saved = path / "config.yaml", saved_model(path)
-    if config.exists() and not saved.exists():
+    if os.path.exists(config) and not os.path.exists(saved):
         raise LeanconvError(f"{path}: this run is not finished: leanconv train --resume --out {path}")
     network = load(saved, trust_code=trust_code)
-    recipe = read_recipe(config) if config.exists() else None
+    recipe = read_recipe(config) if os.path.exists(config) else None
     try:
         made_for: tuple[int, ...] | None = default_size(str(saved))
     except LeanconvError:  # the model was saved without one
@@ -122,7 +140,7 @@ def _contract(
     contract = contract_of(network)
     if contract is None and recipe is not None and not {"mean", "std"} <= given.keys():
         try:
-            contract = open_data(recipe).contract  # a run of a leanconv that did not keep it: as it was trained
+            contract = _data_of(recipe, None, name).contract  # an older leanconv did not keep it: as it was trained
         except LeanconvError as error:
             raise LeanconvError(
                 f"{name}: {asks_for_contract()} (it was trained on {recipe.data.spec}: {error})"

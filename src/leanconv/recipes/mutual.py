@@ -5,7 +5,9 @@ where it acts on dense weights only (depthwise weights, BatchNorm and biases are
 US-Net, which it is compared with, is the same step at one resolution with a rate that falls in a straight line.
 
 The text leaves three things to the authors' code: MobileNetV2 is trained from width .7, ResNet-50 and WideResNet-28-10
-from .9. The weight decay of VGG-16 and of the transfer runs is not printed: that of ImageNet.
+from .9; figures 4b and 6b show it narrower, so there is a run from .25 as well. The independent networks of figures 6
+and 7 are trained here as the full network is, one by one; the paper takes most of their figures from others. The
+weight decay of VGG-16 and of the transfer runs is not printed: that of ImageNet.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from leanconv.train import OptimSettings, ScheduleSettings
 
 __all__ = [
     "MUTUAL",
+    "compound_imagenet",
+    "elastic_drawn",
     "elastic_imagenet",
     "elastic_moving_digits",
     "elastic_resnet20_cifar10",
     "elastic_wideresnet_cifar",
+    "independent_imagenet",
+    "independent_transfer",
     "transfer",
     "usnet_imagenet",
 ]
@@ -34,6 +40,7 @@ _SMALL = (32, 28, 24, 20)
 _IMAGENET: dict[str, tuple[float, float, int, int, float]] = {
     "mobilenet_v1": (0.25, 1.0, 250, 1024, 0.5),
     "mobilenet_v2": (0.7, 1.0, 250, 1024, 0.5),
+    "mobilenet_v2_narrow": (0.25, 1.0, 250, 1024, 0.5),
     "mobilenet_v1_wide": (1.0, 2.0, 250, 1024, 0.5),
     "resnet50": (0.9, 1.0, 120, 512, 0.2),
     "vgg16": (0.25, 1.0, 100, 512, 0.01),
@@ -61,13 +68,13 @@ def elastic_imagenet(network: str) -> Recipe:
         name=f"elastic_{network}_imagenet",
         note=f"MutualNet's {network} on ImageNet, widths {low:g} to {high:g}, resolutions {resolutions[0]} to"
         f" {resolutions[-1]}",
-        model=f"elastic_{network}",
+        model=f"elastic_{network.removesuffix('_narrow')}",
         tiny_args={"resolutions": [32]} if network == "vgg16" else {},  # its five pools leave nothing of 20 pixels
         elastic=ElasticSettings(widths=(low, high), resolutions=resolutions, table_widths=_grid(low, high)),
         data=DataSettings(
             spec="folder:data/imagenet",
             resolution=resolutions[0],
-            augment="mobile" if mobile else "imagenet",
+            augment="mobile" if mobile else "imagenet_basic" if network == "resnet50" else "imagenet",
             batch_size=batch,
             workers=8,
         ),
@@ -77,20 +84,71 @@ def elastic_imagenet(network: str) -> Recipe:
     )
 
 
-def usnet_imagenet(version: int = 1) -> Recipe:
-    """US-Net's MobileNet on ImageNet: one resolution in training; its table at all of them is "US-Net+" (figure 5)."""
-    low = {1: 0.25, 2: 0.7}[version]
-    return Recipe(
-        name=f"usnet_mobilenet_v{version}_imagenet",
-        note=f"US-Net's MobileNetV{version} on ImageNet, widths {low:g} to 1, trained at 224 and measured at all sizes",
-        model=f"elastic_mobilenet_v{version}",
-        elastic=ElasticSettings(
-            widths=(low, 1.0), resolutions=_MOBILE, train_resolutions=(224,), table_widths=_grid(low, 1.0)
-        ),
-        data=DataSettings(spec="folder:data/imagenet", resolution=224, augment="mobile", batch_size=1024, workers=8),
-        epochs=250,
-        optim=OptimSettings(lr=0.5, weight_decay=1e-4, decay="dense"),
-        schedule=ScheduleSettings("linear"),
+def usnet_imagenet(network: str = "mobilenet_v1") -> Recipe:
+    """US-Net's network on ImageNet: one resolution in training; its table at all of them is "US-Net+" (figure 5).
+
+    MobileNets have its own rate, falling in a straight line, VGG-16 (figure 9) that of appendix A.2.
+    """
+    made = elastic_imagenet(network)
+    assert made.elastic is not None
+    low = made.elastic.widths[0]
+    return replace(
+        made,
+        name=f"usnet_{network}_imagenet",
+        note=f"US-Net's {network} on ImageNet, widths {low:g} to 1, trained at 224 and measured at all sizes",
+        elastic=replace(made.elastic, train_resolutions=(224,)),
+        schedule=ScheduleSettings("linear" if network.startswith("mobilenet") else "cosine"),
+    )
+
+
+def independent_imagenet(version: int, width: float, resolution: int) -> Recipe:
+    """A point of figure 6: a MobileNet of its own at a `width` and `resolution`, as the full network is trained."""
+    made = elastic_imagenet(f"mobilenet_v{version}")
+    name = f"mobilenet_v{version}_x{round(100 * width):03d}_{resolution}"
+    return replace(
+        made,
+        name=f"{name}_imagenet",
+        note=f"MobileNetV{version} of width {width:g} on ImageNet at {resolution} pixels, alone: figure 6",
+        model=f"mobilenet_v{version}",
+        model_args={"multiplier": width},
+        elastic=None,
+        data=replace(made.data, resolution=resolution),
+    )
+
+
+def independent_transfer(data: str) -> Recipe:
+    """Figure 7's MobileNetV1 of its own, finetuned from `mobilenet_v1_x100_224_imagenet`."""
+    made = transfer(data)
+    return replace(
+        made,
+        name=f"mobilenet_v1_{data}",
+        note=f"MobileNetV1 alone, finetuned on {_TRANSFER[data][0]}, figure 7",
+        model="mobilenet_v1",
+        weights=f"runs/{independent_imagenet(1, 1.0, 224).name}",
+        elastic=None,
+    )
+
+
+def compound_imagenet() -> Recipe:
+    """Table 1's EfficientNet scaling of MobileNetV1: depth 1.4, width 1.2, resolution 1.3; 75.6 % are its authors'."""
+    made = independent_imagenet(1, 1.2, 291)
+    return replace(
+        made,
+        name="mobilenet_v1_compound_imagenet",
+        note="MobileNetV1 of depth 1.4, width 1.2 and resolution 1.3 on ImageNet, EfficientNet's row of table 1",
+        model_args={"multiplier": 1.2, "depth": 1.4},
+    )
+
+
+def elastic_drawn() -> Recipe:
+    """Section 3.2: the full network, too, is trained at a resolution that is drawn."""
+    made = elastic_imagenet("mobilenet_v1")
+    assert made.elastic is not None
+    return replace(
+        made,
+        name="elastic_mobilenet_v1_drawn_imagenet",
+        note="MutualNet's mobilenet_v1 with a drawn resolution for the full network too, section 3.2",
+        elastic=replace(made.elastic, draw_full=True),
     )
 
 
@@ -162,7 +220,16 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     elastic_resnet20_cifar10,
     elastic_moving_digits,
     *(partial(elastic_imagenet, network) for network in _IMAGENET),
-    *(partial(usnet_imagenet, version) for version in (1, 2)),
+    *(partial(usnet_imagenet, network) for network in ("mobilenet_v1", "mobilenet_v2", "vgg16")),
+    elastic_drawn,
+    compound_imagenet,
+    *(
+        partial(independent_imagenet, version, width, resolution)
+        for version, narrowest in ((1, 0.25), (2, 0.35))
+        for width in (1.0, 0.75, 0.5, narrowest)
+        for resolution in _MOBILE
+    ),
+    *(partial(independent_transfer, data) for data in _TRANSFER),
     *(partial(elastic_wideresnet_cifar, classes) for classes in (10, 100)),
     *(partial(transfer, data, us_net=us_net) for us_net in (False, True) for data in _TRANSFER),
 )

@@ -18,11 +18,14 @@ from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
 from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
+from leanconv.recipes.named_code import named_code
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
+from leanconv.story import is_own_code
 from leanconv.train import Classify, ClassifyWithTower, Evaluation, FitResult, VideoEvaluation, fit, is_main_process
 from leanconv.train.check import outputs_of
 from leanconv.train.runfolder import saved_model
+from leanconv.trust import CodeNotTrusted, require_trust
 
 if TYPE_CHECKING:
     from leanconv.data import ImageData, InputContract, VideoData
@@ -108,10 +111,13 @@ def open_data(
     )
 
 
-def build_model(recipe: Recipe, num_classes: int, class_names: Sequence[str] | None = None) -> nn.Module:
+def build_model(
+    recipe: Recipe, num_classes: int, class_names: Sequence[str] | None = None, *, trust_code: bool = False
+) -> nn.Module:
     """The network of the recipe, rewritten and made elastic; its weights are drawn from the recipe's seed.
 
     A trained one must know the classes called `class_names`, unless the recipe gives it a new classifier.
+    Code of others that the recipe or its saved model names is run with `trust_code` alone, else `CodeNotTrusted`.
     """
     import torch
 
@@ -120,20 +126,22 @@ def build_model(recipe: Recipe, num_classes: int, class_names: Sequence[str] | N
     size = recipe.data.input_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _start(recipe, num_classes, size, class_names)
+        model = _start(recipe, num_classes, size, class_names, trust_code)
         if recipe.rewrites:
             steps = [parse_step(text) for text in recipe.rewrites]
             model = rewrite(model, *steps, size=size).model
         return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
 
 
-def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...], class_names: Sequence[str] | None) -> nn.Module:
+def _start(
+    recipe: Recipe, num_classes: int, size: tuple[int, ...], class_names: Sequence[str] | None, trust_code: bool
+) -> nn.Module:
     """The network before rewrites: built by name, or loaded with its weights from a saved folder."""
     from leanconv.build import create_model, is_folder, resolve, with_new_classifier
 
     folder = saved_model(recipe.model)
     if is_folder(str(folder)):
-        model = resolve(str(folder), recipe.model_args)
+        model = resolve(str(folder), recipe.model_args, trust_code=trust_code)
         outputs = outputs_of(model, size)
         if outputs == num_classes:
             if not (recipe.new_classifier and knows_others(model, class_names)):
@@ -144,8 +152,10 @@ def _start(recipe: Recipe, num_classes: int, size: tuple[int, ...], class_names:
                 f"{recipe.model} has {outputs} outputs, but the data has {num_classes} classes: name the data that it"
                 " was trained on, or let it begin with a fresh classifier: --new-classifier (new_classifier=true)"
             )
-        model, _ = with_new_classifier(folder, num_classes)
+        model, _ = with_new_classifier(folder, num_classes, trust_code=trust_code)
         return model.train()
+    if is_own_code(recipe.model) and not trust_code:
+        raise CodeNotTrusted(f"model={recipe.model} is no code of leanconv's: run_recipe(..., trust_code=True)")
     _check_axes(recipe, size)
     options = {"num_classes": num_classes, **recipe.model_args}
     if options["num_classes"] is None:
@@ -190,19 +200,27 @@ def run_recipe(
     resume: bool = False,
     progress: bool = True,
     latency: bool = True,
+    trust_code: bool = False,
 ) -> RunResult:
     """Carry out `recipe` in the run folder `out`: what `fit` writes, then `model/` and, if elastic, the table.
 
     The table is `table.json` and `table.csv`; `latency` says whether it has milliseconds as well. Networks for video
     are tested on whole videos: `videos.json`, `predictions.csv` and the contact sheet `contact_sheet.png`; those for
-    images leave `evaluation.json` and `predictions.csv`. Raises as
-    `open_images`, `open_videos`, `create_model`, `rewrite`, `take_weights` and `fit`.
+    images leave `evaluation.json` and `predictions.csv`.
+
+    Where the recipe names code of others (as its model, or in the story of a model, teacher or weights) it is run with
+    `trust_code`, or where this user began the very same run with it and it is resumed, see `leanconv.trust`; else
+    `CodeNotTrusted` is raised before anything is opened. Raises as `open_images`, `open_videos`, `create_model`,
+    `rewrite`, `take_weights` and `fit`.
     """
     out = Path(out)
+    named = named_code(recipe)
+    require_trust(named, out, trust_code=trust_code, asked_before=resume)
+    trusted = bool(named)  # else nothing of others is run, whatever has become of the folders meanwhile
     data = open_data(recipe)
-    net = build_model(recipe, data.num_classes, data.class_names)
+    net = build_model(recipe, data.num_classes, data.class_names, trust_code=trusted)
     if recipe.weights is not None:
-        taken = take_weights(net, recipe.weights, num_classes=data.num_classes)
+        taken = take_weights(net, recipe.weights, num_classes=data.num_classes, trust_code=trusted)
         if progress and is_main_process():
             print(f"weights of {recipe.weights}: {taken}", flush=True)
     data = _as_trained(contract_of(net), recipe, data)
@@ -224,12 +242,12 @@ def run_recipe(
             label_smoothing=recipe.label_smoothing,
             mixup=recipe.mixup,
             frozen_norms=recipe.frozen_norms,
-            teacher=None if recipe.teacher is None else load_teacher(recipe.teacher, data),
+            teacher=None if recipe.teacher is None else load_teacher(recipe.teacher, data, trust_code=trusted),
             hard_labels=recipe.hard_labels,
             seed=recipe.seed,
         )
     else:
-        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed, data)
+        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed, data, trusted)
     with held(out) if is_main_process() else nullcontext():
         return _carry_out(recipe, net, objective, data, out, resume=resume, progress=progress, latency=latency)
 
@@ -326,7 +344,9 @@ def _print_remarks(remarks: Iterable[str]) -> None:
         print(remark, flush=True)
 
 
-def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int, data: ImageData | VideoData) -> nn.Module:
+def _mutual(
+    net: ElasticNet, settings: ElasticSettings, seed: int, data: ImageData | VideoData, trust_code: bool
+) -> nn.Module:
     from leanconv.elastic.mutual import MutualObjective
 
     return MutualObjective(
@@ -336,9 +356,10 @@ def _mutual(net: ElasticNet, settings: ElasticSettings, seed: int, data: ImageDa
         temperature=settings.temperature,
         hard_labels=settings.hard_labels,
         resolutions=settings.train_resolutions,
-        teacher=None if settings.teacher is None else load_teacher(settings.teacher, data),
+        teacher=None if settings.teacher is None else load_teacher(settings.teacher, data, trust_code=trust_code),
         low_memory=settings.low_memory,
         layer_widths=settings.layer_widths,
+        draw_full=settings.draw_full,
     )
 
 

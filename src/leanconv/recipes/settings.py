@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leanconv.elastic.width import Config
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
 from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
 
 __all__ = ["DataSettings", "ElasticSettings", "Recipe", "VideoSettings"]
@@ -86,9 +86,9 @@ class ElasticSettings:
     Every step trains the full network, the narrowest and `num_random` more. After training the network is calibrated,
     and its query table measured, at every one of `table_widths` and `resolutions`, on `calibration_images` images.
     Channel counts are multiples of `divisor`, as in `make_elastic`; networks with few channels want a smaller one.
-    `temperature`, `hard_labels`, `layer_widths` and `low_memory` are those of `MutualObjective`; `train_resolutions`
-    (null: all of them) are those that training draws from, the first alone being US-Net; `teacher` is a run folder or
-    a saved model to distill from.
+    `temperature`, `hard_labels`, `layer_widths`, `draw_full` and `low_memory` are those of `MutualObjective`;
+    `train_resolutions` (null: all of them) are those that training draws from, the first alone being US-Net; `teacher`
+    is a run folder or a saved model to distill from.
     """
 
     widths: tuple[float, float] = (0.25, 1.0)
@@ -102,6 +102,7 @@ class ElasticSettings:
     teacher: str | None = None
     low_memory: bool = False
     layer_widths: bool = False
+    draw_full: bool = False
     table_widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     calibration_images: int = 2048
 
@@ -175,6 +176,8 @@ class Recipe:
     nodes: int = 1
 
     def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or set(self.name) & set("/\\\0"):
+            raise LeanconvError(f"name is that of a folder in runs/, of one part, got {shown(self.name)}")
         self.fit_settings()
         self._check_names()
         if not 0 <= self.label_smoothing < 1:

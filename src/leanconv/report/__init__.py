@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leanconv.report.accuracy import classes_table, predictions_table, videos_table
+from leanconv.report.accuracy import classes_table, predictions_table, sizes_table, videos_table
 from leanconv.report.confusions import plot_confusions
 from leanconv.report.model_card import model_card
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
@@ -53,5 +53,6 @@ __all__ = [
     "si",
     "skipped_table",
     "sweep_table",
+    "sizes_table",
     "videos_table",
 ]

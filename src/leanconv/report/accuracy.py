@@ -8,7 +8,7 @@ from typing import Any
 from leanconv.report.text_table import Column, TextTable
 from leanconv.report.units import NONE, percent, percent_interval
 
-__all__ = ["INTERVAL_NOTE", "classes_table", "predictions_table", "videos_table"]
+__all__ = ["INTERVAL_NOTE", "classes_table", "predictions_table", "sizes_table", "videos_table"]
 
 INTERVAL_NOTE = "95 %: where the share of ever more of such items lies (Wilson's interval)."
 
@@ -46,6 +46,29 @@ def videos_table(figures: Sequence[Mapping[str, Any]], *, unread: str = "") -> T
             for row in rows
         ),
         notes=(f"{first['videos']} videos, {clips} of each, {crops}{unread}.", INTERVAL_NOTE),
+    )
+
+
+def sizes_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    """One network at several sizes of its input, a row each as `image_figures` or `video_figures` and its `size`."""
+    images = "top1" in rows[0]
+    kinds = (("top1", "top-1"), ("top5", "top-5")) if images else (("video1", "video@1"), ("video5", "video@5"))
+    columns = [column for _, called in kinds for column in (Column(f"{called} [%]"), Column("95 %"))]
+    what = "images" if images else "videos"
+    unread = max(row["unreadable"] for row in rows)
+    told = f"{', '.join(map(str, sorted({row[what] for row in rows})))} {what}"
+    told += f"; {unread} more could not be read." if unread else "."
+    return TextTable(
+        title=rows[0]["model"],
+        columns=(Column("input", "left"), *columns),
+        rows=tuple(
+            (
+                "x".join(map(str, row["size"])),
+                *(text for key, _ in kinds for text in (percent(row[key]), _interval(row.get(f"{key}_interval")))),
+            )
+            for row in rows
+        ),
+        notes=(told, INTERVAL_NOTE),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from leanconv.errors import LeanconvError, NothingToRewrite, PlanError, RewriteError
+from leanconv.errors import LeanconvError, NothingToRewrite, PlanError, RewriteError, shown
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.operator import ConvOperator, ConvRewrite, spec_of
 from leanconv.rewrites.changes import Applied, Change, Context, Kept, Skipped, Step
@@ -65,7 +65,7 @@ class Everywhere(Step):
         step, where = self.operator, parse(self.operator.where)
         if self.needs_run and context.order is None:
             raise RewriteError(
-                f"{step.stem}: where={step.where!r} speaks of stage, which only a forward pass can show: pass "
+                f"{step.stem}: where={shown(step.where)} speaks of stage, which only a forward pass can show: pass "
                 "size, such as size=(3, 224, 224)"
             )
         layers = layers_of(model, context.order)
@@ -186,10 +186,10 @@ def _nothing(
         error.__cause__ = failures[0]
         return error
     if skipped:
-        shown = "; ".join(map(str, skipped[:3])) + ("; ..." if len(skipped) > 3 else "")
+        some = "; ".join(map(str, skipped[:3])) + ("; ..." if len(skipped) > 3 else "")
         return NothingToRewrite(
-            f"{step.stem}: where={step.where!r} selects {len(skipped)} convolutions, but every one has to be left "
-            f"alone: {shown}"
+            f"{step.stem}: where={shown(step.where)} selects {len(skipped)} convolutions, but every one has to be left "
+            f"alone: {some}"
         )
     why = where.explain_nothing(layers, lambda layer: not_plannable(layer.module) is None)
-    return NothingToRewrite(f"{step.stem}: nothing matches where={step.where!r}: {why}")
+    return NothingToRewrite(f"{step.stem}: nothing matches where={shown(step.where)}: {why}")

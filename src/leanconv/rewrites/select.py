@@ -32,7 +32,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, shown
 from leanconv.rewrites.guards import convolutions
 from leanconv.rewrites.order import Order
 
@@ -151,16 +151,17 @@ class Where:
             if out:
                 values = sorted({str(layer.fact(term.fact)) for layer in out if term.fact not in ("", "stem")})
                 values_seen = f"{term.fact}={'|'.join(values[:4])}, " if values else ""
-                parts.append(f"{term.text} excludes {len(out)} ({values_seen}such as {out[0].name})")
+                parts.append(f"{shown(term.text)[1:-1]} excludes {len(out)} ({values_seen}such as {out[0].name})")
         single = [(layer, self.failing(layer)[0]) for layer in layers if len(self.failing(layer)) == 1 and could(layer)]
         if not single:
             return f"{seen} seen: {'; '.join(parts)}; none that could be rewritten fails one term alone"
         blame = max(self.terms, key=lambda term: sum(why is term for _, why in single))
         near = [layer.name for layer, why in single if why is blame]
-        shown = ", ".join(near[:3]) + (", ..." if len(near) > 3 else "")
+        some = ", ".join(near[:3]) + (", ..." if len(near) > 3 else "")
         return (
-            f"{seen} seen: {'; '.join(parts)}; nearest misses: {len(near)} fail {blame.text} alone ({shown}): "
-            f'to take them pass where="{self.without(blame)}"'
+            f"{seen} seen: {'; '.join(parts)}; nearest misses: {len(near)} fail {shown(blame.text)[1:-1]} alone"
+            f" ({some}): "
+            f'to take them pass where="{shown(self.without(blame))[1:-1]}"'
         )
 
 
@@ -203,15 +204,15 @@ def _term(text: str) -> Term:
     if fact not in FACTS or fact == "stem":
         near = get_close_matches(fact, FACTS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(FACTS[:-1])}"
-        raise _wrong(text, f"{fact!r} is no fact of a convolution that can be compared: {hint}")
+        raise _wrong(text, f"{shown(fact)} is no fact of a convolution that can be compared: {hint}")
     if sign not in _COMPARE:
-        raise _wrong(text, f"unknown comparison {sign!r}: expected one of {' '.join(_COMPARE)}")
+        raise _wrong(text, f"unknown comparison {shown(sign)}: expected one of {' '.join(_COMPARE)}")
     try:
         number = int(value)
     except ValueError:
-        raise _wrong(text, f"{fact} is compared with a whole number, got {value!r}") from None
+        raise _wrong(text, f"{fact} is compared with a whole number, got {shown(value)}") from None
     return Term(text, negated, fact=fact, sign=sign, value=number)
 
 
 def _wrong(text: str, why: str) -> LeanconvError:
-    return LeanconvError(f"where: term {text!r}: {why}")
+    return LeanconvError(f"where: term {shown(text)}: {why}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from leanconv.errors import LeanconvError, unknown
+from leanconv.errors import LeanconvError, shown, unknown
 from leanconv.ops import OPERATORS
 from leanconv.ops.operator import ConvRewrite
 from leanconv.rewrites.changes import Step
@@ -63,9 +63,12 @@ def parse_step(text: str) -> ConvRewrite | Step:
         name, equals, value = part.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise LeanconvError(f"rewrite {text!r}: expected option=value, got {part!r}; write {stem}:option=value,...")
+            raise LeanconvError(
+                f"rewrite {shown(text)}: expected option=value, got {shown(part)}; write"
+                f" {shown(stem)[1:-1]}:option=value,..."
+            )
         if name in options:
-            raise LeanconvError(f"rewrite {text!r}: option {name} is given twice")
+            raise LeanconvError(f"rewrite {shown(text)}: option {shown(name)[1:-1]} is given twice")
         options[name] = value.strip()
     return _make(stem.strip(), options, text=True)
 
@@ -104,7 +107,7 @@ def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> ConvRewrite |
     known = [option.name for option in fields(config)]
     for name in options:
         if name not in known:
-            error = unknown(f"option of rewrite {stem!r}", name, known)
+            error = unknown(f"option of rewrite {shown(stem)}", name, known)
             raise type(error)(f"{error}; its options are {', '.join(known)}")
     read = _read_text if text else _read_json
     typed = {}
@@ -112,7 +115,9 @@ def _make(stem: str, options: Mapping[str, Any], *, text: bool) -> ConvRewrite |
         try:
             typed[name] = read(value, hints[name])
         except ValueError:
-            raise LeanconvError(f"rewrite {stem!r}: option {name} takes {_say(hints[name])}, got {value!r}") from None
+            raise LeanconvError(
+                f"rewrite {stem!r}: option {name} takes {_say(hints[name])}, got {shown(value)}"
+            ) from None
     return config(**typed)
 
 
@@ -139,7 +144,7 @@ def _read_text(value: str, hint: Any) -> Any:
             return flags[value.lower()]
         raise ValueError
     if hint in (int, float, str):
-        return hint(value)
+        return _bounded(hint(value))
     raise TypeError(f"an option of type {hint} has no text form")
 
 
@@ -159,10 +164,24 @@ def _read_json(value: Any, hint: Any) -> Any:
     if hint is types.NoneType:
         hint = type(None)
     if hint is float and type(value) is int:
-        return float(value)
+        return float(_bounded(value))
     if type(value) is hint:  # exact: True is no integer here
-        return value
+        return _bounded(value)
     raise ValueError
+
+
+_LARGEST = 2**20
+"""No count of channels, groups, stages, frames or taps is larger."""
+
+
+def _bounded(value: Any) -> Any:
+    """`value`, unless it is a number that no convolution has, or a text that no one would write: ValueError."""
+    if isinstance(value, str):
+        if len(value) > 4096:
+            raise ValueError
+    elif value != value or (type(value) is int and abs(value) > _LARGEST):  # NaN is no share either
+        raise ValueError
+    return value
 
 
 def _first(value: Any, hints: tuple[Any, ...], read: Any) -> Any:

@@ -6,6 +6,8 @@ copy, and a process killed during the copy leaves half a file under the final na
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.files import unwritable, whole_file
+from leanconv.schema import Fault
+from leanconv.stored_zip import check_stored
+from leanconv.train.checkpoint_schema import check_checkpoint
 
 __all__ = ["AtomicCheckpointIO", "read_checkpoint"]
 
@@ -44,12 +49,21 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load plain tensors and numbers to the CPU; `CheckpointError` for a missing, truncated or foreign file."""
+    """Load plain tensors and numbers to the CPU, whose schema is checked; nothing of the file is run.
+
+    Raises `CheckpointError` for a missing, truncated or foreign file.
+    """
     try:
+        check_stored(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except Exception as error:  # zip, pickle and torch raise their own, unrelated types
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        line = f"it names {named[1][:80]}" if named else (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{path}: not a readable checkpoint (truncated or foreign): {line}") from error
+    try:
+        check_checkpoint(checkpoint)
+    except Fault as error:
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from error
     return checkpoint

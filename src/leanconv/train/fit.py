@@ -20,6 +20,7 @@ from torch import nn
 from leanconv.ends import EndRequest, asked_to_stop
 from leanconv.errors import CheckpointError, LeanconvError, need
 from leanconv.files import held
+from leanconv.schema import Fault
 from leanconv.train.runfolder import prepare_run_folder, read_problems, read_rows, write_problems
 from leanconv.train.settings import FitResult, FitSettings
 
@@ -206,6 +207,8 @@ def _trainer(settings: FitSettings, out: Path, task: Any, data: Data, request: E
 def _restore_finished(checkpoint: Path, objective: nn.Module, settings: FitSettings) -> bool:
     """Whether the checkpoint is of a finished run; if so, load its weights. `CheckpointError` if they do not fit."""
     from leanconv.train.checkpoint_io import read_checkpoint
+    from leanconv.train.checkpoint_schema import check_optimizer
+    from leanconv.train.optim import make_optimizer
     from leanconv.train.tasks import MID_EPOCH
 
     content = read_checkpoint(checkpoint)
@@ -221,6 +224,10 @@ def _restore_finished(checkpoint: Path, objective: nn.Module, settings: FitSetti
             " resume with the network that the run was started with"
         )
     if content["epoch"] + 1 < settings.epochs or MID_EPOCH in content:
+        try:
+            check_optimizer(content, make_optimizer(settings.optim, objective))
+        except Fault as error:
+            raise CheckpointError(f"{checkpoint}: not a checkpoint of this run: {error}") from error
         return False
     objective.load_state_dict(weights)
     return True

@@ -26,9 +26,11 @@ from typing import Any
 
 import torch
 
-from leanconv.errors import CheckpointError, LeanconvError
+from leanconv.errors import CheckpointError, LeanconvError, shown
 from leanconv.files import csv_text, write_text
 from leanconv.machine import gpu_names, this_machine, versions
+from leanconv.plain_text import BadText, read_json, read_yaml, to_yaml
+from leanconv.schema import Fault, ListOf, Plain
 
 __all__ = [
     "environment",
@@ -68,7 +70,7 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LeanconvError(f"{out}: cannot be created: {error.strerror or error}") from error
-        write_text(path, _yaml(config))
+        write_text(path, to_yaml(_plain(config)))
         _note_environment(out, "started")
         return None
     if not path.exists():
@@ -95,7 +97,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
 def saved_model(folder: str | Path) -> Path:
     """The saved model of a run folder, or the folder itself where it is no run: then it is taken for a saved model."""
     folder = Path(folder)
-    return folder / "model" if (folder / "config.yaml").exists() or (folder / "model").is_dir() else folder
+    run = os.path.exists(folder / "config.yaml") or os.path.isdir(folder / "model")
+    return folder / "model" if run else folder
 
 
 def environment() -> dict[str, Any]:
@@ -118,18 +121,25 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers, empty cells left out; no rows when there is no file."""
+    """The epochs of `metrics.csv`, empty cells left out; no rows when there is no file. Raises `CheckpointError`."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {
-                key: float(cell) if "." in cell or "e" in cell or "n" in cell else int(cell)
-                for key, cell in row.items()
-                if cell
-            }
-            for row in csv.DictReader(file)
-        ]
+    rows = []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({key: _number(cell) for key, cell in row.items() if cell})
+                if not {"epoch", "val_accuracy"} <= rows[-1].keys():
+                    raise ValueError("epoch and val_accuracy are expected in every row")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path}: line {len(rows) + 2} is no epoch of a run: {shown(str(error))[1:-1]}"
+        ) from error
+    return rows
+
+
+def _number(cell: str) -> float:
+    return float(cell) if "." in cell or "e" in cell or "n" in cell else int(cell)
 
 
 def write_problems(out: Path, problems: Iterable[tuple[str, str]], unit: str = "image") -> Path:
@@ -155,26 +165,21 @@ def read_problems(out: Path) -> tuple[tuple[str, str], ...]:
 
 def _note_environment(out: Path, what: str) -> None:
     path = out / "environment.json"
-    notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        notes = read_json(path.read_text(encoding="utf-8")) if path.exists() else []
+        ListOf(Plain()).check(notes, "it")
+    except (OSError, UnicodeDecodeError, BadText, Fault) as error:
+        raise CheckpointError(f"{path}: no notes of a run: {error}; move it away to go on without") from error
     begun = {"event": what, "process": os.getpid(), "host": platform.node()}
     write_text(path, json.dumps([*notes, {**begun, **environment()}], indent=2) + "\n")
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
-    text: str = OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
-    return text
-
-
 def _read_yaml(path: Path) -> Any:
-    from omegaconf import OmegaConf
-
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # yaml's and omegaconf's own errors share no base
-        line = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not a readable configuration: {line}") from error
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BadText) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: not a readable configuration: {reason}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -189,20 +189,33 @@ class Task(pl.LightningModule):
         """Correct the paths in the checkpoint: the run folder may have been moved since."""
         from lightning.pytorch.callbacks import ModelCheckpoint
 
-        stopped = checkpoint.get(MID_EPOCH)
-        if stopped is not None:
-            world = self.trainer.world_size
-            if len(stopped["ranks"]) != world:
-                raise CheckpointError(
-                    f"last.ckpt: {len(stopped['ranks'])} processes were stopped in the middle of an epoch, and {world}"
-                    " cannot go on from there: resume with as many"
-                )
-            self.begun_with, self.resumed = int(stopped["batch"]), stopped["ranks"][self.trainer.global_rank]
-
+        if MID_EPOCH in checkpoint:
+            self.begun_with, self.resumed = _middle(
+                checkpoint[MID_EPOCH], self.trainer.global_rank, self.trainer.world_size
+            )
         for callback in self.trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
                 checkpoint["callbacks"][callback.state_key] = _moved(state, str(callback.dirpath))
+
+
+def _middle(stopped: Any, rank: int, world: int) -> tuple[int, dict[str, Any]]:
+    """How many batches of its epoch a checkpoint has seen, and the part of what it holds that is this process's."""
+    try:
+        done, ranks = int(stopped["batch"]), list(stopped["ranks"])
+        parts = [{**part, "samples": int(part["samples"]), "rate": float(part["rate"])} for part in ranks]
+        wrong = done < 1 or any(not isinstance(total, Tensor) for part in parts for total in part["losses"].values())
+        draws = [part["draws"] for part in parts]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        wrong, draws = True, []
+    if wrong:
+        raise CheckpointError("last.ckpt: what it says of the epoch that was stopped in its middle cannot be read")
+    if len(draws) != world:
+        raise CheckpointError(
+            f"last.ckpt: {len(draws)} processes were stopped in the middle of an epoch, and {world} cannot go on from"
+            " there: resume with as many"
+        )
+    return done, parts[rank]
 
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:

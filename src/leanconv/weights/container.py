@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import CheckpointError
-from leanconv.weights.pickles import Array
+from leanconv.pickles import Array
 
 __all__ = ["WeightFile", "find_weights", "tensor_of"]
 

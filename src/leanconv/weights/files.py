@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from leanconv.errors import CheckpointError
+from leanconv.pickles import ForeignName, read_pickle
 from leanconv.weights.container import WeightFile, find_weights
 from leanconv.weights.mxnet_params import MXNET_MAGIC, read_params
-from leanconv.weights.pickles import ForeignName, read_pickle
 from leanconv.weights.torch_files import LEGACY_TORCH, read_legacy, read_zip
 
 __all__ = ["read_tensors"]
@@ -53,7 +53,7 @@ def read_tensors(
     tensors or several sets of which none is named, or whose reading would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such file")
     try:
         content = _content(path, str(path))

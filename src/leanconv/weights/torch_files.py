@@ -9,14 +9,14 @@ import pickle
 import re
 import struct
 import warnings
-import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leanconv.weights.pickles import ALLOWED, Array, ForeignName, is_cut
+from leanconv.pickles import ALLOWED, Array, ForeignName, is_cut
+from leanconv.stored_zip import check_stored
 
 __all__ = ["LEGACY_TORCH", "read_legacy", "read_zip"]
 
@@ -32,18 +32,7 @@ def read_zip(file: Path | bytes) -> Any:
 
     Raises `EOFError` where it is cut, `ForeignName` where it names more than plain data, else `ValueError`.
     """
-    size = file.stat().st_size if isinstance(file, Path) else len(file)
-    try:
-        if not zipfile.is_zipfile(_opened(file)):
-            raise EOFError("its table of contents, which is at the end of the file, is missing")
-        with zipfile.ZipFile(_opened(file)) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its members are compressed, and torch compresses none")
-    if sum(member.file_size for member in members) > size:
-        raise ValueError("its members are larger than the file")
+    check_stored(file)
     return _load(file)
 
 
@@ -61,17 +50,13 @@ def read_legacy(file: Path | bytes) -> Any:
         raise
 
 
-def _opened(file: Path | bytes) -> Any:
-    return file if isinstance(file, Path) else BytesIO(file)
-
-
 def _load(file: Path | bytes) -> Any:
     known: list[Any] = [(stand_in, name) for name, stand_in in ALLOWED.items()]
     known.append((Array, f"{Array.__module__}.{Array.__qualname__}"))  # what fills an array has to be known, too
     try:
         with torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(_opened(file), map_location="cpu", weights_only=True)
+            return torch.load(file if isinstance(file, Path) else BytesIO(file), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever damaged bytes lead torch's reader to, the file is at fault
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named is not None:

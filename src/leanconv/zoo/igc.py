@@ -19,6 +19,7 @@ from torch import nn
 from leanconv.errors import LeanconvError
 from leanconv.nets.igcnet import IgcNet, SummedBranches, blocks_per_stage
 from leanconv.ops import conv_maker
+from leanconv.ops.chain import Between
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.zoo.entry import Entry
 
@@ -36,12 +37,19 @@ def igcnet(
     depth: int = 20,
     identity: bool = False,
     stages: int = 3,
+    between: Between = "none",
+    dense_secondary: bool = False,
+    momentum: float | None = None,
 ) -> nn.Module:
-    """Any L, M and depth; with one stage the map is never reduced (figure 3)."""
+    """Any L, M and depth; with one stage the map is never reduced (figure 3).
+
+    Section 4's variants: an activation `between` the two convolutions (footnote 4), and a secondary convolution that is
+    one dense 1x1 (`dense_secondary`). `momentum` is BatchNorm's, for runs too short for the published .01.
+    """
     for name, value in (("primary_partitions", primary_partitions), ("secondary_partitions", secondary_partitions)):
         if value < 1:
             raise LeanconvError(f"{name} must be at least 1, got {value}")
-    block = InterleavedGroup(primary_partitions=primary_partitions)
+    block = InterleavedGroup(primary_partitions=primary_partitions, between=between, dense_secondary=dense_secondary)
     width = primary_partitions * secondary_partitions
     return IgcNet(
         [width * 2**stage for stage in range(stages)],
@@ -51,6 +59,7 @@ def igcnet(
         conv=conv_maker(block),
         widening_conv=conv_maker(replace(block, secondary_of="in")),
         shortcut=partial(nn.Conv2d, groups=primary_partitions),
+        momentum=momentum,
     )
 
 
@@ -62,6 +71,9 @@ def _named(
     num_classes: int = 10,
     depth: int = 20,
     identity: bool = False,
+    between: Between = "none",
+    dense_secondary: bool = False,
+    momentum: float | None = None,
 ) -> nn.Module:
     return igcnet(
         num_classes=num_classes,
@@ -69,20 +81,35 @@ def _named(
         secondary_partitions=secondary_partitions,
         depth=depth,
         identity=identity,
+        between=between,
+        dense_secondary=dense_secondary,
+        momentum=momentum,
     )
 
 
-def _regconv(width: int, /, *, num_classes: int = 10, depth: int = 20, identity: bool = False) -> nn.Module:
+def _regconv(
+    width: int,
+    /,
+    *,
+    num_classes: int = 10,
+    depth: int = 20,
+    identity: bool = False,
+    momentum: float | None = None,
+) -> nn.Module:
     """Regular convolutions, the first stage `width` channels wide."""
     blocks = blocks_per_stage(depth, residual=identity)
-    return IgcNet((width, 2 * width, 4 * width), blocks, num_classes=num_classes, residual=identity)
+    widths = (width, 2 * width, 4 * width)
+    return IgcNet(widths, blocks, num_classes=num_classes, residual=identity, momentum=momentum)
 
 
-def _sumfusion(*, num_classes: int = 10, depth: int = 20, identity: bool = False) -> nn.Module:
+def _sumfusion(
+    *, num_classes: int = 10, depth: int = 20, identity: bool = False, momentum: float | None = None
+) -> nn.Module:
     """Four branches of 8, 16 and 32 channels, added up; as many parameters as RegConv-W16."""
     blocks = blocks_per_stage(depth, residual=identity)
     conv = partial(SummedBranches, branches=4)
-    return IgcNet((8, 16, 32), blocks, num_classes=num_classes, residual=identity, conv=conv)
+    widths = (8, 16, 32)
+    return IgcNet(widths, blocks, num_classes=num_classes, residual=identity, conv=conv, momentum=momentum)
 
 
 def _imagenet(stem: int, widths: tuple[int, ...], conv: Any, shortcut: Any, num_classes: int) -> nn.Module:

@@ -23,7 +23,7 @@ from leanconv.errors import LeanconvError, UnknownName, unknown
 from leanconv.story import is_own_code
 from leanconv.zoo.networks import ZOO
 
-__all__ = ["construct", "list_models", "size_of_name", "without_downloads"]
+__all__ = ["construct", "list_models", "size_of_name", "to_be_fetched", "without_downloads"]
 
 
 def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -81,8 +81,8 @@ def size_of_name(name: str) -> tuple[int, ...] | None:
 def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` for rebuilding a saved model, whose weights come from the folder and not from the net.
 
-    Where torchvision's `weights` decide more than the weights (a detector's frozen norms, Inception's preprocessing)
-    they stay.
+    Where torchvision's `weights` decide more than the weights (a detector's frozen norms) they stay, and where they
+    decide the preprocessing and the second classifier (Inception, GoogLeNet) these are said instead.
     """
     options = dict(options)
     if name.startswith("timm/"):
@@ -90,9 +90,36 @@ def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             options.pop(option, None)
     elif name.startswith("torchvision/"):
         home = _find(name).origin.__module__
-        if re.fullmatch(r"torchvision\.models\.(video\.)?\w+", home) and not home.endswith(("googlenet", "inception")):
-            options.pop("weights", None)
+        if re.fullmatch(r"torchvision\.models\.(video\.)?\w+", home):
+            given = options.pop("weights", None)
+            if given is not None and home.endswith(("googlenet", "inception")):
+                options.setdefault("transform_input", True)
+                options.setdefault("aux_logits", home.endswith("inception"))
+                options.setdefault("init_weights", False)
     return options
+
+
+def to_be_fetched(name: str, options: Mapping[str, Any]) -> str | None:
+    """The address of a file that building the network with these options would fetch, as torchvision's `weights` do.
+
+    None where there is none, or where it lies in torch's cache.
+    """
+    library, _, inner = name.partition("/")
+    if library != "torchvision":
+        return None
+    from torch.hub import get_dir
+    from torchvision import models
+
+    for option in ("weights", "weights_backbone"):
+        if isinstance(given := options.get(option), str):
+            try:
+                found = models.get_weight(given) if "." in given else models.get_model_weights(inner)[given]
+            except (KeyError, ValueError, AttributeError):
+                continue
+            url = str(found.url)
+            if not os.path.isfile(os.path.join(get_dir(), "checkpoints", os.path.basename(url))):
+                return url
+    return None
 
 
 class _Source(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from leanconv.nets import CifarResNet, MobileNetV1
+from leanconv.nets import CifarResNet, MobileNetV1, MobileNetV2
 from leanconv.nets.mobilenet import conv_unit
 from leanconv.ops import ConvRewrite, conv_maker
 from leanconv.ops.osep import OptimizedSeparable
@@ -88,8 +88,12 @@ def _o_imagenet40(
     return _imagenet40(depth, operator, num_classes=num_classes, multiplier=multiplier)
 
 
-def _mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Module:
-    return MobileNetV1(num_classes=num_classes, multiplier=multiplier)
+def _mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return MobileNetV1(num_classes=num_classes, multiplier=multiplier, depth=depth)
+
+
+def _mobilenet_v2(*, num_classes: int = 1000, multiplier: float = 1.0) -> nn.Module:
+    return MobileNetV2(num_classes=num_classes, multiplier=multiplier)
 
 
 def _o_mobilenet_v1(*, num_classes: int = 1000, multiplier: float = 2.125, overlap: float = 1.0) -> nn.Module:
@@ -117,6 +121,7 @@ ZOO: dict[str, Entry] = {
         for d in DEPTHS
     },
     "mobilenet_v1": Entry(_mobilenet_v1, IMAGENET),
+    "mobilenet_v2": Entry(_mobilenet_v2, IMAGENET),
     "o_mobilenet_v1": Entry(_o_mobilenet_v1, IMAGENET),
     **OCTAVE,
     **DARTS,

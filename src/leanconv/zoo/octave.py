@@ -9,14 +9,16 @@ non-local blocks read and write such maps but compute at full resolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from leanconv.nets.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, depth_separable_unit
 from leanconv.nets.nonlocal_block import add_nonlocal
-from leanconv.nets.resnet import LAYERS, ResNet
-from leanconv.ops.octave import StrideMode
+from leanconv.nets.resnet import LAYERS, ResNet, Stem
+from leanconv.ops.octave import Exchange, StrideMode
 from leanconv.rewrites import Inflate, Octave, rewrite
 from leanconv.zoo.entry import Entry
 
@@ -27,9 +29,13 @@ KINETICS = (3, 8, 224, 224)
 
 
 def _octave(
-    net: nn.Module, alpha: float, full_stride: StrideMode, size: tuple[int, ...] = IMAGENET, where: str = ""
+    net: nn.Module,
+    alpha: float,
+    full_stride: StrideMode,
+    size: tuple[int, ...] = IMAGENET,
+    **options: Any,
 ) -> nn.Module:
-    step = Octave(alpha=alpha, where=where, full_stride=full_stride)
+    step = Octave(alpha=alpha, full_stride=full_stride, **options)
     return rewrite(net, step, size=size).model if alpha else net
 
 
@@ -41,11 +47,17 @@ def _resnet(
     num_classes: int = 1000,
     alpha: float = 0.5,
     pre_activation: bool = False,
+    stem: Stem = "plain",
+    downsample: StrideMode = "pool",
+    exchange: Exchange = "both",
     full_stride: StrideMode = "pool",
 ) -> nn.Module:
-    """Tables 2 and 9; the paper's own are pre-activation, which costs the same."""
-    net = ResNet(LAYERS[depth], num_classes=num_classes, se=se, pre_activation=pre_activation)
-    return _octave(net, alpha, full_stride)
+    """Tables 2 and 9, and with `downsample` and `exchange` table 3, with `stem` the dagger of table 6.
+
+    The paper's own are pre-activation, which costs the same.
+    """
+    net = ResNet(LAYERS[depth], num_classes=num_classes, se=se, pre_activation=pre_activation, stem=stem)
+    return _octave(net, alpha, full_stride, where=_but_the(stem), downsample=downsample, exchange=exchange)
 
 
 def _resnext(
@@ -55,11 +67,28 @@ def _resnext(
     num_classes: int = 1000,
     alpha: float = 0.5,
     pre_activation: bool = False,
+    stem: Stem = "plain",
+    layers: Sequence[int] | None = None,
     full_stride: StrideMode = "pool",
 ) -> nn.Module:
-    """32x4d. Its first 3x3 has 128 channels in 32 groups, so alpha must be at least .25."""
-    net = ResNet(LAYERS[depth], num_classes=num_classes, groups=32, width_per_group=4, pre_activation=pre_activation)
-    return _octave(net, alpha, full_stride)
+    """32x4d. Its first 3x3 has 128 channels in 32 groups, so alpha must be at least .25.
+
+    `stem` and `layers` (blocks per stage) are the marks of table 6.
+    """
+    net = ResNet(
+        LAYERS[depth] if layers is None else layers,
+        num_classes=num_classes,
+        groups=32,
+        width_per_group=4,
+        pre_activation=pre_activation,
+        stem=stem,
+    )
+    return _octave(net, alpha, full_stride, where=_but_the(stem))
+
+
+def _but_the(stem: Stem) -> str:
+    """A stem of one convolution is the first, which stays as it is anyway; a longer one stays whole."""
+    return "" if stem == "plain" else "!stem.*"
 
 
 def _resnet152_deep(*, num_classes: int = 1000, alpha: float = 0.125, full_stride: StrideMode = "pool") -> nn.Module:
@@ -113,10 +142,15 @@ _NONLOCAL = ("layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5")
 
 
 def _video(
-    temporal: tuple[tuple[str, int], ...], /, *, num_classes: int = 400, nonlocal_blocks: bool = False
+    temporal: tuple[tuple[str, int], ...],
+    /,
+    *,
+    num_classes: int = 400,
+    nonlocal_blocks: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """ResNet-50 inflated at the centre tap; time is halved once, after the first stage."""
-    net = ResNet(LAYERS[50], num_classes=num_classes)
+    net = ResNet(LAYERS[50], num_classes=num_classes, dropout=dropout)
     net3d = rewrite(net, Inflate(temporal=temporal, pool_after=("layer1",))).model
     return add_nonlocal(net3d, _NONLOCAL) if nonlocal_blocks else net3d
 
@@ -128,11 +162,14 @@ def _oct_video(
     num_classes: int = 400,
     alpha: float = 0.1,
     nonlocal_blocks: bool = False,
+    dropout: float = 0.0,
+    last: bool = False,
     full_stride: StrideMode = "pool",
 ) -> nn.Module:
-    """Table 8."""
-    net = _video(temporal, num_classes=num_classes, nonlocal_blocks=nonlocal_blocks)
-    return _octave(net, alpha, full_stride, KINETICS, where="!*.after.theta !*.after.phi !*.after.g")
+    """Table 8. With `last` the last stage is split, too: so alphas of .2 and .5 come nearer to what is printed."""
+    net = _video(temporal, num_classes=num_classes, nonlocal_blocks=nonlocal_blocks, dropout=dropout)
+    where = "!*.after.theta !*.after.phi !*.after.g"
+    return _octave(net, alpha, full_stride, KINETICS, where=where, last=last)
 
 
 OCTAVE: dict[str, Entry] = {

@@ -4,12 +4,13 @@
 |------------|----------------------------------------------------------------------|----------------------|
 | `none`     | nothing                                                              | central square       |
 | `shift`    | a crop after a reflected border of side/8 (for digits: never flipped) | central square       |
-| `cifar`    | the same, then a mirror (4 pixels at 32, as the papers' CIFAR runs)  | central square       |
-| `cifar_zero` | the same, but the border is black (interleaved group convolution) | central square     |
+| `cifar`    | the same, then a mirror (4 pixels at 32; MutualNet)                   | central square       |
+| `cifar_zero` | the same, but the border is black (interleaved group, optimized separable) | central square |
 | `cifar_cutout` | the same, then a square of 16 pixels at 32 is cut out (DARTS)     | central square       |
 | `imagenet40` | the whole image at 5/4 of the side, a crop, a mirror              | central 4/5          |
 | `imagenet` | a resized crop of 8 to 100 % of the area, a mirror                   | 7/8 central square   |
 | `imagenet_jitter` | the same and colour jitter .4 (DARTS)                        | 7/8 central square   |
+| `imagenet_basic` | the same and lighting .1 (elastic ResNet-50, the deep octave networks) | 7/8 central square |
 | `mobile`   | 25 to 100 %, a mirror, colour jitter .4, lighting .1 (MutualNet)     | 7/8 central square   |
 """
 
@@ -77,6 +78,7 @@ AUGMENTS: dict[str, Augment] = {
     "imagenet40": Augment(squash=1.25, mirror=True),
     "imagenet": Augment(area=(0.08, 1.0), mirror=True, crop=0.875),
     "imagenet_jitter": Augment(area=(0.08, 1.0), mirror=True, jitter=0.4, crop=0.875),
+    "imagenet_basic": Augment(area=(0.08, 1.0), mirror=True, jitter=0.4, lighting=0.1, crop=0.875),
     "mobile": Augment(area=(0.25, 1.0), mirror=True, jitter=0.4, lighting=0.1, crop=0.875),
 }
 

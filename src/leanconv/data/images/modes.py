@@ -88,8 +88,8 @@ def _scaled(image: Image.Image, top: int, *, negative: bool = False) -> Image.Im
     """Grey from 0 to `top`, or with `negative` from `top` to 0, as 8-bit RGB."""
     from PIL import Image as images
 
-    wide = np.asarray(image).astype(np.float64)
-    grey = np.clip(wide * (255 / top), 0, 255).round().astype(np.uint8)
+    table = np.clip(np.arange(65536) * (255 / top), 0, 255).round().astype(np.uint8)
+    grey = table[np.asarray(image)]  # 16 bits a pixel, or as many in a wider type
     return images.fromarray(255 - grey if negative else grey).convert("RGB")
 
 

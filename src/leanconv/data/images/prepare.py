@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import InputContract
+from leanconv.data.limits import check_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +53,7 @@ class Prepare:
                 width, height = short, int(short * height / width)
             else:
                 width, height = int(short * width / height), short
+            check_pixels(width, height)
             left, top = round((width - self.resolution) / 2), round((height - self.resolution) / 2)
             image = image.resize((width, height), how).crop((left, top, left + self.resolution, top + self.resolution))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

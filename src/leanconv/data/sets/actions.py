@@ -7,14 +7,15 @@ Something    *labels.json {"Holding something": "7"}; *train.json, *validation.j
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import Problem
 from leanconv.data.sets.video_files import VideoSet, by_stem, existing, read_text
-from leanconv.errors import DataError, unknown
+from leanconv.errors import DataError, shown, unknown
+from leanconv.plain_text import BadText, read_json
 
 __all__ = ["hmdb51", "something", "ucf101"]
 
@@ -87,8 +88,13 @@ def something(text: str) -> VideoSet:
     A class such as "Pushing [something] from left to right" is another one in a mirror, so clips are never mirrored.
     Raises as `ucf101`.
     """
-    root = Path(text).expanduser()
+    root = user_path(text)
     numbers = _json(_only(root, "*labels.json", "something"), dict)
+    wrong = [name for name, number in numbers.items() if not re.fullmatch(r"[0-9]{1,9}", str(number))]
+    if wrong:
+        raise DataError(
+            f"{root}: the label {shown(wrong[0])} has {shown(numbers[wrong[0]])} where a number is expected"
+        )
     names = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
     place = {_plain(name): number for number, name in enumerate(names)}
     videos = by_stem(root)
@@ -100,7 +106,7 @@ def something(text: str) -> VideoSet:
         for number, entry in enumerate(_json(file, list)):
             label = _plain(str(entry.get("template", ""))) if isinstance(entry, dict) else ""
             if "id" not in entry or label not in place:
-                raise DataError(f"{file}: entry {number} is {str(entry)[:80]}, expected an id and a known template")
+                raise DataError(f"{file}: entry {number} is {shown(entry)}, expected an id and a known template")
             found.append((str(entry["id"]), videos.get(str(entry["id"])), place[label]))
         halves.append(existing(root, file, found, problems))
     return VideoSet(train=halves[0], test=halves[1], class_names=names, problems=tuple(problems), mirror=False)
@@ -113,7 +119,7 @@ def _root_and_split(text: str, kind: str) -> tuple[Path, int]:
         raise unknown(f"option of {kind}", name, ["split"])
     if query and value not in ("1", "2", "3"):
         raise DataError(f"{kind}:{text}: split must be 1, 2 or 3, got {value!r}")
-    return Path(path).expanduser(), int(value or 1)
+    return user_path(path), int(value or 1)
 
 
 def _only(root: Path, pattern: str, kind: str) -> Path:
@@ -133,8 +139,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
+        content = read_json(read_text(path))
+    except BadText as error:
         raise DataError(f"{path}: not a readable JSON file: {error}") from error
     if not isinstance(content, kind):
         raise DataError(f"{path}: expected a JSON {kind.__name__}, found a {type(content).__name__}")

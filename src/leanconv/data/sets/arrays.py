@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from leanconv.errors import DataError
+from leanconv import pickles
+from leanconv.data.sets.paths import user_path
+from leanconv.errors import DataError, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArrayImages", "Pixels", "first_folder", "read_pickle"]
+__all__ = ["ArrayImages", "Pixels", "as_array", "first_folder", "read_pickle"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,7 +50,7 @@ class ArrayImages:
 
 def first_folder(path: str, names: tuple[str, ...], needed: str, kind: str) -> Path:
     """The folder that holds the file `needed`: `path` itself, or one of `names` in it; `DataError` otherwise."""
-    root = Path(path).expanduser()
+    root = user_path(path)
     for folder in (root, *(root / name for name in names)):
         if (folder / needed).is_file():
             return folder
@@ -59,36 +60,30 @@ def first_folder(path: str, names: tuple[str, ...], needed: str, kind: str) -> P
     )
 
 
-class _Plain(pickle.Unpickler):
-    """Rebuilds numbers, texts, lists, dictionaries and numpy arrays; any other global is refused, so no code runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return _latin1
-        raise pickle.UnpicklingError(f"it would import {module}.{name}, which no image file needs")
-
-
-def _latin1(text: Any, _encoding: Any = None) -> bytes:
-    return str(text).encode("latin1")
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError("it would build an array of another class")
-    return np.ndarray.__new__(np.ndarray, shape, code)
-
-
 def read_pickle(path: Path) -> dict[bytes, Any]:
-    """The dictionary in a pickle of Python 2 or 3, keys as bytes; `DataError` for anything but plain data."""
+    """The dictionary in a pickle of Python 2 or 3, keys as bytes, arrays rebuilt from their bytes; `DataError` for
+    anything but plain data."""
     try:
-        with path.open("rb") as file:
-            content = _Plain(file, encoding="bytes").load()
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise DataError(f"{path}: not a readable CIFAR file: {' '.join(str(error).split())}") from error
+        content = pickles.read_pickle(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: not a readable CIFAR file: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a readable CIFAR file: it {_verb(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dictionary, found a {type(content).__name__}")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """A list of numbers, or the array of a pickle, as numpy's; `ValueError` for anything else."""
+    if not isinstance(value, pickles.Array):
+        return np.array(value)
+    values = np.frombuffer(value.data, dtype=np.dtype((">" if value.big_endian else "<") + value.code))
+    return values.reshape(value.shape, order="F" if value.columns_first else "C")
+
+
+def _verb(error: Exception) -> str:
+    text = shown(str(error), 160)[1:-1]
+    if isinstance(error, pickles.ForeignName):
+        return f"{text}, which no image file needs"
+    return text.removeprefix("it ") if isinstance(error, EOFError) else f"holds {text}"

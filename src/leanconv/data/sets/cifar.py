@@ -5,19 +5,20 @@
     cifar-100-python/train, test                           pickled, fine_labels
     cifar-100-binary/train.bin, test.bin                   records of a coarse and a fine label and 3072 bytes
 
-Pickles are read by a reader that can build arrays and nothing else.
+Pickles are read by `leanconv.pickles`, which runs nothing of them and rebuilds arrays of numbers from their bytes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from leanconv.data.sets.arrays import ArrayImages, Pixels, first_folder, read_pickle
+from leanconv.data.sets.arrays import ArrayImages, Pixels, as_array, first_folder, read_pickle
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet, check_labels
-from leanconv.errors import DataError
+from leanconv.errors import DataError, shown
 
 __all__ = ["cifar10", "cifar100"]
 
@@ -56,7 +57,7 @@ def cifar100(path: str) -> ImageSet:
 
 
 def _read(path: str, layout: _Layout) -> ImageSet:
-    root = Path(path).expanduser()
+    root = user_path(path)
     for folder in (root, *(root / name for name in layout.folders)):
         if (folder / f"{layout.test}.bin").is_file():
             suffix = ".bin"
@@ -91,11 +92,20 @@ def _file(path: Path, layout: _Layout) -> tuple[Pixels, np.ndarray[tuple[int], n
         missing = [key.decode() for key in (b"data", layout.labels) if key not in data]
         if missing:
             raise DataError(f"{path}: no {missing[0]!r} in it, expected data and {layout.labels.decode()}")
-        planes, labels = np.asarray(data[b"data"]), np.asarray(data[layout.labels])
-        if planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != _BYTES or labels.ndim != 1:
+        planes, labels = (_array(path, data, key) for key in (b"data", layout.labels))
+        if planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != _BYTES:
             raise DataError(f"{path}: expected {_BYTES} bytes per image, found {planes.dtype} of shape {planes.shape}")
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise DataError(f"{path}: expected a whole number as label, found {labels.dtype} of shape {labels.shape}")
     pixels = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return pixels, labels.astype(np.int64)
+
+
+def _array(path: Path, data: dict[bytes, Any], key: bytes) -> np.ndarray[Any, np.dtype[Any]]:
+    try:
+        return as_array(data[key])
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path}: {key.decode()} is no array of numbers: {shown(str(error))[1:-1]}") from error
 
 
 def _names(folder: Path, layout: _Layout) -> tuple[str, ...]:
@@ -104,7 +114,10 @@ def _names(folder: Path, layout: _Layout) -> tuple[str, ...]:
     text = folder / ("fine_label_names.txt" if layout.classes == 100 else "batches.meta.txt")
     names: list[str] = []
     if (folder / file).is_file():
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in read_pickle(folder / file)[key]]
+        held = read_pickle(folder / file).get(key)
+        if not isinstance(held, list) or not all(isinstance(name, str | bytes) for name in held):
+            raise DataError(f"{folder / file}: expected the names of the classes, {key.decode()}, as a list of texts")
+        names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in held]
     elif text.is_file():
-        names = text.read_text().split()
+        names = text.read_text(errors="replace").split()
     return tuple(names) if len(names) == layout.classes else tuple(str(number) for number in range(layout.classes))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from leanconv.data.limits import open_image
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet, check_labels, held_out
 from leanconv.data.sets.tree import Identity, Tree, shared_files
 from leanconv.data.sets.video_files import SUFFIXES, VideoList, VideoSet
@@ -65,9 +67,7 @@ class FolderFiles:
         return str(self.root / self.paths[index])
 
     def read(self, index: int) -> Image.Image:
-        from PIL import Image
-
-        return Image.open(self.root / self.paths[index])
+        return open_image(self.root / self.paths[index])
 
     def some(self, indices: tuple[int, ...]) -> FolderFiles:
         """The files at `indices` only."""
@@ -111,7 +111,7 @@ def video_folder(path: str, prefix: str = "video-folder", *, testing: bool = Fal
 
 
 def _halves(path: str, kind: _Kind, testing: bool) -> _Halves:
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         came = "a file" if root.exists() else "nothing"
         raise DataError(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from leanconv.data.sets.folder import FolderFiles, class_folders, files_of, image_folder
+from leanconv.data.sets.mat_file import read_mat
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet
-from leanconv.errors import DataError, need
+from leanconv.errors import DataError, shown
 
 __all__ = ["imagenet"]
 
@@ -23,7 +26,7 @@ _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 def imagenet(path: str) -> ImageSet:
     """The images in `path`. Raises `DataError` for missing folders, images or labels."""
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(f"imagenet:{path}: expected the folders train/ and val/ there")
     if any(entry.is_dir() for entry in (root / "val").iterdir()):
@@ -50,9 +53,9 @@ def _labels(root: Path, names: list[str]) -> list[int]:
     place = {name: index for index, name in enumerate(names)}
     labels = []
     for line, text in enumerate((kit / _TRUTH).read_text().split(), 1):
-        name = folders.get(int(text)) if text.isdigit() else None
+        name = folders.get(int(text[:12])) if text.isdecimal() else None
         if name not in place:
-            raise DataError(f"{kit / _TRUTH}: line {line} is {text!r}, which is no class of {root / 'train'}")
+            raise DataError(f"{kit / _TRUTH}: line {line} is {shown(text)}, which is no class of {root / 'train'}")
         labels.append(place[name])
     return labels
 
@@ -60,11 +63,12 @@ def _labels(root: Path, names: list[str]) -> list[int]:
 def _folder_names(path: Path) -> dict[int, str]:
     """The number of each class in the challenge and its folder name."""
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise need("scipy", "train", "reading ImageNet's development kit") from error
-    try:
-        synsets = loadmat(path, squeeze_me=True)["synsets"]
-        return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets.reshape(-1)}
-    except Exception as error:  # scipy raises nearly anything for a broken file
-        raise DataError(f"{path}: not the development kit's meta.mat: {' '.join(str(error).split())}") from error
+        synsets = read_mat(path, ("synsets",))["synsets"]
+    except DataError as error:
+        raise DataError(f"{path}: not the development kit's meta.mat: {error}") from error
+    fields = synsets if isinstance(synsets, dict) else {}
+    numbers, names = fields.get("ILSVRC2012_ID", []), fields.get("WNID", [])
+    legal = all(isinstance(number, np.ndarray) and number.size == 1 for number in numbers)
+    if not numbers or len(numbers) != len(names) or not legal or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: not the development kit's meta.mat: expected ILSVRC2012_ID and WNID of every class")
+    return {int(number.item()): name for number, name in zip(numbers, names, strict=True)}

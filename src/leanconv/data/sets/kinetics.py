@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leanconv.data.sets.folder import video_folder
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import Problem
 from leanconv.data.sets.video_files import VideoList, VideoSet, by_stem, existing, read_table, whole_number
 from leanconv.errors import DataError
@@ -21,7 +22,7 @@ def kinetics(path: str) -> VideoSet:
     `train/<class>/` and `val/<class>/`. Classes are the training labels in alphabetical order.
     Raises `DataError` for a folder that is neither, and where none of the listed clips is there.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     train_file, test_file = (_annotation(root, names) for names in (("train",), ("val", "validate", "validation")))
     if train_file is None or test_file is None:
         return video_folder(path, "kinetics")

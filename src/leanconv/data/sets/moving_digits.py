@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from leanconv.data.sets.digits import digits
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import Split
 from leanconv.data.sets.video_csv import video_csv
 from leanconv.data.sets.video_files import VideoSet
@@ -45,7 +46,7 @@ def moving_digits(text: str) -> VideoSet:
     They are written once, in seconds: into a folder that gets its name when it is complete. Raises `DataError` where
     that cannot be written, `MissingExtra` without scikit-learn.
     """
-    cache = Path(text).expanduser() if text else _cache()
+    cache = user_path(text) if text else _cache()
     folder = cache / _FOLDER
     if not folder.is_dir():
         _write(folder)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import match_classes
+from leanconv.data.limits import open_image
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import ImageSet, check_labels, split_by_class
 from leanconv.errors import DataError, need
 from leanconv.machine import memory_bytes
@@ -40,12 +42,10 @@ class _Rows:
         return f"{self.where} row {index}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> Image.Image:
-        from PIL import Image
-
         data = self.encoded[index].as_py()
         if data is None:
             raise ValueError("image.bytes is empty")
-        return Image.open(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
 
 
 def parquet(paths: str, *, testing: bool = False) -> ImageSet:
@@ -108,7 +108,7 @@ def _rows(pattern: str) -> tuple[_Rows, tuple[str, ...] | None]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise need("pyarrow", "train", "reading parquet files") from error
-    path = os.path.expanduser(pattern)
+    path = str(user_path(pattern))
     files = [path] if os.path.exists(path) else sorted(glob.glob(path))
     if not files:
         raise DataError(f"{pattern}: no such parquet file (relative paths start at {Path.cwd().name}/)")

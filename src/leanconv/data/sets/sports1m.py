@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import Problem
 from leanconv.data.sets.video_files import VideoSet, by_stem, existing, read_text
 from leanconv.errors import DataError
@@ -19,7 +19,7 @@ def sports1m(path: str) -> VideoSet:
     address and the numbers of the labels, of which the first counts.
     Raises `DataError` for a missing or malformed file, and where none of the listed videos is there.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     names = tuple(line.strip() for line in read_text(root / "labels.txt").splitlines() if line.strip())
     videos = by_stem(root)
     problems: list[Problem] = []

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from leanconv.data.sets.arrays import ArrayImages, Pixels, first_folder
+from leanconv.data.sets.mat_file import read_mat
 from leanconv.data.sets.splits import ImageSet, check_labels
-from leanconv.errors import DataError, need, unknown
+from leanconv.errors import DataError, unknown
 from leanconv.seeds import mix
 
 __all__ = ["svhn"]
@@ -26,7 +27,7 @@ _STD = (50.498 / 255, 51.259 / 255, 50.244 / 255)
 
 
 def svhn(text: str) -> ImageSet:
-    """The digits in the folder `text`; `DataError` for missing or broken files, `MissingExtra` without scipy.
+    """The digits in the folder `text`; `DataError` for missing or broken files.
 
     Which images are held out with `?extra=true` is decided by a hash of their numbers; the papers do not print theirs.
     """
@@ -51,20 +52,14 @@ def svhn(text: str) -> ImageSet:
 
 def _read(folder: Path, split: str) -> tuple[Pixels, Any]:
     """Pixels (n, 32, 32, 3) and labels (n,), where the file's label 10 is the digit 0."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise need("scipy", "train", "reading SVHN") from error
     path = folder / f"{split}_32x32.mat"
     if not path.is_file():
         raise DataError(f"{path}: missing, download it beside the others")
-    try:
-        content = loadmat(path)
-    except Exception as error:  # scipy raises nearly anything for a broken file
-        raise DataError(f"{path}: not a readable .mat file: {' '.join(str(error).split())}") from error
-    if "X" not in content or "y" not in content:
-        raise DataError(f"{path}: expected the variables X and y, found {', '.join(sorted(content))}")
-    pixels, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+    content = read_mat(path, ("X", "y"))
+    pixels, labels = content["X"], content["y"].reshape(-1)
+    if not bool(np.isin(labels, range(11)).all()):
+        raise DataError(f"{path}: y must be digits from 0, or 1 to 10, found others")
+    labels = labels.astype(np.int64)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X must be (32, 32, 3, n) bytes, found {pixels.dtype} of shape {pixels.shape}")
     return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), labels % 10

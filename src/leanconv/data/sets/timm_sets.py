@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from leanconv.data.contract import match_classes
+from leanconv.data.limits import open_image
 from leanconv.data.sets.splits import ImageSet, check_labels
-from leanconv.errors import DataError, LeanconvError, need, unknown
+from leanconv.errors import DataError, LeanconvError, need, shown, unknown
+from leanconv.offline import no_network
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +47,7 @@ class _Reader:
         if not isinstance(image, bytes):
             with image as file:
                 image = file.read()
-        return Image.open(io.BytesIO(image))
+        return open_image(io.BytesIO(image))
 
 
 def timm_set(text: str) -> ImageSet:
@@ -65,8 +68,8 @@ def timm_set(text: str) -> ImageSet:
     test = _open(name, splits[1], options)
     names = _class_names(train.dataset)
     if names is None:
-        if count is not None and not count.isdigit():
-            raise DataError(f"timm:{text}: num_classes must be a whole number, got {count!r}")
+        if count is not None and (not count.isdecimal() or len(count) > 9):
+            raise DataError(f"timm:{text}: num_classes must be a whole number, got {shown(count)}")
         names = tuple(str(label) for label in range(int(count) if count else int(train.labels.max()) + 1))
     check_labels(train.where, train.labels, names, every_class=True)
     own = _class_names(test.dataset)
@@ -108,15 +111,19 @@ def _open(name: str, split: str, options: dict[str, str]) -> _Reader:
     except ImportError as error:
         raise need("timm", "train", "reading timm's data sets") from error
     where = f"timm:{name} ({split})"
+    if name.partition("/")[0] in ("wds", "tfds"):  # whose locations may be commands (pipe:...)
+        raise _a_stream(where)
+    download = options.get("download", "false").lower() in ("1", "true", "yes")
     try:
         make: Any = create_dataset  # timm declares some arguments narrower than it accepts
-        dataset = make(
-            name,
-            root=options.get("root"),
-            split=split,
-            class_map=options.get("class_map", ""),
-            download=options.get("download", "false").lower() in ("1", "true", "yes"),
-        )
+        with nullcontext() if download else no_network():
+            dataset = make(
+                name,
+                root=options.get("root"),
+                split=split,
+                class_map=options.get("class_map", ""),
+                download=download,
+            )
     except LeanconvError:
         raise
     except Exception as error:  # timm's readers raise whatever the library behind them raises
@@ -125,10 +132,14 @@ def _open(name: str, split: str, options: dict[str, str]) -> _Reader:
             " download=true"
         ) from error
     if not callable(getattr(dataset, "__getitem__", None)) or not callable(getattr(dataset, "__len__", None)):
-        raise DataError(
-            f"{where}: a stream that cannot be indexed, and training shuffles by number; unpack it to folder:PATH"
-        )
+        raise _a_stream(where)
     return _Reader(where, dataset, torch.as_tensor(_labels(where, dataset), dtype=torch.int64))
+
+
+def _a_stream(where: str) -> DataError:
+    return DataError(
+        f"{where}: a stream that cannot be indexed, and training shuffles by number; unpack it to folder:PATH"
+    )
 
 
 def _labels(where: str, dataset: Any) -> list[int]:

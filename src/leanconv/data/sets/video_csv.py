@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from leanconv.data.sets.paths import user_path
 from leanconv.data.sets.splits import Problem, check_labels, held_out
 from leanconv.data.sets.video_files import VideoList, VideoSet, existing, read_table, read_text, whole_number
-from leanconv.errors import DataError
+from leanconv.errors import DataError, shown
 
 __all__ = ["video_csv"]
 
@@ -26,7 +27,7 @@ def video_csv(text: str, *, testing: bool = False) -> VideoSet:
     Raises `DataError` for a list that is missing or malformed, a label out of range and a class without training
     videos.
     """
-    files = [Path(part.strip()).expanduser() for part in text.split(",")]
+    files = [user_path(part.strip()) for part in text.split(",")]
     if not 1 <= len(files) <= 2 or not text.strip(" ,"):
         raise DataError(f"video-csv:{text}: expected video-csv:TRAIN.csv,TEST.csv or one list to be split")
     lists = [_labelled(path) for path in files]
@@ -41,7 +42,7 @@ def video_csv(text: str, *, testing: bool = False) -> VideoSet:
         return VideoSet(train=None, test=halves[-1], class_names=names, problems=tuple(problems))
     check_labels(str(files[0]), halves[0].labels, names, every_class=True, what="video")
     if len(names) < 2:
-        raise DataError(f"{files[0]}: every label is {names[0]}, expected at least two classes")
+        raise DataError(f"{files[0]}: every label is {shown(names[0])[1:-1]}, expected at least two classes")
     if len(halves) == 1:
         whole = halves[0]
         keys = [os.path.relpath(path, files[0].parent) for path in whole.paths]
@@ -73,9 +74,16 @@ def _labelled(path: Path) -> list[_Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        cells = (
-            next(csv.reader([line])) if "," in first else line.split("\t") if "\t" in first else line.rsplit(None, 1)
-        )
+        try:
+            cells = (
+                next(csv.reader([line]))
+                if "," in first
+                else line.split("\t")
+                if "\t" in first
+                else line.rsplit(None, 1)
+            )
+        except (csv.Error, StopIteration) as error:
+            raise DataError(f"{path}: line {number} cannot be read: {error or 'it is empty'}") from error
         rows.append(_Row(number, cells[0].strip(), cells[1].strip() if len(cells) > 1 else None, None))
     return rows
 
@@ -92,7 +100,7 @@ class _Classes:
     @classmethod
     def of(cls, path: Path, rows: list[_Row]) -> _Classes:
         """Names where labels are names, else as many numbers as the largest says."""
-        if not any(re.fullmatch(r"-?\d+", str(row.label)) for row in rows):
+        if not any(re.fullmatch(r"-?[0-9]+", str(row.label)) for row in rows):
             found = cls(tuple(sorted({str(row.label) for row in rows})), None, {})
         else:
             found = cls._numbered(path, rows)
@@ -110,7 +118,9 @@ class _Classes:
                 raise DataError(f"{path}: line {row.line} has label {label}, expected numbers from 0")
             name = row.name or str(label)
             if names.setdefault(label, name) != name:
-                raise DataError(f"{path}: line {row.line} calls label {label} {name!r}, a line above {names[label]!r}")
+                raise DataError(
+                    f"{path}: line {row.line} calls label {label} {shown(name)}, a line above {shown(names[label])}"
+                )
         top, first = max(names), min(min(names), 1)
         if top >= 10 * len(rows) + 1000:
             raise DataError(
@@ -126,9 +136,9 @@ class _Classes:
             return self.of_folder.get(Path(row.path).parent.name)
         if self.first is None:
             return self.names.index(row.label) if row.label in self.names else None
-        if not re.fullmatch(r"-?\d+", row.label):
+        if not re.fullmatch(r"-?[0-9]+", row.label):
             return self.names.index(row.label) if row.label in self.names else None
-        number = int(row.label) - self.first
+        number = int(row.label[:12]) - self.first  # of more digits than any list has classes
         known = 0 <= number < len(self.names) and row.name in (None, self.names[number])
         return number if known else None
 
@@ -136,7 +146,7 @@ class _Classes:
         """What labels may be, in words."""
         if self.first is not None and all(name.isdigit() for name in self.names):
             return f"{self.first} to {len(self.names) - 1 + self.first}"
-        return f"one of {', '.join(self.names[:5])}, ..."
+        return f"one of {shown(', '.join(self.names[:5]))[1:-1]}, ..."
 
 
 def _present(path: Path, rows: list[_Row], classes: _Classes, problems: list[Problem]) -> VideoList:
@@ -144,13 +154,13 @@ def _present(path: Path, rows: list[_Row], classes: _Classes, problems: list[Pro
     for row in rows:
         number = classes.number(row)
         if number is None:
-            what = f"has label {row.label}" if row.name is None else f"has the class {row.name!r}"
+            what = f"has label {shown(row.label)[1:-1]}" if row.name is None else f"has the class {shown(row.name)}"
             if row.label is None:
                 what = f"is {row.path[:80]!r}, without a label, and its folder says none"
             raise DataError(
                 f"{path}: line {row.line} {what}, expected {classes.wanted()} ({len(classes.names)} classes in the"
                 " training list)"
             )
-        file = path.parent / Path(row.path).expanduser()
+        file = path.parent / user_path(row.path)
         found.append((str(file), str(file) if file.is_file() else None, number))
     return existing(path.parent, path, found, problems)

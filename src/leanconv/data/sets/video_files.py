@@ -7,6 +7,7 @@ problems, and the set is refused only when nothing is left.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from leanconv.data.sets.splits import Problem
 from leanconv.data.sets.tree import Tree
-from leanconv.errors import DataError
+from leanconv.errors import DataError, shown
 
 __all__ = ["SUFFIXES", "VideoList", "VideoSet", "by_stem", "existing", "read_table", "read_text", "whole_number"]
 
 SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
 )
+
+
+_LONGEST_LIST = 2**27
 
 
 @dataclass(frozen=True)
@@ -97,29 +101,42 @@ def by_stem(root: Path, *, with_folder: bool = False) -> dict[str, str]:
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file with a line of names, with their line numbers; `DataError` where a column is missing."""
     reader = csv.reader(read_text(path).splitlines())
-    names = [name.strip().lower() for name in next(reader, [])]
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}, found {', '.join(names)}")
-    rows = []
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) < len(names):
-            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} cells, expected {len(names)}")
-        rows.append((reader.line_num, {name: cell.strip() for name, cell in zip(names, cells, strict=False)}))
+    try:
+        names = [name.strip().lower() for name in next(reader, [])]
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise DataError(f"{path}: no column {missing[0]!r}, found {shown(', '.join(names))[1:-1]}")
+        twice = [name for name in columns if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: the column {twice[0]!r} is there {names.count(twice[0])} times, expected it once")
+        rows = []
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) < len(names):
+                raise DataError(f"{path}: line {reader.line_num} has {len(cells)} cells, expected {len(names)}")
+            rows.append((reader.line_num, {name: cell.strip() for name, cell in zip(names, cells, strict=False)}))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} cannot be read: {error}") from error
     return rows
 
 
 def whole_number(path: Path, line: int, text: str) -> int:
+    """The number in a cell, which may be written as 3.0; `DataError` for NaN, fractions and what no count can be."""
     try:
-        return int(float(text))
+        number = float(text)
     except ValueError:
-        raise DataError(f"{path}: line {line} has {text!r} where a whole number is expected") from None
+        number = math.nan
+    if not abs(number) < 2**31 or not number.is_integer():
+        raise DataError(f"{path}: line {line} has {shown(text)} where a whole number is expected")
+    return int(number)
 
 
 def read_text(path: Path) -> str:
+    """The whole text of a list, of at most 128 MB."""
     try:
+        if path.stat().st_size > _LONGEST_LIST:
+            raise DataError(f"{path}: a list of more than {_LONGEST_LIST / 1e6:.0f} MB, which is none")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

@@ -9,6 +9,7 @@ packet, come out of the decoder under other stamps. Those files are counted, fra
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, TypeGuard
 
+from leanconv.data.limits import check_pixels, most_pixels
 from leanconv.errors import DataError, need
 
 __all__ = ["VideoIndex", "count_frames", "open_file", "reading", "require_pyav", "scan"]
@@ -103,6 +105,13 @@ def open_file(path: str) -> tuple[Any, Any]:
         container.close()
         raise DataError(f"{path}: no video in it, only {' and '.join(kinds)}")
     stream = streams[0]
+    try:
+        check_pixels(stream.width, stream.height)
+    except ValueError as error:
+        container.close()
+        raise DataError(f"{path}: its frames have {error}") from error
+    # What the header does not say, a frame may: then the decoder refuses it.
+    stream.codec_context.options = {"max_pixels": str(most_pixels())}
     # One thread: the processes that read videos are the parallel part, and every thread would hold frames of its own.
     stream.codec_context.thread_count = 1
     return container, stream
@@ -209,10 +218,9 @@ def _check_whole(path: str, container: Any, stream: Any, last: int, until: int, 
 
 def _matroska_seconds(container: Any, stream: Any) -> Fraction:
     """The declared length of the video; 0 where only that of the whole file, with its sound, is declared."""
-    text = stream.metadata.get("DURATION", "")
-    if text.count(":") == 2:
-        hours, minutes, seconds = text.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    found = re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)", stream.metadata.get("DURATION", ""), re.ASCII)
+    if found:
+        return 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
     return Fraction(container.duration or 0, 1_000_000) if len(container.streams) == 1 else Fraction(0)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from leanconv.data.limits import check_pixels
 from leanconv.data.video.display import Turn, pixel_aspect
 from leanconv.data.video.index import VideoIndex, count_frames, open_file, reading, scan
 from leanconv.data.video.plan import Frames, Framing, Window, plan_seeks
@@ -202,6 +203,10 @@ class _Block:
         """The window on frames of this size, (height, width) as they are shown."""
         if size not in self._windows:
             window = self._framing.window(*size)
+            try:
+                check_pixels(window.width, window.height)
+            except ValueError as error:
+                raise DataError(f"{self.path}: its frames brought to {error}") from error
             if not self._windows:
                 self.pixels = np.empty((self._count, window.rows, window.columns, 3), dtype=np.uint8)
             elif (window.rows, window.columns) != self.pixels.shape[1:3]:

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from leanconv.errors import CheckpointError
+from leanconv.pickles import ITEM_BYTES, Array, ForeignName, read_pickle
 from leanconv.weights import read_tensors
 from leanconv.weights.container import tensor_of
-from leanconv.weights.pickles import ITEM_BYTES, Array, ForeignName, read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -1,0 +1,137 @@
+"""What a rule makes steps with: tensors of the graph in terms of wires, and the buffers and steps of one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Step, Wire, out_side
+
+__all__ = ["Builder", "Map", "Rule", "Unfit", "as_map"]
+
+
+class Unfit(Exception):
+    """Why an operator cannot be a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A tensor of the graph in terms of wires: (B, *lead, height, width), or (B, *lead) where it is `flat`.
+
+    `wires` is (*lead, 2): buffer and channel. Every `strides`-th row and column of them is meant.
+    """
+
+    wires: NDArray[np.int64]
+    size: tuple[int, int]
+    flat: bool = False
+    strides: tuple[int, int] = (1, 1)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return self.wires.shape[:-1]
+
+    def channels(self) -> tuple[Wire, ...]:
+        """The wires in order."""
+        return tuple(Wire(int(buffer), int(channel)) for buffer, channel in self.wires.reshape(-1, 2))
+
+
+class Builder:
+    """Collects the buffers and steps of one program."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = []
+        self.inputs: list[int] = []
+
+    def input(self, shape: Sequence[int]) -> Map:
+        """An input of a shape without its batch axis: the channels, in one axis or in several, and height and width.
+
+        Raises `Unfit` for other shapes.
+        """
+        if len(shape) == 2 or not shape or not all(isinstance(side, int) for side in shape):
+            raise Unfit(f"its input of shape (B, {', '.join(map(str, shape))}) is no map of two axes")
+        lead, size = (tuple(shape), (1, 1)) if len(shape) == 1 else (tuple(shape[:-2]), (shape[-2], shape[-1]))
+        number = self._buffer(prod(lead), size)
+        self.inputs.append(number)
+        return replace(
+            self._whole(number, size), wires=_wires(number, prod(lead)).reshape(*lead, 2), flat=len(shape) == 1
+        )
+
+    def program(self, outputs: Sequence[Map]) -> Program:
+        """The program that computes these outputs."""
+        wires = tuple(self.settled(one).channels() for one in outputs)
+        return Program(buffers=tuple(self.buffers), steps=tuple(self.steps), inputs=tuple(self.inputs), outputs=wires)
+
+    def conv(self, x: Map, stage: Stage) -> Map:
+        """A convolution."""
+        x = self.settled(x)
+        if x.flat or len(x.lead) != 1:
+            raise Unfit("it convolves something that is no map of two axes")
+        size = (out_side(x.size[0], stage, 0), out_side(x.size[1], stage, 1))
+        if min(size) < 1:
+            raise Unfit("its kernel is larger than its map")
+        number = self._buffer(len(stage.weight), size)
+        order = tuple(range(len(stage.weight)))
+        self.steps.append(Conv(reads=x.channels(), writes=number, order=order, stages=(stage,)))
+        return self._whole(number, size)
+
+    def elementwise(self, x: Map, activation: Activation, other: Map | None = None) -> Map:
+        """`activation(x + other)`."""
+        x, other = self.settled(x), None if other is None else self.settled(other)
+        if other is not None and (x.lead, x.size, x.flat) != (other.lead, other.size, other.flat):
+            raise Unfit("it adds tensors of two shapes")
+        number = self._buffer(prod(x.lead), x.size)
+        self.steps.append(
+            Conv(
+                reads=x.channels(),
+                writes=number,
+                order=tuple(range(prod(x.lead))),
+                residual=None if other is None else other.channels(),
+                activation=activation,
+            )
+        )
+        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), x.size, x.flat)
+
+    def mean(self, x: Map, *, flat: bool) -> Map:
+        """The mean of each channel."""
+        x = self.settled(x)
+        number = self._buffer(prod(x.lead), (1, 1))
+        self.steps.append(Pool(reads=x.channels(), writes=number))
+        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), (1, 1), flat)
+
+    def settled(self, x: Map) -> Map:
+        """`x` with every row and column meant: a step copies those that were not skipped."""
+        if x.strides == (1, 1):
+            return x
+        size = (-(-x.size[0] // x.strides[0]), -(-x.size[1] // x.strides[1]))
+        number = self._buffer(prod(x.lead), size)
+        order = tuple(range(prod(x.lead)))
+        self.steps.append(Conv(reads=x.channels(), writes=number, order=order, strides=x.strides))
+        return self._whole(number, size)
+
+    def _buffer(self, channels: int, size: tuple[int, int]) -> int:
+        self.buffers.append(Buffer(channels, *size))
+        return len(self.buffers) - 1
+
+    def _whole(self, number: int, size: tuple[int, int]) -> Map:
+        return Map(_wires(number, self.buffers[number].channels), size)
+
+
+def _wires(buffer: int, channels: int) -> NDArray[np.int64]:
+    return np.stack([np.full(channels, buffer), np.arange(channels)], axis=1).astype(np.int64)
+
+
+Rule = Callable[[Builder, dict[str, Any], tuple[int, ...]], "Map | list[Map]"]
+"""Makes steps for an operator, given its arguments by name, with a `Map` for every tensor of the image and the weights
+as they are, and its shape without the batch axis. Raises `Unfit`."""
+
+
+def as_map(value: object) -> Map:
+    if not isinstance(value, Map):
+        raise Unfit("one of its operands is no map of the image")
+    return value

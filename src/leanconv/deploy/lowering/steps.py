@@ -1,0 +1,147 @@
+"""Operators that compute: each becomes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leanconv.deploy.lowering.builder import Builder, Map, Rule, Unfit, as_map
+from leanconv.kernels.program import NOTHING, Activation, Stage
+
+__all__ = ["STEPS"]
+
+_DENSE = 64 * 1024
+"""Weights of one group from which on a k x k convolution runs as well elsewhere: they leave the second cache."""
+_POINTWISE = 256 * 1024
+_LINEAR = 32 * 1024
+"""Weights of a linear layer, whose maps of one pixel use one lane of a vector, that is worth leaving the piece for."""
+
+
+def _array(value: Tensor | None, count: int) -> NDArray[np.float32]:
+    if value is None:
+        return np.zeros(count, dtype=np.float32)
+    if not isinstance(value, Tensor) or value.dtype is not torch.float32:
+        raise Unfit("its weights are computed, or not in float32")
+    return value.detach().contiguous().numpy()
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) == 1:
+        sides = sides * 2
+    if len(sides) != 2:
+        raise Unfit("it has other than two axes")
+    return sides
+
+
+def _convolution(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x, given = as_map(args["input"]), args["weight"]
+    if args.get("transposed"):
+        raise Unfit("it is transposed")
+    if not isinstance(given, Tensor) or given.ndim != 4:
+        raise Unfit("its weights are computed, or it has other than two axes")
+    weight = _array(given, 0)
+    groups = args["groups"]
+    most = _POINTWISE if weight.shape[2:] == (1, 1) else _DENSE
+    if weight.size // groups > most:
+        raise Unfit(f"it has {weight.size // groups} weights in a group, more than the {most} up to which it gains")
+    stage = Stage(
+        weight=weight,
+        bias=_array(args["bias"], len(weight)),
+        groups=groups,
+        stride=_pair(args["stride"]),
+        padding=_pair(args["padding"]),
+        dilation=_pair(args["dilation"]),
+    )
+    return build.conv(x, stage)
+
+
+def _batch_norm(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x = as_map(args["input"])
+    if args.get("training") or len(x.lead) != 1 or x.flat:
+        raise Unfit("it is no norm of maps in evaluation")
+    mean, var = _array(args["running_mean"], 0), _array(args["running_var"], 0)
+    count = len(mean)
+    scale = np.ones(count, np.float32) if args["weight"] is None else _array(args["weight"], count)
+    factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + args["eps"])
+    shift = _array(args["bias"], count) - mean * factor
+    weight = factor.astype(np.float32).reshape(count, 1, 1, 1)
+    return build.conv(x, Stage(weight=weight, bias=shift.astype(np.float32), groups=count))
+
+
+def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x, kernel, padding = as_map(args["self"]), _pair(args["kernel_size"]), _pair(args["padding"])
+    if args["ceil_mode"] or args["divisor_override"] or (any(padding) and not args["count_include_pad"]):
+        raise Unfit("it averages fewer pixels at the border than inside")
+    stride = _pair(args["stride"]) if args["stride"] else kernel
+    count = prod(x.lead)
+    weight = np.full((count, 1, *kernel), 1 / prod(kernel), dtype=np.float32)
+    bias = np.zeros(count, dtype=np.float32)
+    return build.conv(x, Stage(weight=weight, bias=bias, groups=count, stride=stride, padding=padding))
+
+
+def _adaptive(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    if tuple(args["output_size"]) != (1, 1):
+        raise Unfit("it pools to more than one pixel")
+    return build.mean(as_map(args["self"]), flat=False)
+
+
+def _mean(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x = as_map(args["self"])
+    rank = len(x.lead) + 3
+    if x.flat or args["dim"] is None or {axis % rank for axis in args["dim"]} != {rank - 2, rank - 1}:
+        raise Unfit("it is the mean over other axes than height and width")
+    return build.mean(x, flat=not args["keepdim"])
+
+
+def _linear(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x, weight = as_map(args["input"]), _array(args["weight"], 0)
+    if not x.flat or len(x.lead) != 1:
+        raise Unfit("it is a linear layer on maps")
+    if weight.size > _LINEAR:
+        raise Unfit(f"it is a linear layer of {weight.size} weights, more than the {_LINEAR} up to which it gains")
+    stage = Stage(weight=weight.reshape(*weight.shape, 1, 1), bias=_array(args["bias"], len(weight)))
+    return replace(build.conv(replace(x, flat=False), stage), flat=True)
+
+
+def _activation(activation: Activation) -> Rule:
+    return lambda build, args, shape: build.elementwise(as_map(args["self"]), activation)
+
+
+def _clamp(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    low, high = args.get("min", args.get("min_val")), args.get("max", args.get("max_val"))
+    activation = Activation(-inf if low is None else float(low), inf if high is None else float(high))
+    return build.elementwise(as_map(args["self"]), activation)
+
+
+def _add(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    if args["alpha"] != 1:
+        raise Unfit("it adds a multiple")
+    return build.elementwise(as_map(args["self"]), NOTHING, as_map(args["other"]))
+
+
+STEPS: dict[str, Rule] = {
+    "conv2d": _convolution,
+    "convolution": _convolution,
+    "batch_norm": _batch_norm,
+    "avg_pool2d": _average,
+    "adaptive_avg_pool2d": _adaptive,
+    "mean": _mean,
+    "linear": _linear,
+    "relu": _activation(Activation(low=0.0)),
+    "relu6": _activation(Activation(0.0, 6.0)),
+    "silu": _activation(Activation(curve="silu")),
+    "hardswish": _activation(Activation(curve="hardswish")),
+    "hardtanh": _clamp,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "add": _add,
+}
+"""Name of an operator -> its rule."""

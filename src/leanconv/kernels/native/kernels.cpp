@@ -1,0 +1,83 @@
+// The kernels of one instruction set: compiled once for each, with its flags, LEANCONV_LANES and LEANCONV_TABLE.
+#include "kernels.h"
+#include "tiles.h"
+#include "vectors.h"
+
+namespace {
+
+// By bits: zero times what is stored there could be no number. (Within the tiles, a second way to store the sums makes gcc
+// keep all of them on the stack.)
+void cut(float* row, int width) {
+    float* last = row + width / kLanes * kLanes;
+    if (last < row + width) store(last, keep(load(last), first_lanes(width % kLanes)));
+}
+
+// Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
+void split(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count) {
+    if (phases == 2) {
+        for (ptrdiff_t i = 0; i < count; i += kLanes) {
+            const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
+            if (wanted & 1) store(to + i, every_second<0>(low, high));
+            if (wanted & 2) store(to + length + i, every_second<1>(low, high));
+        }
+        return;
+    }
+    for (int p = 0; p < phases; ++p)
+        if (wanted >> p & 1)
+            for (ptrdiff_t i = 0; i < count; ++i) to[p * length + i] = from[i * phases + p];
+}
+
+// e^x to 1e-7 of it: 2^n e^r with |r| <= ln 2 / 2. Infinite where a float cannot hold it, as in torch.
+INLINE inline Reg exponential(Reg x) {
+    const Reg most = all(88.72283f);
+    const Reg cut = at_least(all(-87.3f), at_most(most, x));
+    Reg n = cut * 1.44269504f;
+    n = __builtin_convertvector(__builtin_convertvector(n + (n < 0 ? all(-.5f) : all(.5f)), Int), Reg);
+    const Reg r = (cut - n * .693359375f) + n * 2.12194440e-4f;
+    Reg y = all(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.f;
+    // Two halves of 2^n: n = 128 alone does not fit the exponent.
+    const Int whole = __builtin_convertvector(n, Int), half = whole >> 1, other = whole - half;
+    y = y * reinterpret_cast<Reg>((half + 127) << 23) * reinterpret_cast<Reg>((other + 127) << 23);
+    return x > most ? all(__builtin_inff()) : y;
+}
+
+// Zeros stay zeros: the padding behind a row may be run through with it.
+void activate(int activation, float* row, int width) {
+    for (int x = 0; x < width; x += kLanes) {
+        const Reg v = load(row + x);
+        if (activation == leanconv::kSilu) store(row + x, v / (1.f + exponential(-v)));
+        else store(row + x, v * at_most(all(6.f), at_least(all(0.f), v + 3.f)) / 6.f);
+    }
+}
+
+// The zeros behind each row are added too.
+float sum(const float* row, int height, ptrdiff_t pitch, int width) {
+    Reg total{};
+    for (int y = 0; y < height; ++y, row += pitch)
+        for (int x = 0; x < width; x += kLanes) total += load(row + x);
+    float whole = 0;
+    for (int i = 0; i < kLanes; ++i) whole += total[i];
+    return whole;
+}
+
+float peak(int64_t rounds) {
+    Reg acc[12], factor = all(.999f), more = all(1e-3f), total{};
+    unroll<12>([&](auto i) INLINE { acc[i] = all(1e-3f * float(i)); });  // equal sums would be merged into one
+    for (int64_t round = 0; round < rounds; ++round) {
+        unroll<12>([&](auto i) INLINE { fma(acc[i], factor, more); });
+        asm volatile("");
+    }
+    unroll<12>([&](auto i) INLINE { total += acc[i]; });
+    return total[0];
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, activate, peak, sum};

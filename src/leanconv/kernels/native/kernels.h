@@ -1,0 +1,48 @@
+// What one instruction set offers to the interpreter of plans: a table of functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace leanconv {
+
+// Everything a tile needs to run over some rows of a map. Offsets and steps are in floats.
+struct Args {
+    const float* in;         // the pixel that output pixel (0, 0) starts from, by whatever `slots` count from
+    const ptrdiff_t* slots;  // flat tiles: where each (channel, tap) is; the others: where each channel is
+    ptrdiff_t n_slots;
+    ptrdiff_t rstep, kstep;  // from one output row to the next, from one kernel row to the next, in the input
+    ptrdiff_t dx[3];         // the taps of a kernel row, of 3 x 3 tiles
+    const float* weights;    // [channel][tap][output channel of the tile]: read once, in order
+    const float* bias;       // [output channel of the tile]
+    float* out;              // pixel (0, 0); channels by `out_channel`
+    const ptrdiff_t* out_channel;
+    ptrdiff_t opitch;
+    const float* residual;   // added before `low` and `high`; null: nothing
+    const ptrdiff_t* residual_channel;
+    float low, high;         // outputs are cut off at both
+    int rows, from, to;      // rows (a multiple of the tile's), and the columns from where to where
+};
+using Kernel = void (*)(const Args&);
+
+enum TileKind { kFlat, kThree, kRows };
+enum Activation { kNone, kSilu, kHardswish };
+
+struct Kernels {
+    int lanes;
+    // The tile of `rows` x `vectors` x `channels`, null where there is none. It stores whole vectors, over the end of a row
+    // too, where `cut` has to follow.
+    Kernel (*tile)(int kind, int channels, int rows, int vectors);
+    // Zeros behind column `width` of one row, up to where its last vector ends: what the padding there has to be.
+    void (*cut)(float* row, int width);
+    // One row, `count` columns of each of `phases`: to[p * length + i] = from[i * phases + p], for the p in the bits `wanted`.
+    void (*split)(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count);
+    void (*activate)(int activation, float* row, int width);
+    // `rounds` times twelve multiply-adds of vectors that do not wait for each other.
+    float (*peak)(int64_t rounds);
+    float (*sum)(const float* row, int height, ptrdiff_t pitch, int width);  // of all pixels
+};
+
+const Kernels* kernels_of(int lanes);  // null where this machine or this build has none
+
+}  // namespace leanconv

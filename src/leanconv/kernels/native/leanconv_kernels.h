@@ -1,0 +1,37 @@
+// The C interface of the library that runs programs of grouped convolutions. Plans are made by leanconv/kernels/pack.py.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LEANCONV_PLAN_VERSION 1
+#define LEANCONV_API __attribute__((visibility("default")))
+
+// Which sources this library was built from.
+LEANCONV_API const char* leanconv_sources(void);
+
+// 1 where this machine runs kernels of `lanes` floats (16: AVX-512, 8: AVX2 with FMA, 4: NEON or SSE2), 0 where not.
+LEANCONV_API int leanconv_runs(int lanes);
+
+// Run `images` images through a plan. `plan` is 64-bit integers, `weights` the floats it speaks of; `inputs` and
+// `outputs` have one contiguous array of (images, channels, height, width) for each input and output. `arena` is memory
+// of as many floats as the plan asks for, on 64 bytes, one for each thread that runs at the same time; its contents
+// belong to the library, between the calls too. Nothing is allocated, and nothing is kept anywhere else. The lanes of
+// the plan must be ones that this machine runs. Returns 0, or 1 for a plan of another version, which is not run.
+LEANCONV_API int leanconv_run(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
+                 float* const* outputs, int64_t images);
+
+// Compute `rounds` rounds of multiply-adds that nothing holds up, with vectors of `lanes`, for measuring what the core
+// reaches at most; the number of floating-point operations, a multiply-add being two, or 0 where there are no such vectors.
+LEANCONV_API int64_t leanconv_peak(int lanes, int64_t rounds);
+
+// Run the steps once more on what a run has left in the arena, and write down the nanoseconds of each, by the clock of
+// the thread.
+LEANCONV_API void leanconv_time(const int64_t* plan, const float* weights, float* arena, int64_t* nanoseconds);
+
+#ifdef __cplusplus
+}
+#endif

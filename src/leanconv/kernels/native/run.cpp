@@ -1,0 +1,228 @@
+// The interpreter of plans: one image through all steps while its maps are in the cache, then the next.
+#include <time.h>
+
+#include <cstring>
+
+#include "kernels.h"
+#include "leanconv_kernels.h"
+#include "plan.h"
+
+#ifndef LEANCONV_SOURCES
+#define LEANCONV_SOURCES ""
+#endif
+
+// Which tables of kernels are linked in: LEANCONV_HAS_16, _8 and _4, as kernels/build.py says.
+extern "C" {
+extern const leanconv::Kernels leanconv_kernels_16, leanconv_kernels_8, leanconv_kernels_4;
+}
+
+namespace leanconv {
+
+const Kernels* kernels_of(int lanes) {
+#if defined(LEANCONV_HAS_16)
+#if defined(LEANCONV_EMULATES_AVX512)  // for tests: vectors of sixteen floats made of two of eight
+    const bool avx512 = true;
+#else
+    const bool avx512 = __builtin_cpu_supports("avx512f");
+#endif
+    if (lanes == 16) return avx512 ? &leanconv_kernels_16 : nullptr;
+#endif
+#if defined(LEANCONV_HAS_8)
+    if (lanes == 8) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &leanconv_kernels_8 : nullptr;
+#endif
+#if defined(LEANCONV_HAS_4)
+    if (lanes == 4) return &leanconv_kernels_4;
+#endif
+    return nullptr;
+}
+
+namespace {
+
+static_assert(sizeof(ptrdiff_t) == sizeof(int64_t), "the tables of a plan are read as they are");
+
+struct Run {
+    const int64_t* plan;
+    const float* weights;
+    float* arena;
+
+    template <class T>
+    const T& at(int64_t position) const { return *reinterpret_cast<const T*>(plan + position); }
+    const ptrdiff_t* table(int64_t position) const { return reinterpret_cast<const ptrdiff_t*>(plan + position); }
+};
+
+// How many of `left` rows the next tile takes. No single row is left over where that can be: it keeps too few sums going.
+int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
+    int rows = t.rows < left ? int(t.rows) : left;
+    if (rows > 2 && left == rows + 1) rows = (left + 1) / 2;
+    while (rows > 1 && !kernels.tile(int(t.kind), int(t.channels), rows, vectors)) --rows;
+    return rows;
+}
+
+void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, int rows, int vectors) {
+    for (int y = 0; y < rows;) {
+        const int left = rows - y, high = rows_of(kernels, t, vectors, left);
+        int now = left / high * high;
+        if (high > 2 && left - now == 1 && now > high) now -= high;
+        Args a = whole;
+        a.rows = now;
+        a.in += y * a.rstep;
+        a.out += y * a.opitch;
+        if (a.residual) a.residual += y * a.opitch;
+        kernels.tile(int(t.kind), int(t.channels), high, vectors)(a);
+        y += now;
+    }
+}
+
+void run_stage(const Run& r, const Stage& s, int width, int first, int rows) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    Args a{};
+    a.in = r.arena + s.in + first * s.in_row;
+    a.rstep = s.rstep;
+    a.kstep = s.kstep;
+    for (int i = 0; i < 3; ++i) a.dx[i] = s.dx[i];
+    a.out = r.arena + first * s.out_row;
+    a.opitch = s.opitch;
+    a.low = r.weights[s.bounds];
+    a.high = r.weights[s.bounds + 1];
+    const Tile* tiles = &r.at<Tile>(s.tile);
+    for (int64_t i = 0; i < s.tiles; ++i) {
+        const Tile& t = tiles[i];
+        a.slots = r.table(t.slots);
+        a.n_slots = t.n_slots;
+        a.weights = r.weights + t.weights;
+        a.bias = r.weights + t.bias;
+        a.out_channel = r.table(t.out);
+        a.residual = t.residual < 0 ? nullptr : a.out;
+        a.residual_channel = t.residual < 0 ? nullptr : r.table(t.residual);
+        const int step = int(s.lanes * t.vectors);
+        a.from = 0;
+        a.to = width / step * step;
+        if (a.to) run_tile(kernels, t, a, rows, int(t.vectors));
+        if (a.to < width) {
+            a.from = a.to;
+            a.to = width;
+            run_tile(kernels, t, a, rows, 1);
+        }
+        const bool ragged = width % s.lanes;
+        if (!ragged && s.activation == kNone) continue;
+        for (int64_t c = 0; c < t.channels; ++c)
+            for (int y = 0; y < rows; ++y) {
+                float* row = a.out + a.out_channel[c] + y * s.opitch;
+                if (ragged) kernels.cut(row, width);
+                if (s.activation != kNone) kernels.activate(int(s.activation), row, width);
+            }
+    }
+}
+
+void run_split(const Run& r, const Split& s, int y, int rows) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const ptrdiff_t* channels = r.table(s.table);
+    const int64_t count = s.row_step == 1 ? (rows - 1) * s.stride + s.span : rows;
+    for (int64_t c = 0; c < s.channels; ++c) {
+        const float* from = r.arena + channels[c] + y * s.stride * s.source_pitch;
+        float* to = r.arena + s.to + c * s.plane;
+        for (int64_t row = 0; row < count; ++row, from += s.row_step * s.source_pitch, to += s.pitch)
+            kernels.split(from, to, int(s.phases), int(s.wanted), s.length, s.count);
+    }
+}
+
+// Of two stages the first writes a band into memory that stays in the cache, and the second reads it from there.
+void run_conv(const Run& r, const ConvStep& step) {
+    const Stage* stages = reinterpret_cast<const Stage*>(&step + 1);
+    for (int64_t y = 0; y < step.rows; y += step.band) {
+        const int rows = int(step.rows - y < step.band ? step.rows - y : step.band);
+        if (step.split >= 0) run_split(r, r.at<Split>(step.split), int(y), rows);
+        for (int64_t i = 0; i < step.stages; ++i) run_stage(r, stages[i], int(step.width), int(y), rows);
+    }
+}
+
+// The mean of each channel.
+void run_pool(const Run& r, const PoolStep& step) {
+    const Kernels& kernels = *kernels_of(int(step.lanes));
+    const ptrdiff_t *in = r.table(step.in), *out = r.table(step.out);
+    const float pixels = float(step.height * step.width);
+    for (int64_t c = 0; c < step.channels; ++c)
+        r.arena[out[c]] = kernels.sum(r.arena + in[c], int(step.height), step.pitch, int(step.width)) / pixels;
+}
+
+void run_step(const Run& r, int64_t position) {
+    if (r.plan[position] == kConvStep) run_conv(r, r.at<ConvStep>(position));
+    else run_pool(r, r.at<PoolStep>(position));
+}
+
+template <bool In>
+void move(const Run& r, const Port& port, float* image) {
+    const ptrdiff_t* table = r.table(port.table);
+    for (int64_t c = 0; c < port.channels; ++c)
+        for (int64_t y = 0; y < port.height; ++y, image += port.width) {
+            float* row = r.arena + table[c] + y * port.pitch;
+            memcpy(In ? row : image, In ? image : row, size_t(port.width) * sizeof(float));
+        }
+}
+
+constexpr int64_t kStampFloats = 16;  // a cache line at the start of an arena says whose it is
+
+// The padding around maps is zeros that no step writes to: they are written when an arena is first used for a plan.
+void claim(const Run& r, const Plan& plan) {
+    int64_t stamp;
+    memcpy(&stamp, r.arena, sizeof stamp);
+    if (stamp == plan.stamp) return;
+    memset(r.arena, 0, size_t(plan.floats) * sizeof(float));
+    memcpy(r.arena, &plan.stamp, sizeof stamp);
+}
+
+int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * int64_t(1000000000) + now.tv_nsec;
+}
+
+}  // namespace
+}  // namespace leanconv
+
+using namespace leanconv;
+
+extern "C" {
+
+const char* leanconv_sources(void) { return LEANCONV_SOURCES; }
+
+int leanconv_runs(int lanes) { return kernels_of(lanes) != nullptr; }
+
+int leanconv_run(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs,
+                 float* const* outputs, int64_t images) {
+    const Run r{numbers, weights, arena};
+    const Plan& plan = r.at<Plan>(0);
+    if (plan.version != LEANCONV_PLAN_VERSION) return 1;
+    claim(r, plan);
+    const Port *in = reinterpret_cast<const Port*>(&plan + 1), *out = in + plan.inputs;
+    const int64_t* steps = reinterpret_cast<const int64_t*>(out + plan.outputs);
+    for (int64_t image = 0; image < images; ++image) {
+        for (int64_t i = 0; i < plan.inputs; ++i)
+            move<true>(r, in[i], const_cast<float*>(inputs[i]) + image * in[i].channels * in[i].height * in[i].width);
+        for (int64_t i = 0; i < plan.steps; ++i) run_step(r, steps[i]);
+        for (int64_t i = 0; i < plan.outputs; ++i)
+            move<false>(r, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
+    }
+    return 0;
+}
+
+int64_t leanconv_peak(int lanes, int64_t rounds) {
+    const Kernels* kernels = kernels_of(lanes);
+    if (!kernels) return 0;
+    volatile float sink = kernels->peak(rounds);
+    (void)sink;
+    return rounds * 12 * lanes * 2;
+}
+
+void leanconv_time(const int64_t* numbers, const float* weights, float* arena, int64_t* times) {
+    const Run r{numbers, weights, arena};
+    const Plan& plan = r.at<Plan>(0);
+    const int64_t* steps = reinterpret_cast<const int64_t*>(reinterpret_cast<const Port*>(&plan + 1) + plan.inputs + plan.outputs);
+    for (int64_t i = 0; i < plan.steps; ++i) {
+        const int64_t start = nanoseconds();
+        run_step(r, steps[i]);
+        times[i] = nanoseconds() - start;
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,186 @@
+// The convolution kernels: register tiles of rows x vectors of pixels x output channels, one image, channels first.
+#pragma once
+
+#include "kernels.h"
+#include "vectors.h"
+
+namespace {
+
+using leanconv::Args;
+using leanconv::Kernel;
+
+template <int P, int C>
+INLINE inline void start(Reg (&acc)[P][C], const Args& a) {
+    unroll<C>([&](auto c) INLINE {
+        const Reg bias = all(a.bias[c]);
+        unroll<P>([&](auto p) INLINE { acc[p][c] = bias; });
+    });
+}
+
+// Residual and clamp where the sums still are in registers: no pass over the map of their own.
+template <int V, int P, int C>
+INLINE inline void finish(Reg (&acc)[P][C], const Args& a, const Args& bounds, ptrdiff_t opitch, ptrdiff_t corner) {
+    const Reg low = all(bounds.low), high = all(bounds.high);  // not held in registers over the loop
+    unroll<C>([&](auto c) INLINE {
+        float* out = a.out + corner + a.out_channel[c];
+        if (a.residual) {
+            const float* from = a.residual + corner + a.residual_channel[c];
+            unroll<P>([&](auto p) INLINE { acc[p][c] += load(from + (p / V) * opitch + (p % V) * kLanes); });
+        }
+        unroll<P>([&](auto p) INLINE {
+            store(out + (p / V) * opitch + (p % V) * kLanes, at_most(high, at_least(low, acc[p][c])));
+        });
+    });
+}
+
+// Slots taken in one round of the loop; a plan fills the last round up with a channel of zeros. A second loop for the
+// rest makes gcc keep the accumulators on the stack.
+constexpr int kFlatRound = 2;
+
+// A convolution of any kernel as one list of (channel, tap) slots: the tile of 1 x 1, and of all that have none of their own.
+// T is 1 there; with T = 9 slots are channels, and the taps of a 3 x 3 kernel are known.
+template <int T, int R, int V, int C>
+void conv_tile(const Args& args) {
+    constexpr int P = R * V, U = T == 1 ? kFlatRound : 1;
+    const Args a = args;  // a local copy: the stores below could change `args`, for all the compiler knows
+    const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, kstep = a.kstep, opitch = a.opitch;
+    for (int y = 0; y < a.rows; y += R)
+        for (int x = a.from; x < a.to; x += kLanes * V) {
+            Reg acc[P][C];
+            start(acc, a);
+            const float* base = a.in + y * rstep + x;
+            const float* w = a.weights;
+            for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; i += U, w += U * T * C)
+                unroll<U * T>([&](auto all_taps) INLINE {
+                    constexpr int tap = all_taps % T, ky = tap / 3, kx = tap % 3;
+                    const float* q = base + i[all_taps / T];
+                    if constexpr (T > 1) q += ky * kstep + (kx == 0 ? dx0 : kx == 1 ? dx1 : dx2);
+                    const float* wt = w + all_taps * C;
+                    auto pixels = [&](auto p) INLINE { return load(q + (p / V) * rstep + (p % V) * kLanes); };
+                    // Hold the smaller side of the outer product in registers and stream the larger one.
+                    if constexpr (P <= C) {
+                        Reg v[P];
+                        unroll<P>([&](auto p) INLINE { v[p] = pixels(p); });
+                        unroll<C>([&](auto c) INLINE {
+                            const Reg wc = all(wt[c]);
+                            unroll<P>([&](auto p) INLINE { fma(acc[p][c], v[p], wc); });
+                        });
+                    } else {
+                        Reg wc[C];
+                        unroll<C>([&](auto c) INLINE { wc[c] = all(wt[c]); });
+                        unroll<P>([&](auto p) INLINE {
+                            const Reg v = pixels(p);
+                            unroll<C>([&](auto c) INLINE { fma(acc[p][c], v, wc[c]); });
+                        });
+                    }
+                });
+            finish<V>(acc, a, args, opitch, y * opitch + x);
+        }
+}
+
+// 3 x 3, neither stride nor dilation, one or two output channels: a loaded vector serves three rows of outputs, 27 loads for 36 FMAs (C = 1)
+// and 36 for 72 (C = 2). In the general tile the two load ports, not the two FMA units, would set the time.
+template <int R, int C>
+void rows_tile(const Args& args) {
+    const Args a = args;
+    const ptrdiff_t kstep = a.kstep, opitch = a.opitch;
+    for (int y = 0; y < a.rows; y += R)
+        for (int x = a.from; x < a.to; x += kLanes) {
+            Reg acc[R][C];
+            start(acc, a);
+            const float* base = a.in + a.dx[0] + y * kstep + x;
+            const float* w = a.weights;
+            for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; ++i, w += 9 * C)
+                unroll<3>([&](auto kx) INLINE {
+                    const float* q = base + *i + kx;
+                    Reg column[3][C];
+                    unroll<3 * C>([&](auto t) INLINE { column[t / C][t % C] = all(w[(t / C * 3 + kx) * C + t % C]); });
+                    unroll<R + 2>([&](auto row) INLINE {
+                        const Reg v = load(q + row * kstep);
+                        unroll<3 * C>([&](auto t) INLINE {
+                            constexpr int ky = t / C, r = row - ky;
+                            if constexpr (r >= 0 && r < R) fma(acc[r][t % C], v, column[ky][t % C]);
+                        });
+                    });
+                });
+            finish<1>(acc, a, args, opitch, y * opitch + x);
+        }
+}
+
+// ------------------------------------------------------------------------------------------- which tiles there are
+
+constexpr int kMaxChannels = 6;
+
+// Most pixels (in vectors) of a tile by its output channels. Two FMA units of latency 4 need at least 8 accumulators.
+constexpr int most_pixels(int c) {
+    if (kRegisters == 32) return c == 1 ? 8 : 4;
+    return c == 1 ? 8 : c <= 3 ? 4 : c == 4 ? 3 : 2;
+}
+
+template <int T, int R, int V, int C>
+Kernel sized() {
+    if constexpr (R * V > most_pixels(C) || (R > 4 && V > 1)) return nullptr;
+#if defined(LEANCONV_FEW_TILES)  // for sanitizers, which make of every tile much code: those of one row do all the work
+    else if constexpr (R > 1) return nullptr;
+#endif
+    else return conv_tile<T, R, V, C>;
+}
+
+template <int T, int V, int C>
+Kernel with_rows(int rows) {
+    switch (rows) {
+        case 1: return sized<T, 1, V, C>();
+        case 2: return sized<T, 2, V, C>();
+        case 3: return sized<T, 3, V, C>();
+        case 4: return sized<T, 4, V, C>();
+        case 8: return sized<T, 8, V, C>();
+        default: return nullptr;
+    }
+}
+
+template <int T, int C>
+Kernel with_vectors(int rows, int vectors) {
+    switch (vectors) {
+        case 1: return with_rows<T, 1, C>(rows);
+        case 2: return with_rows<T, 2, C>(rows);
+        case 4: return with_rows<T, 4, C>(rows);
+        default: return nullptr;
+    }
+}
+
+template <int T>
+Kernel with_channels(int channels, int rows, int vectors) {
+    switch (channels) {
+        case 1: return with_vectors<T, 1>(rows, vectors);
+        case 2: return with_vectors<T, 2>(rows, vectors);
+        case 3: return with_vectors<T, 3>(rows, vectors);
+        case 4: return with_vectors<T, 4>(rows, vectors);
+        case 5: return with_vectors<T, 5>(rows, vectors);
+        case 6: return with_vectors<T, 6>(rows, vectors);
+        default: return nullptr;
+    }
+}
+
+template <int C>
+Kernel sharing_rows(int rows) {
+    switch (rows) {
+        case 1: return rows_tile<1, C>;
+        case 2: return rows_tile<2, C>;
+        case 3: return rows_tile<3, C>;
+        case 4: return rows_tile<4, C>;
+        default: return nullptr;
+    }
+}
+
+Kernel tile(int kind, int channels, int rows, int vectors) {
+    switch (kind) {
+        case leanconv::kFlat: return with_channels<1>(channels, rows, vectors);
+        case leanconv::kThree: return with_channels<9>(channels, rows, vectors);
+        case leanconv::kRows:
+            if (vectors != 1) return nullptr;
+            return channels == 1 ? sharing_rows<1>(rows) : channels == 2 ? sharing_rows<2>(rows) : nullptr;
+        default: return nullptr;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,134 @@
+"""A program as text and one array of floats, and back: the form in which it stands in a graph and in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leanconv.errors import LeanconvError
+from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Wire
+
+__all__ = ["Written", "key_of", "read", "write"]
+
+_VERSION = 1
+
+
+class Written(NamedTuple):
+    """`text` is JSON, `weights` every weight and bias in the order of the steps, `key` is a name for both."""
+
+    text: str
+    weights: Floats
+    key: str
+
+
+def write(program: Program) -> Written:
+    """`read(*write(program)[:2])` is the same program."""
+    arrays: list[Floats] = []
+    steps = [_step(step, arrays) for step in program.steps]
+    text = json.dumps(
+        {
+            "version": _VERSION,
+            "buffers": program.buffers,
+            "inputs": program.inputs,
+            "outputs": [_flat(wires) for wires in program.outputs],
+            "steps": steps,
+        },
+        separators=(",", ":"),
+    )
+    weights = np.concatenate([*(array.ravel() for array in arrays), np.zeros(0, np.float32)])
+    return Written(text, weights, key_of(text, weights))
+
+
+def key_of(text: str, weights: Floats) -> str:
+    """A name that no other program has."""
+    return hashlib.sha256(text.encode() + weights.tobytes()).hexdigest()[:32]
+
+
+def read(text: str, weights: Floats) -> Program:
+    """The program that was written.
+
+    Raises `LeanconvError` for another version's.
+    """
+    found = json.loads(text)
+    if found["version"] != _VERSION:
+        raise LeanconvError(
+            f"a program of version {found['version']} was written by another leanconv, this one reads {_VERSION}: "
+            "accelerate the network again"
+        )
+    reader = _Reader(weights)
+    return Program(
+        buffers=tuple(Buffer(*buffer) for buffer in found["buffers"]),
+        steps=tuple(_read_step(step, reader) for step in found["steps"]),
+        inputs=tuple(found["inputs"]),
+        outputs=tuple(_wires(flat) for flat in found["outputs"]),
+    )
+
+
+class _Reader:
+    def __init__(self, weights: Floats) -> None:
+        self.weights, self.position = weights, 0
+
+    def take(self, *shape: int) -> Floats:
+        first, self.position = self.position, self.position + int(np.prod(shape))
+        return self.weights[first : self.position].reshape(shape)
+
+
+def _flat(wires: Iterable[Wire] | None) -> list[int] | None:
+    return None if wires is None else [number for wire in wires for number in wire]
+
+
+def _wires(flat: list[int]) -> tuple[Wire, ...]:
+    return tuple(Wire(*pair) for pair in zip(flat[::2], flat[1::2], strict=True))
+
+
+def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
+    if isinstance(step, Pool):
+        return {"kind": "pool", "reads": _flat(step.reads), "writes": step.writes}
+    for stage in step.stages:
+        arrays += [stage.weight, stage.bias]
+    return {
+        "kind": "conv",
+        "reads": _flat(step.reads),
+        "writes": step.writes,
+        "order": step.order,
+        "strides": step.strides,
+        "between": step.between,
+        "inner": step.inner,
+        "residual": _flat(step.residual),
+        "activation": step.activation,
+        "stages": [
+            [stage.weight.shape, stage.groups, stage.stride, stage.padding, stage.dilation] for stage in step.stages
+        ],
+    }
+
+
+def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
+    if step["kind"] == "pool":
+        return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    return Conv(
+        reads=_wires(step["reads"]),
+        writes=step["writes"],
+        order=tuple(step["order"]),
+        strides=tuple(step["strides"]),
+        between=tuple(step["between"]),
+        inner=Activation(*step["inner"]),
+        residual=None if step["residual"] is None else _wires(step["residual"]),
+        activation=Activation(*step["activation"]),
+        stages=tuple(_read_stage(stage, reader) for stage in step["stages"]),
+    )
+
+
+def _read_stage(stage: list[Any], reader: _Reader) -> Stage:
+    shape, groups, stride, padding, dilation = stage
+    return Stage(
+        weight=reader.take(*shape),
+        bias=reader.take(shape[0]),
+        groups=groups,
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+    )

@@ -1,0 +1,261 @@
+"""The C library computes what programs say, at any size, from any thread; NaN and infinity pass as in torch."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from kernels_library import library
+from leanconv.kernels import build as builder
+from leanconv.kernels.fuse import fused
+from leanconv.kernels.library import Library, NoLibrary, Runnable, load
+from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Wire
+from random_programs import computed, programs
+
+
+def run(program: Program, inputs: list[Tensor], *, threads: int = 1, runnable: Runnable | None = None) -> list[Tensor]:
+    """What the library makes of a program; the outputs are full of sevens before."""
+    runnable = runnable or Runnable(program, library())
+    images = len(inputs[0])
+    outputs = [torch.full((images, *size), 7.0) for size in program.sizes]
+    runnable.run([x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs], images, threads)
+    return outputs
+
+
+def drawn(program: Program, images: int = 2) -> list[Tensor]:
+    return [torch.randn(images, *program.buffers[number]) for number in program.inputs]
+
+
+def assert_near(got: list[Tensor], expected: list[Tensor]) -> None:
+    """To 1e-5 of the largest number."""
+    for one, wanted in zip(got, expected, strict=True):
+        assert one.shape == wanted.shape
+        assert float((one.double() - wanted).abs().max()) <= 1e-5 * max(float(wanted.abs().max()), 1e-2)
+
+
+def single(stage: Stage, buffer: Buffer, out: Buffer, *, activation: Activation | None = None) -> Program:
+    return Program(
+        buffers=(buffer, out),
+        steps=(
+            Conv(
+                reads=tuple(Wire(0, c) for c in range(buffer.channels)),
+                writes=1,
+                order=tuple(range(out.channels)),
+                stages=(stage,),
+                activation=activation or Activation(),
+            ),
+        ),
+        inputs=(0,),
+        outputs=(tuple(Wire(1, c) for c in range(out.channels)),),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs())
+def test_random_programs(program: Program) -> None:
+    inputs = drawn(program)
+    expected = computed(program, [x.double() for x in inputs])
+    for one in (program, fused(program)):
+        runnable = Runnable(one, library())
+        assert_near(run(one, inputs, runnable=runnable), expected)
+        assert_near(run(one, inputs, runnable=runnable), expected)  # in an arena that was used
+
+
+def ragged(kernel: int, *, channels: int = 3, width: int = 13) -> Program:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((5, channels, kernel, kernel)).astype(np.float32)
+    stage = Stage(weight=weight, bias=np.ones(5, np.float32), padding=(kernel // 2, kernel // 2))
+    return single(stage, Buffer(channels, 6, width), Buffer(5, 6, width), activation=Activation(low=0.0))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinity_and_nan_reach_the_same_pixels_as_in_torch(kernel: int, value: float) -> None:
+    """The last vector of a row is cut off, an odd slot is filled up: neither may spread what is no number."""
+    program = ragged(kernel)
+    (x,) = drawn(program)
+    x[0, 1, 2, 12] = value  # the last column
+    x[1, 2, 5, 0] = value
+    (got,), (wanted,) = run(program, [x]), computed(program, [x])
+    assert torch.equal(got.isnan(), wanted.isnan())
+    assert torch.equal(got.isinf(), wanted.isinf())
+    finite = wanted.isfinite()
+    assert torch.allclose(got[finite], wanted[finite], rtol=1e-5, atol=1e-5)
+    assert 0 < int(finite.sum()) < finite.numel()
+
+
+def test_an_image_after_one_of_infinities_is_as_it_would_be_alone() -> None:
+    program = ragged(3)
+    (x,) = drawn(program, images=3)
+    x[1] = float("inf")
+    (alone,) = run(program, [x[2:].clone()])
+    runnable = Runnable(program, library())
+    assert torch.equal(run(program, [x], runnable=runnable)[0][2:], alone)
+    assert torch.equal(run(program, [x[2:].clone()], runnable=runnable)[0], alone)
+
+
+@pytest.mark.parametrize("curve", ["silu", "hardswish"])
+def test_curves_far_out(curve: str) -> None:
+    """From where e^x overflows to where it vanishes, to 1e-6 of each number."""
+    stage = Stage(weight=np.ones((1, 1, 1, 1), np.float32), bias=np.zeros(1, np.float32))
+    program = single(stage, Buffer(1, 1, 4001), Buffer(1, 1, 4001), activation=Activation(curve=curve))  # type: ignore[arg-type]
+    x = torch.linspace(-120, 120, 4001).reshape(1, 1, 1, -1)
+    (got,), (wanted,) = run(program, [x]), computed(program, [x.double()])
+    assert torch.allclose(got.double(), wanted, rtol=1e-6, atol=1e-30)
+
+
+def test_two_threads_at_once_and_images_over_threads() -> None:
+    program = ragged(3, channels=16, width=33)
+    runnable = Runnable(program, library())
+    batches = [drawn(program, images=5) for _ in range(8)]
+    expected = [run(program, batch)[0] for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda batch: run(program, batch, runnable=runnable, threads=2)[0], batches))
+            assert all(torch.equal(one, wanted) for one, wanted in zip(got, expected, strict=True))
+
+
+def test_the_mean_is_of_the_pixels_alone() -> None:
+    program = Program(
+        buffers=(Buffer(2, 3, 5), Buffer(2, 1, 1)),
+        steps=(Pool(reads=(Wire(0, 1), Wire(0, 0)), writes=1),),
+        inputs=(0,),
+        outputs=((Wire(1, 0), Wire(1, 1)),),
+    )
+    x = torch.stack([torch.full((3, 5), 2.0), torch.arange(15.0).reshape(3, 5)])[None]
+    assert run(program, [x])[0].flatten().tolist() == [7.0, 2.0]
+
+
+def test_steps_are_timed() -> None:
+    program = ragged(3)
+    runnable = Runnable(program, library())
+    run(program, drawn(program), runnable=runnable)
+    assert runnable.time().shape == (1,)
+    assert runnable.time()[0] > 0
+
+
+def test_a_plan_of_another_version_is_not_run() -> None:
+    program = ragged(1)
+    runnable = Runnable(program, library())
+    runnable.packed.plan[0] = 99
+    with pytest.raises(NoLibrary, match="does not run plans of version 1: build it again"):
+        run(program, drawn(program), runnable=runnable)
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.so"
+    with pytest.raises(NoLibrary, match=r"was not built \(no kernels.so\): .*python -m leanconv.kernels.build"):
+        load(path)
+    path.write_text("no library")
+    with pytest.raises(NoLibrary, match="is no library of leanconv's kernels"):
+        Library(path)
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = library().path
+    monkeypatch.setattr("leanconv.kernels.library.digest", lambda: "others")
+    with pytest.raises(NoLibrary, match="was built from other sources than those beside it"):
+        Library(path)
+
+
+def test_no_compiler_and_a_failing_one_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert builder.compiler() is None
+    with pytest.raises(builder.BuildError, match="no C\\+\\+ compiler was found: install g\\+\\+ or clang\\+\\+"):
+        builder.build(tmp_path / "out.so")
+    failing = tmp_path / "c++"
+    failing.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such flag')\n")
+    failing.chmod(0o755)
+    with pytest.raises(builder.BuildError, match="failed with exit code 1: no such flag"):
+        builder.build(tmp_path / "out.so")
+    assert not (tmp_path / "out.so").exists()
+
+
+# ------------------------------------------------------------------------------------------------ other builds, slow
+
+_UNDER = """
+import sys
+from pathlib import Path
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+import test_library_runs as tests
+from leanconv.kernels.fuse import fused
+from leanconv.kernels.library import Library, Runnable
+from random_programs import computed, programs
+
+library = Library(Path(sys.argv[1]))
+lanes = int(sys.argv[2])
+
+@seed(0)
+@settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(programs())
+def check(program):
+    inputs = tests.drawn(program)
+    runnable = Runnable(fused(program), library, lanes)
+    tests.assert_near(tests.run(program, inputs, runnable=runnable), computed(program, [x.double() for x in inputs]))
+
+check()
+print("same")
+"""
+
+
+def compared(path: Path, lanes: int, examples: int, preload: str = "") -> None:
+    """Random programs on another build of the library, in a process of its own."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", _UNDER, str(path), str(lanes), str(examples)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "LD_PRELOAD": preload,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": ":".join([str(here), str(here.parent), str(here.parents[1] / "src")]),
+        },
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip() == "same"
+    assert "runtime error" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [16, 4])
+def test_other_vectors(lanes: int, tmp_path: Path) -> None:
+    """Vectors of sixteen on whatever this machine has, and of four as on ARM."""
+    library()  # or skip
+    path = builder.build(tmp_path / "other.so", vectors=(lanes, 8), emulates_avx512=True, flags=("-O1",))
+    compared(path, lanes, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_under_sanitizers(tmp_path: Path) -> None:
+    """Neither memory beside an arena or an array is touched, nor anything done that C++ leaves open."""
+    library()
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-DLEANCONV_FEW_TILES")
+    path = builder.build(tmp_path / "checked.so", vectors=(8,), flags=flags)
+    compiler = builder.compiler()
+    assert compiler is not None
+    asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    compared(path, 8, 60, preload=asan.stdout.strip())
+
+
+def test_the_library_needs_nothing_but_the_c_library() -> None:
+    """So that a wheel runs where no compiler, and no C++ library, is installed."""
+    done = subprocess.run(["ldd", str(library().path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("no ldd here")
+    assert "libstdc++" not in done.stdout
+    assert ctypes.CDLL(str(library().path)).leanconv_runs(5) == 0

@@ -1,0 +1,161 @@
+"""Programs for tests: random ones, and what they compute, by torch's own convolutions."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Wire, out_side
+
+ACTIVATIONS = (
+    NOTHING,
+    Activation(low=0.0),
+    Activation(0.0, 6.0),
+    Activation(curve="silu"),
+    Activation(curve="hardswish"),
+)
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    x = x if (activation.low, activation.high) == (-inf, inf) else x.clamp(activation.low, activation.high)
+    return {"none": lambda y: y, "silu": F.silu, "hardswish": F.hardswish}[activation.curve](x)
+
+
+def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
+    """What a program computes, step by step as it is written."""
+    buffers = dict(zip(program.inputs, inputs, strict=True))
+
+    def gather(wires: tuple[Wire, ...]) -> Tensor:
+        like = next(buffers[wire.buffer] for wire in wires if wire != ZERO)
+        zeros = torch.zeros_like(like[:, 0])
+        return torch.stack([zeros if wire == ZERO else buffers[wire.buffer][:, wire.channel] for wire in wires], 1)
+
+    for step in program.steps:
+        x = gather(step.reads)
+        if isinstance(step, Pool):
+            buffers[step.writes] = x.mean((2, 3), keepdim=True)
+            continue
+        for index, stage in enumerate(step.stages):
+            if index:
+                x = activated(x, step.inner)
+                x = torch.stack([torch.zeros_like(x[:, 0]) if slot < 0 else x[:, slot] for slot in step.between], 1)
+            weight, bias = torch.from_numpy(stage.weight), torch.from_numpy(stage.bias)
+            x = F.conv2d(x, weight.to(x), bias.to(x), stage.stride, stage.padding, stage.dilation, stage.groups)
+        x = x[:, list(step.order), :: step.strides[0], :: step.strides[1]]
+        x = x if step.residual is None else x + gather(step.residual)
+        buffers[step.writes] = activated(x, step.activation)
+    return [gather(wires) for wires in program.outputs]
+
+
+class Draw:
+    """Draws a program step by step; every size is odd as often as even."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
+        self.buffers: list[Buffer] = []
+        self.steps: list[Conv | Pool] = []
+
+    def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
+        """`count` channels of maps of a size, in any order, some of them zeros."""
+        there = [Wire(n, c) for n, b in enumerate(self.buffers) if b[1:] == size for c in range(b.channels)]
+        picked = [there[int(self.random.integers(len(there)))] for _ in range(count)]
+        zeros = self.random.random(count) < self.draw(st.sampled_from((0.0, 0.2)))
+        zeros[0] = False
+        return tuple(ZERO if zero else wire for zero, wire in zip(zeros, picked, strict=True))
+
+    def stage(self, channels: int, size: tuple[int, int], *, pointwise: bool = False) -> Stage:
+        groups = self.draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
+        each = self.draw(st.integers(1, 13 if groups == 1 else 4))
+        kernel = (
+            (1, 1)
+            if pointwise
+            else self.draw(st.sampled_from(((1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (3, 1), (1, 5), (2, 2))))
+        )
+        stride = (1, 1) if pointwise else self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3))))
+        dilation = (1, 1) if pointwise else self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 3))))
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        least = [max(0, -(-(r - side) // 2)) for r, side in zip(reach, size, strict=True)]
+        padding = (
+            (0, 0)
+            if pointwise
+            else tuple(max(low, self.draw(st.integers(0, r // 2))) for low, r in zip(least, reach, strict=True))
+        )
+        shape = (groups * each, channels // groups, *kernel)
+        weight = self.random.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        bias = self.random.standard_normal(shape[0]).astype(np.float32)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        return Stage(weight=weight.astype(np.float32), bias=bias, groups=groups, **geometry)
+
+    def step(self) -> None:
+        source = self.draw(st.sampled_from(self.buffers))
+        size = (source.height, source.width)
+        count = self.draw(st.sampled_from((1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 24)))
+        reads, writes = self.wires(count, size), len(self.buffers)
+        kind = self.draw(st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool")))
+        if kind == "pool":
+            self.buffers.append(Buffer(count, 1, 1))
+            self.steps.append(Pool(reads=reads, writes=writes))
+            return
+        stages: list[Stage] = []
+        strides = (1, 1)
+        between: tuple[int, ...] = ()
+        if kind == "pass":
+            strides = self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 3))))
+            size = (-(-size[0] // strides[0]), -(-size[1] // strides[1]))
+        else:
+            stages.append(self.stage(count, size))
+            size = (out_side(size[0], stages[0], 0), out_side(size[1], stages[0], 1))
+            count = len(stages[0].weight)
+        if kind == "chain":
+            slots = self.draw(st.integers(1, 2 * count))
+            between = tuple(int(slot) for slot in self.random.integers(-1, count, slots))
+            stages.append(self.stage(slots, size, pointwise=True))
+            count = len(stages[1].weight)
+        order = tuple(int(slot) for slot in self.random.permutation(count)[: self.draw(st.integers(1, count))])
+        residual = None
+        if any(buffer[1:] == size for buffer in self.buffers) and self.draw(st.booleans()):
+            residual = self.wires(len(order), size)
+            whole = [n for n, b in enumerate(self.buffers) if b == (len(order), *size)]
+            if whole and self.draw(st.booleans()):  # the form that may be written over
+                residual = tuple(Wire(whole[-1], c) for c in range(len(order)))
+        self.buffers.append(Buffer(len(order), *size))
+        activations = st.sampled_from(ACTIVATIONS)
+        self.steps.append(
+            Conv(
+                reads=reads,
+                writes=writes,
+                order=order,
+                stages=tuple(stages),
+                strides=strides,
+                between=between,
+                inner=self.draw(activations) if kind == "chain" else NOTHING,
+                residual=residual,
+                activation=self.draw(activations),
+            )
+        )
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> Program:
+    """Programs of a few steps on maps of 1 x 1 to 41 x 70."""
+    data = draw(st.data())
+    one = Draw(data)
+    sides = st.sampled_from((1, 2, 3, 5, 7, 8, 9, 13, 16, 17, 24, 32, 33, 41))
+    inputs = draw(st.integers(1, 2))
+    height, width = draw(sides), draw(sides)
+    one.buffers += [Buffer(draw(st.integers(1, 13)), height, width) for _ in range(inputs)]
+    for _ in range(draw(st.integers(1, 5))):
+        one.step()
+    last = one.buffers[-1]
+    outputs = [tuple(Wire(len(one.buffers) - 1, c) for c in range(last.channels))]
+    if draw(st.booleans()):
+        outputs.append(one.wires(draw(st.integers(1, 9)), (height, width)))
+    return Program(
+        buffers=tuple(one.buffers), steps=tuple(one.steps), inputs=tuple(range(inputs)), outputs=tuple(outputs)
+    )
