@@ -26,7 +26,7 @@ from leanconv.spec import ConvSpec
 
 __all__ = ["compose", "project", "relative_error", "weight_shape"]
 
-_SWEEPS = 20
+_SWEEPS = 200  # kernels that a chain can express exactly are reached slowly; others stop long before
 _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
 
