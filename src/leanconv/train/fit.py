@@ -21,7 +21,13 @@ from leanconv.ends import EndRequest, asked_to_stop
 from leanconv.errors import CheckpointError, LeanconvError, need
 from leanconv.files import held
 from leanconv.schema import Fault
-from leanconv.train.runfolder import prepare_run_folder, read_problems, read_rows, write_problems
+from leanconv.train.runfolder import (
+    prepare_run_folder,
+    read_problems,
+    read_rows,
+    refuse_nothing_to_resume,
+    write_problems,
+)
 from leanconv.train.settings import FitResult, FitSettings
 
 if TYPE_CHECKING:
@@ -78,6 +84,8 @@ def fit(
     main = is_main_process()
     if out.exists() and not out.is_dir():
         raise LeanconvError(f"{out}: expected a folder for the run, found a file: choose another --out")
+    if main and resume:
+        refuse_nothing_to_resume(out)  # before the folder is made, to hold it
     with _quiet(), held(out) if main else nullcontext(), asked_to_stop() as request:
         trainer = _trainer(settings, out, task, data, request, progress=progress)
         if main:

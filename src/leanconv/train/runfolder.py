@@ -37,6 +37,7 @@ __all__ = [
     "prepare_run_folder",
     "read_problems",
     "read_rows",
+    "refuse_nothing_to_resume",
     "saved_model",
     "write_problems",
     "write_rows",
@@ -51,8 +52,8 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
     """Prepare the run folder and return the checkpoint to continue from, None for a fresh start.
 
     Refused, each with what to do: a folder that already holds a run, unless `resume` (one that never finished an epoch
-    is begun anew); a resume of a folder without one; a resume under other settings than those of its `config.yaml`.
-    To be called by who holds the folder (`files.held`).
+    is begun anew); a resume under other settings than those of its `config.yaml`. To be called by who holds the folder
+    (`files.held`), where it resumes after `refuse_nothing_to_resume`.
     """
     path, checkpoint = out / "config.yaml", out / "last.ckpt"
     if out.exists() and not out.is_dir():
@@ -73,9 +74,6 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
         write_text(path, to_yaml(_plain(config)))
         _note_environment(out, "started")
         return None
-    if not path.exists():
-        what = "holds no run (no config.yaml)" if out.is_dir() else "does not exist"
-        raise CheckpointError(f"{out}: {what}, so there is nothing to resume: leave out --resume to start one")
     before = _flat(_read_yaml(path))
     now = _flat(_plain(config))
     differing = [
@@ -92,6 +90,13 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
     _note_environment(out, "resumed")
     # Killed before the first epoch was finished: the run starts over, and ends where it would have.
     return checkpoint if checkpoint.exists() else None
+
+
+def refuse_nothing_to_resume(out: Path) -> None:
+    """Raise `CheckpointError` where `out` holds no run."""
+    if not (out / "config.yaml").exists():
+        what = "holds no run (no config.yaml)" if out.is_dir() else "does not exist"
+        raise CheckpointError(f"{out}: {what}, so there is nothing to resume: leave out --resume to start one")
 
 
 def saved_model(folder: str | Path) -> Path:
