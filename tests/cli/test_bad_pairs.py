@@ -74,7 +74,7 @@ def with_contract(model: Path, contract: Any) -> None:
         ),
         (replace(CONTRACT, size=(1, 16, 16), mean=(0.5,), std=(0.25,), class_names=None), "1"),
         ({**CONTRACT.to_json(), "resize": "stretched"}, "unknown resize rule 'stretched'"),
-        ({"mean": [0.5]}, "not an input contract"),
+        ({"mean": [0.5]}, "story.json is damaged: story.contract.size is missing"),
         ("none", "contract"),
     ],
 )

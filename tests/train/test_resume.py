@@ -137,8 +137,10 @@ def test_truncated_checkpoint(tmp_path: Path, reference: tuple[Path, str]) -> No
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from leanconv.train.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    tiny_nets.run(tmp_path / "run", epochs=1)
+    before = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    path = tmp_path / "kept" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(before, path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -146,8 +148,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(LeanconvError, match=r"last.ckpt: the checkpoint cannot be written: .*No space left on device"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
-    assert read_checkpoint(path) == {"epoch": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+    assert read_checkpoint(path)["epoch"] == before["epoch"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def _best(content: dict[str, Any]) -> dict[str, Any]:

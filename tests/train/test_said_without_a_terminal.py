@@ -50,4 +50,6 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert told.splitlines()[-1] == f"leanconv: interrupted; to go on: leanconv train --resume --out {out}"
+    last = told.splitlines()[-1]
+    assert re.match(r"leanconv: interrupted in epoch \d+, and everything is in \S+last\.ckpt; to go on: ", last), last
+    assert last.endswith(f"; to go on: leanconv train --resume --out {out}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,15 @@ from leanconv.data import open_images
 from leanconv.ends import Terminated
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.train import Classify, FitSettings, OptimSettings, fit
+
+
+@pytest.fixture(autouse=True)
+def signals_as_on_a_terminal() -> Iterator[None]:
+    """What runs in the background of a shell ignores SIGINT, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 KINDS = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 
