@@ -152,6 +152,7 @@ def test_a_card_has_no_line_for_what_is_not_known() -> None:
     assert "classes" not in card
 
 
+@pytest.mark.slow
 def test_every_verb_takes_it(owner: hub_server.Hub, lean: Path, tmp_path: Path, capsys: Any) -> None:
     owner.add("her/lean", files(lean))
     for part in ("train", "test"):
@@ -255,6 +256,7 @@ def test_what_is_refused_in_one_line(hub: hub_server.Hub, lean: Path, tmp_path: 
     assert hub.repositories.keys() == {"her/lean", "her/half", "her/pickle", "her/gated", "her/cut"}
 
 
+@pytest.mark.slow
 def test_without_a_network_what_was_fetched_is_taken(hub: hub_server.Hub, lean: Path, monkeypatch: Any) -> None:
     hub.add("her/lean", files(lean))
     lc.load("hf:her/lean")

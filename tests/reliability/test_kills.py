@@ -84,6 +84,7 @@ def test_saving_killed_at_every_operation(whole, tmp_path: Path) -> None:
         killed_and_gone_on(scenario, found, tmp_path / str(number), look=number % 2 == 0, kill_at=number)
 
 
+@pytest.mark.slow
 def test_training_killed_where_it_keeps_a_checkpoint(whole, tmp_path: Path) -> None:
     scenario = SCENARIOS["train"]
     found = whole(scenario)
