@@ -41,6 +41,10 @@ class Seeds(pl.Callback):
 class Record(pl.Callback):
     """One row per epoch to `metrics.csv` and TensorBoard, what could not be read to `problems.csv`.
 
+    A row is what was at the end of its epoch: the steps done, the rate of the last of them, the accuracies of the
+    weights after it, those on a fixed sample of the training part (`train_accuracy`) where one is asked for. Losses in
+    training (`train_loss`) are means over the epoch's steps, each of the weights that it began with.
+
     The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
     uninterrupted one leaves, times apart.
     """
@@ -79,6 +83,7 @@ class Record(pl.Callback):
             "val_accuracy": accuracy,
             "val_low": interval.low,
             "val_high": interval.high,
+            **self._on_training_sample(metrics),
             "seconds": round(time.perf_counter() - self._start, 3),
             f"{self.samples}_per_second": round(self.task.samples / max(self._training, 1e-9), 1),
         }
@@ -89,6 +94,14 @@ class Record(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
         self._note_problems()
+
+    @staticmethod
+    def _on_training_sample(metrics: Mapping[str, Any]) -> dict[str, float]:
+        if "sample_accuracy" not in metrics:
+            return {}
+        accuracy = float(metrics["sample_accuracy"])
+        low, high = of_share(accuracy, int(metrics["sample_count"]))
+        return {"train_accuracy": accuracy, "train_low": low, "train_high": high}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:  # a run that goes on in the middle of the epoch does not read these files again
