@@ -7,9 +7,11 @@ need no code of their own for any of the operators planned here.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanconv.errors import PlanError
@@ -22,6 +24,7 @@ __all__ = ["Between", "ConvChain"]
 
 Between = Literal["none", "relu", "bn", "bn_relu"]
 
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -60,6 +63,38 @@ class ConvChain(ConvOperator, nn.Sequential):
         self.between = between
         self.planner = planner
         self.reset_parameters()
+
+    composed = False
+    """Whether it runs as the one dense convolution that it equals, see `leanconv.rewrites.composed`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.composed:
+            return super().forward(x)
+        spec = self.plan.spec
+        moves = self._moves()
+        kernel = compose(self.plan, [conv.weight for conv in self.convs], moves)
+        bias = None if self.bias is None else moves[-1](self.bias)
+        return _CONVOLVE[spec.ndim](x, kernel, bias, spec.stride, spec.padding, spec.dilation)
+
+    def _moves(self) -> list[Callable[[Tensor], Tensor]]:
+        """What the shuffle, gather or crop after each stage does, along the first axis; nothing is sent to the device."""
+        after: list[list[nn.Module]] = []
+        for leaf in self:
+            if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                after.append([])
+            elif after:
+                after[-1].append(leaf)
+
+        def move(leaves: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+            def along_first(rows: Tensor) -> Tensor:
+                rows = rows[None]
+                for leaf in leaves:
+                    rows = leaf(rows)
+                return rows[0]
+
+            return along_first
+
+        return [move(leaves) for leaves in after]
 
     @property
     def convs(self) -> tuple[nn.Conv1d | nn.Conv2d | nn.Conv3d, ...]:
