@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from leanconv.intervals import of_share
 from leanconv.train.runfolder import read_rows, write_problems, write_rows
 from leanconv.train.tasks import Data, Task
 
@@ -40,6 +41,10 @@ class Seeds(pl.Callback):
 class Record(pl.Callback):
     """One row per epoch to `metrics.csv` and TensorBoard, what could not be read to `problems.csv`.
 
+    A row is what was at the end of its epoch: the steps done, the rate of the last of them, the accuracies of the
+    weights after it, those on a fixed sample of the training part (`train_accuracy`) where one is asked for. Losses in
+    training (`train_loss`) are means over the epoch's steps, each of the weights that it began with.
+
     The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
     uninterrupted one leaves, times apart.
     """
@@ -66,12 +71,14 @@ class Record(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         losses = self.task.train_row()
         epoch = trainer.current_epoch + 1
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.row = {
             "epoch": epoch,
             "step": trainer.global_step,
             "lr": self.task.rate,
             **losses,
-            **self.task.test_row({name: float(value) for name, value in trainer.callback_metrics.items()}),
+            **self.task.test_row(metrics),
+            **self._on_training_sample(metrics),
             "seconds": round(time.perf_counter() - self._start, 3),
             f"{self.samples}_per_second": round(self.task.samples / max(self._training, 1e-9), 1),
         }
@@ -82,6 +89,14 @@ class Record(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
         self._note_problems()
+
+    @staticmethod
+    def _on_training_sample(metrics: Mapping[str, float]) -> dict[str, float]:
+        if "sample_accuracy" not in metrics:
+            return {}
+        accuracy = metrics["sample_accuracy"]
+        low, high = of_share(accuracy, int(metrics["sample_count"]))
+        return {"train_accuracy": accuracy, "train_low": low, "train_high": high}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:  # a run that goes on in the middle of the epoch does not read these files again

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from leanconv.elastic.detector import is_detector
 from leanconv.elastic.net import ElasticNet
-from leanconv.errors import DataError
+from leanconv.errors import DataError, LeanconvError
 from leanconv.modes import eval_mode
 from leanconv.train.precision import AveragePrecision
+from leanconv.train.settings import FitSettings
 from leanconv.train.tasks import Task
 
 __all__ = ["Detected", "DetectionTask", "evaluate_detector", "has_masks", "on_device"]
@@ -24,10 +25,17 @@ class DetectionTask(Task):
 
     precision: AveragePrecision
 
+    def __init__(self, objective: nn.Module, settings: FitSettings, batches: int) -> None:
+        if settings.train_sample:
+            raise LeanconvError(
+                "train_sample is a share of right answers, and detectors are tested by AP: leave it out"
+            )
+        super().__init__(objective, settings, batches)
+
     def on_validation_epoch_start(self) -> None:
         self.precision = AveragePrecision(masks=has_masks(self.objective.net))  # type: ignore[arg-type]
 
-    def validation_step(self, batch: Any, number: int) -> None:
+    def validation_step(self, batch: Any, number: int, dataloader_idx: int = 0) -> None:
         images, targets = batch
         self.precision.add(self.objective.predict(images), targets)  # type: ignore[operator]
 

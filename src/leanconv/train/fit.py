@@ -96,7 +96,7 @@ def fit(
             checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
         finished = checkpoint is not None and _restore_finished(checkpoint, objective, settings)
         if not finished:
-            _carry_out(trainer, task, Feed(data, _limit(data, settings)), checkpoint, request)
+            _carry_out(trainer, task, Feed(data, _limit(data, settings), settings.train_sample), checkpoint, request)
         if request.signal is not None:
             line = _how_to_go_on(out, trainer, request, recipe=config is not None)
             if main and request.unanswered:
