@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
     "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "kernels", "data.contract"},
-    "query": {"elastic", "cost", "deploy"},
+    # average precision is what training tests by, too; parts of a detector are followed one by one
+    "query": {"elastic", "cost", "deploy", "dryrun", "train.precision"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
     # what a rewrite returned is asked as it is (dryrun), and so is an exported file (deploy); a study prices what it

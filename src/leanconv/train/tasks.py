@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.errors import CheckpointError
+from leanconv.intervals import of_share
 from leanconv.train.optim import make_optimizer, rate
 from leanconv.train.settings import FitSettings
 
@@ -182,6 +183,17 @@ class Task(pl.LightningModule):
                 for name, value in (("accuracy", correct / count), ("loss", loss / count), ("count", count)):
                     double = torch.tensor(value, dtype=torch.float64)
                     self.log(f"{part}_{name}", double, logger=False, sync_dist=distributed)
+
+    def test_row(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The columns of `metrics.csv` that say how the test of an epoch went."""
+        interval = of_share(metrics["val_accuracy"], int(metrics["val_count"]))
+        tested = {name: metrics[name] for name in ("val_loss", "val_accuracy")}
+        return {**tested, "val_low": interval.low, "val_high": interval.high}
+
+    def told(self, row: dict[str, float]) -> str:
+        """The test of an epoch in a few words, from the columns of `test_row`."""
+        low, high = (100 * row[f"val_{end}"] for end in ("low", "high"))
+        return f"{100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})"
 
     def configure_optimizers(self) -> Any:
         settings, steps = self.settings, math.ceil(self.batches / self.settings.accumulate)
