@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from leanconv.plan import Plan
 
-__all__ = ["composed_kernel", "merged_kernel", "prepare"]
+__all__ = ["composed_kernel", "merged_kernel", "merged_mask", "prepare"]
 
 
 def prepare(chain: nn.Module, plan: Plan) -> None:
