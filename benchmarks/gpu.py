@@ -83,28 +83,23 @@ class Way(NamedTuple):
 
 def ways(name: str) -> list[Way]:
     """The ways of a network, what is most likely to win first."""
-    chains = name.startswith(("o_", "igc"))
-    separated = name.startswith("d_")
-    channelwise = "csn" in name
-    small = chains or separated or name in ("resnet20", "regconv_w18")
-    found = []
-    for mode in ("infer", "train"):
-        if chains:
-            found += [Way(mode, "composed", 8, True), Way(mode, "composed", 1, True), Way(mode, "composed", 8, False)]
-            found += [Way(mode, "kernel", 1, True)]
-        if separated:
-            found += [Way(mode, "composed", 8, True)] if mode == "infer" else []
-            found += [Way(mode, "kernel", 8, True), Way(mode, "kernel", 1, True)]
-        if channelwise:
-            found += [Way(mode, "kernel", 1, True), Way(mode, "kernel", 1, False)]
-        if mode == "infer" and not channelwise:
-            found += [Way(mode, "stages", 1, True)]
-        if small and not chains and name != "resnet20":
-            found += [Way(mode, "stages", 8, True)]
-        if not (chains and mode == "train"):
-            found += [Way(mode, None, 1, True)]
-        found += [Way(mode, None, 1, False)]
-    return sorted(found, key=lambda way: way.mode == "train" and way.compiled is False and way.form is None)
+    chains, separated, channelwise = name.startswith(("o_", "igc")), name.startswith("d_"), "csn" in name
+    narrow = chains or separated or name == "regconv_w18"  # channels that are no multiple of 8
+    multiple = 8 if narrow else 1
+    found = [Way("infer", "fused", multiple, False), Way("infer", "fused", multiple, True)]
+    if chains:
+        found += [Way("infer", "kernel", 8, True), Way("infer", "kernel", 8, False), Way("infer", "composed", 8, True)]
+        found += [Way("train", "composed", 8, True), Way("train", "composed", 8, False)]
+        found += [Way("train", "composed", 1, True)]
+    else:
+        found += [Way("infer", "stages", multiple, True), Way("infer", None, 1, True), Way("train", None, 1, True)]
+    if channelwise or separated:
+        found += [Way("infer", "kernel", 1, True), Way("train", "kernel", 1, True), Way("train", "kernel", 1, False)]
+    if narrow and not chains:
+        found += [Way("train", "stages", 8, True)]
+    if separated:
+        found += [Way("train", "kernel", 8, True), Way("infer", "composed", 8, True)]
+    return [*found, Way("infer", None, 1, False), Way("train", None, 1, False)]
 
 
 class Setting(NamedTuple):
@@ -112,7 +107,7 @@ class Setting(NamedTuple):
 
     rehearse: bool
     deadline: float
-    profile: bool
+    only: tuple[str, ...] = ()
 
 
 def _inputs(family: str, rehearse: bool) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -127,12 +122,12 @@ def _inputs(family: str, rehearse: bool) -> tuple[tuple[int, ...], tuple[int, ..
 class Runner:
     """One network and all its ways, in one process."""
 
-    def __init__(self, family: str, name: str, setting: Setting) -> None:
+    def __init__(self, family: str, name: str, setting: Setting, alone: Any) -> None:
         import torch
 
         import leanconv as lc
 
-        self.torch, self.setting, self.name = torch, setting, name
+        self.torch, self.setting, self.name, self.alone = torch, setting, name, alone
         self.device = "cpu" if setting.rehearse else "cuda"
         torch.backends.cudnn.benchmark = True
         torch.set_num_threads(1 if setting.rehearse else 2)
@@ -156,6 +151,7 @@ class Runner:
         self.references: dict[str, Any] = {}
         self.ready: dict[Way, Callable[[], Any]] = {}
         self.graphs: dict[Way, Callable[[], Any]] = {}
+        self.pool: Any = None
 
     # ------------------------------------------------------------------------------------------------- one way ready
 
@@ -237,30 +233,39 @@ class Runner:
 
         That is three times as far as the network as it is, run in bfloat16, and a little.
         """
-        torch = self.torch
         if way.mode not in self.references:
-            plain = self._formed(Way(way.mode, None, 1, False))
-            if way.mode == "infer":
-                base = self._inference(plain, Way(way.mode, None, 1, False))().float()
-                with torch.inference_mode():
-                    exact = plain.float()(self.x)
-                self.references[way.mode] = exact, _apart(base, exact)
-            else:
-                state = {name: value.clone() for name, value in plain.state_dict().items()}
-                self._training(plain, Way(way.mode, None, 1, False))()
-                base = self._gradients(plain)
-                plain.load_state_dict(state)
-                for p in plain.parameters():
-                    p.grad = None
-                torch.nn.functional.cross_entropy(plain(self.x).flatten(1), self.y).backward()
-                exact = self._gradients(plain)
-                self.references[way.mode] = exact, _apart(base, exact)
-            del plain
+            with self.alone:  # float32 takes twice the memory
+                self._refer(way)
         exact, usual = self.references[way.mode]
         if way.mode == "infer":
             return _apart(call().float(), exact), 3 * usual + 0.01
         call()
         return _apart(self._gradients(model), exact), 3 * usual + 0.02
+
+    def _refer(self, way: Way) -> None:
+        """What the network as it is computes in float32, and how far it is from that in bfloat16."""
+        torch, plain_way = self.torch, Way(way.mode, None, 1, False)
+        torch.backends.cudnn.benchmark = False  # trying every algorithm takes longer than running one
+        plain = self._formed(plain_way)
+        if way.mode == "infer":
+            base = self._inference(plain, plain_way)().float()
+            with torch.inference_mode():
+                exact = plain.float()(self.x)
+        else:
+            state = {name: value.clone() for name, value in plain.state_dict().items()}
+            self._training(plain, plain_way)()
+            base = self._gradients(plain)
+            plain.load_state_dict(state)
+            for p in plain.parameters():
+                p.grad = None
+            torch.nn.functional.cross_entropy(plain(self.x).flatten(1), self.y).backward()
+            exact = self._gradients(plain)
+        self.references[way.mode] = exact, _apart(base, exact)
+        torch.backends.cudnn.benchmark = True
+        del plain
+        gc.collect()
+        if not self.setting.rehearse:
+            torch.cuda.empty_cache()
 
     def _gradients(self, model: Any) -> Any:
         return self.torch.cat([p.grad.detach().float().flatten() for p in model.parameters()])
@@ -274,12 +279,14 @@ class Runner:
     def capture(self) -> dict[str, str]:
         """Every ready way as a CUDA graph; what failed, with the reason."""
         failed = {}
+        if not self.setting.rehearse:
+            self.pool = self.torch.cuda.graph_pool_handle()
         for way, call in self.ready.items():
             try:
                 self.graphs[way] = call if self.setting.rehearse else self._graph(call)
             except Exception as error:  # a way that cannot be captured is not timed, the others are
                 failed[f"{way.mode} {way.label}"] = f"{type(error).__name__}: {str(error)[:300]}"
-                self.torch.cuda.synchronize()
+                self._wait()
         return failed
 
     def _graph(self, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -292,7 +299,7 @@ class Runner:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):  # one after the other, so they may share memory
             call()
         graph.replay()
         torch.cuda.synchronize()
@@ -345,16 +352,18 @@ def _apart(found: Any, exact: Any) -> float:
     return error if error == error else float("inf")
 
 
-def work(family: str, name: str, setting: Setting, pipe: Any) -> None:
+def work(family: str, name: str, setting: Setting, alone: Any, pipe: Any) -> None:
     """The life of one process: prepare all ways, then do what it is told."""
     try:
-        runner = Runner(family, name, setting)
+        runner = Runner(family, name, setting, alone)
         for way in ways(name):
+            if setting.only and way.label not in setting.only:
+                continue
             if time.time() > setting.deadline:
                 pipe.send(("late", way, None))
                 continue
             try:
-                pipe.send(("ready", way, runner.prepare(way)))
+                pipe.send(("ready", way, _patient(runner, way)))
             except Exception as error:  # this way fails, the others go on
                 last = traceback.format_exc().strip().splitlines()
                 pipe.send(
@@ -376,14 +385,26 @@ def work(family: str, name: str, setting: Setting, pipe: Any) -> None:
         pipe.send(("broken", None, f"{type(error).__name__}: {str(error)[:900]}"))
 
 
+def _patient(runner: Runner, way: Way) -> dict[str, Any]:
+    """Prepare a way, again where the other processes had the memory of the GPU."""
+    for patience in (2, 5, 10):
+        try:
+            return runner.prepare(way)
+        except runner.torch.OutOfMemoryError:
+            gc.collect()
+            runner.torch.cuda.empty_cache()
+            time.sleep(patience)
+    return runner.prepare(way)
+
+
 class Member:
     """One process, seen from the main one."""
 
-    def __init__(self, family: str, name: str, setting: Setting) -> None:
+    def __init__(self, family: str, name: str, setting: Setting, alone: Any) -> None:
         context = mp.get_context("spawn")
         self.family, self.name = family, name
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(family, name, setting, other), daemon=False)
+        self.process = context.Process(target=work, args=(family, name, setting, alone, other), daemon=False)
         self.process.start()
         other.close()
         self.ready: dict[Way, dict[str, Any]] = {}
@@ -531,6 +552,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=360, help="stop timing after that, and write what there is")
     parser.add_argument("--setup", type=float, default=220, help="of these, at most so many for compiling")
     parser.add_argument("--networks", nargs="+", help="only these, and the dense networks they are measured against")
+    parser.add_argument("--ways", nargs="+", default=[], help="only these, by their names in the table")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", action="store_true", help="also list the kernels of every best way")
     parser.add_argument(
@@ -541,13 +563,14 @@ def main() -> None:
     end = start + args.seconds
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1" if args.rehearse else "4")
     os.environ.setdefault("OMP_NUM_THREADS", "1" if args.rehearse else "2")
-    setting = Setting(args.rehearse, start + args.setup, args.profile)
+    setting = Setting(args.rehearse, start + args.setup, tuple(args.ways))
     chosen = {
         family: [name for name in names if not args.networks or name in args.networks]
         for family, names in FAMILIES.items()
     }
+    alone = mp.get_context("spawn").Lock()
     groups = {
-        family: [Member(family, name, setting) for name in dict.fromkeys([family, *names])]
+        family: [Member(family, name, setting, alone) for name in dict.fromkeys([family, *names])]
         for family, names in chosen.items()
         if names
     }

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["channelwise_conv", "has_kernel"]
+from leanconv.kernels.autocast import casting
+
+__all__ = ["channelwise_conv"]
 
 _CONV = {2: functional.conv2d, 3: functional.conv3d}
 
@@ -47,18 +49,6 @@ def channelwise_conv(
     return made
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Whether Triton kernels run for tensors like this one."""
-    return x.is_cuda and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
-
-
 def _sizes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> list[int]:
     return [
         (n + 2 * pad - k) // step + 1
@@ -78,7 +68,7 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 def _forward_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], relu: bool
 ) -> Tensor:
-    y = _CONV[x.ndim - 2](x, weight, bias, tuple(stride), tuple(padding), groups=x.shape[1])  # type: ignore[operator]
+    y = _CONV[x.ndim - 2](x, weight, bias, tuple(stride), tuple(padding), groups=x.shape[1])
     y = y.relu_() if relu else y
     return y.contiguous(memory_format=_format(x.ndim))
 
@@ -211,20 +201,9 @@ def _register() -> torch.library.Library:
         library.impl(name, on_cuda, "CUDA")
         torch.library.register_fake(f"leanconv::{name}", fake, lib=library)
     torch.library.register_autograd("leanconv::channelwise_conv", _backward, setup_context=_save, lib=library)
-    library.impl("channelwise_conv", _autocast, "AutocastCUDA")
+    library.impl("channelwise_conv", casting("channelwise_conv", "cuda"), "AutocastCUDA")
+    library.impl("channelwise_conv", casting("channelwise_conv", "cpu"), "AutocastCPU")
     return library  # type: ignore[no-any-return]
-
-
-def _autocast(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], relu: bool
-) -> Tensor:
-    """Under autocast maps and filters go in its type, as those of torch's convolutions do."""
-    dtype = torch.get_autocast_dtype("cuda")
-    with torch.amp.autocast("cuda", enabled=False):
-        made: Tensor = torch.ops.leanconv.channelwise_conv(
-            x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), stride, padding, relu
-        )
-    return made
 
 
 _register()

@@ -136,7 +136,7 @@ class ConvChain(ConvOperator, nn.Sequential):
             sides = zip(*(conv._reversed_padding_repeated_twice for conv in self.convs), strict=True)
             x = functional.pad(x, [sum(side) for side in sides], mode=spec.padding_mode)
             padding = (0,) * spec.ndim
-        y = _CONV[spec.ndim](x, kernel, bias, spec.stride, padding, spec.dilation)  # type: ignore[operator]
+        y = _CONV[spec.ndim](x, kernel, bias, spec.stride, padding, spec.dilation)
         return y if self.padded or y.shape[1] == self.out_channels else y[:, : self.out_channels]
 
     @property
@@ -282,7 +282,7 @@ def _run_merged(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, mask: Tensor, x: Tensor
         padding = (0,) * (x.ndim - 2)
     groups = conv.in_channels // mask.shape[1]
     run = _CONV[x.ndim - 2]
-    return run(x, merged_kernel(conv.weight, mask), conv.bias, conv.stride, padding, conv.dilation, groups)  # type: ignore[operator]
+    return run(x, merged_kernel(conv.weight, mask), conv.bias, conv.stride, padding, conv.dilation, groups)
 
 
 def _leaves(plan: Plan, between: Between, device: Device, dtype: torch.dtype | None) -> OrderedDict[str, nn.Module]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from leanconv.deploy.densify import densify
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import fold
+from leanconv.deploy.forms.chains import fits_unit
+from leanconv.deploy.forms.fuse import fused
 from leanconv.deploy.forms.layers import CHANNELWISE, PADDED, is_channelwise, materialized
 from leanconv.deploy.verify import compare, random_inputs
 from leanconv.dryrun import ModelHolder, Size, as_module, check_sizes, duplicate
@@ -20,7 +22,7 @@ from leanconv.rewrites.swap import swap_
 
 __all__ = ["FORMS", "Form", "in_form", "retype"]
 
-Form = Literal["stages", "composed", "merged", "kernel"]
+Form = Literal["stages", "composed", "merged", "kernel", "fused"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 
@@ -62,19 +64,24 @@ def in_form(
     refuse_elastic(network, f"run in the form {form!r}")
     size = check_sizes(size)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    if training and form == "fused":
+        raise LeanconvError("the form 'fused' is for inference: norms stand between a convolution and its clip at zero")
     if training:
         new = duplicate(network, share_tensors=share)
         changed = retype(new, form, multiple)
     else:
         folded = fold(network, size).model
-        if form == "composed":
+        if form in ("composed", "fused"):
             dense = densify(folded)
             new, changed = dense.model, len(dense.densified)
         else:
             new = folded
-            changed = retype(new, form, 1)
+            changed = retype(new, "stages" if form == "kernel" else form, 1)
         if multiple > 1:
-            _fill(new, size, multiple)
+            _fill(new, size, multiple, keep=form == "kernel")
+        if form in ("kernel", "fused"):
+            new, units = fused(new, multiple=multiple, own=form == "kernel")
+            changed += units
     if form != "stages" and not changed:
         raise NothingToRewrite(f"no layer of {type(network).__name__} runs in the form {form!r}")
     _prove(network, new, size, form, multiple, tolerance)
@@ -92,21 +99,25 @@ def retype(model: nn.Module, form: Form, multiple: int) -> int:
                 changed += module.form == form
                 inside |= {id(part) for part in module.modules()}
         elif form == "kernel" and is_channelwise(module) and type(module) in CHANNELWISE:
-            module.__class__ = CHANNELWISE[type(module)]  # type: ignore[assignment]
+            module.__class__ = CHANNELWISE[type(module)]
             changed += 1
     if multiple > 1:
         for module in model.modules():
             if id(module) not in inside and type(module) in PADDED:
-                module.__class__ = PADDED[type(module)]  # type: ignore[assignment]
+                module.__class__ = PADDED[type(module)]
                 cast(Any, module).multiple = multiple
     return changed
 
 
-def _fill(model: nn.Module, size: Size, multiple: int) -> None:
-    """Fill the channels of a network for inference up, for good."""
+def _fill(model: nn.Module, size: Size, multiple: int, *, keep: bool) -> None:
+    """Fill the channels of a network for inference up, for good; with `keep` not those of chains that become units."""
+    inside: set[int] = set()
     for module in model.modules():
-        if type(module) in PADDED:
-            module.__class__ = PADDED[type(module)]  # type: ignore[assignment]
+        if keep and isinstance(module, ConvChain) and fits_unit(module):
+            module.run_as("composed", multiple=multiple, padded=True)
+            inside |= {id(part) for part in module.modules()}
+        if type(module) in PADDED and id(module) not in inside:
+            module.__class__ = PADDED[type(module)]
             cast(Any, module).multiple = multiple
     features: dict[int, int] = {}
 

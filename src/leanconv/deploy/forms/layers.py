@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from leanconv.kernels.channelwise import channelwise_conv
 
-__all__ = ["CHANNELWISE", "PADDED", "filled", "is_channelwise", "materialized"]
+__all__ = ["CHANNELWISE", "PADDED", "ChannelwiseUnit", "filled", "is_channelwise", "materialized"]
 
 _CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -51,6 +51,20 @@ class ChannelwiseConv2d(_Channelwise, nn.Conv2d):
 
 class ChannelwiseConv3d(_Channelwise, nn.Conv3d):
     """`nn.Conv3d` with one filter for each channel."""
+
+
+class ChannelwiseUnit(nn.Module):
+    """A channelwise convolution and, with `relu`, a clip at zero, for inference: (B, C, *size) -> (B, C, *out_size)."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, *, relu: bool) -> None:
+        super().__init__()
+        self.conv, self.relu = conv, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        conv = self.conv
+        padding = cast("tuple[int, ...]", conv.padding)
+        return channelwise_conv(x, conv.weight, conv.bias, conv.stride, padding, relu=self.relu)
 
 
 def filled(tensor: Tensor, multiple: int, axis: int, value: float = 0.0) -> Tensor:

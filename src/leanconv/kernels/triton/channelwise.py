@@ -22,7 +22,7 @@ from torch import Tensor
 __all__ = ["forward", "input_gradient", "weight_gradient"]
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]
     x, w, bias, y, T, H, W, C, HO, WO,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -66,7 +66,7 @@ def _walk(  # type: ignore[no-untyped-def]
     tl.store(out, done.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gather(  # type: ignore[no-untyped-def]
     x, w, bias, y, T, H, W, C, TO, HO, WO,
     ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
@@ -112,7 +112,7 @@ def _gather(  # type: ignore[no-untyped-def]
     tl.store(out, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _read(x, rows, h, v, c, ok, H, W, C):  # type: ignore[no-untyped-def]
     """A tile of x at row h and column v of the frames `rows` of each position; zero outside."""
     good = ok & (h >= 0) & (h < H) & (v >= 0) & (v < W)
@@ -121,7 +121,7 @@ def _read(x, rows, h, v, c, ok, H, W, C):  # type: ignore[no-untyped-def]
     ).to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _sum9(  # type: ignore[no-untyped-def]
     g, x, part, T, H, W, C, TO, HO, WO, P, CHUNK,
     ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
@@ -165,7 +165,7 @@ def _sum9(  # type: ignore[no-untyped-def]
     tl.store(to + 8 * C, tl.sum(m, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _sum1(  # type: ignore[no-untyped-def]
     g, x, part, T, H, W, C, TO, HO, WO, P, CHUNK,
     ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
