@@ -112,7 +112,7 @@ def _gather(  # type: ignore[no-untyped-def]
     tl.store(out, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _read(x, rows, h, v, c, ok, H, W, C):  # type: ignore[no-untyped-def]
     """A tile of x at row h and column v of the frames `rows` of each position; zero outside."""
     good = ok & (h >= 0) & (h < H) & (v >= 0) & (v < W)
