@@ -16,7 +16,7 @@ train of the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,11 +31,10 @@ _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
 
 
-def compose(plan: Plan, weights: Sequence[Tensor], moved: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+def compose(plan: Plan, weights: Sequence[Tensor]) -> Tensor:
     """The dense kernel (C_out, C_in, *K) of `plan` with these stage weights; differentiable in them.
 
-    Each axis is convolved by one stage, so taps multiply, never add. `moved` are functions that put the rows of the
-    kernel where the channels go after each stage, by default the plan's own wiring.
+    Each axis is convolved by one stage, so taps multiply, never add.
     """
     ndim = plan.spec.ndim
     kernel: Tensor | None = None
@@ -49,7 +48,7 @@ def compose(plan: Plan, weights: Sequence[Tensor], moved: Sequence[Callable[[Ten
             axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
             sizes = [a * b for a, b in zip(dense.shape[2:], kernel.shape[2:], strict=True)]
             kernel = product.permute(0, 1, *axes).reshape(*product.shape[:2], *sizes)
-        kernel = kernel[list(plan.wiring(index))] if moved is None else moved[index](kernel)
+        kernel = kernel[list(plan.wiring(index))]
     assert kernel is not None  # a plan has at least one stage
     return kernel
 
