@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,18 +86,52 @@ def test_it_predicts_what_eval_predicts(tell: Callable[..., Any], model: Path, p
         assert min(picture.size) > 300
 
 
-@pytest.mark.parametrize(("suffix", "input_type"), [(".onnx", "float32"), (".onnx", "uint8"), (".xml", "float32")])
+@pytest.mark.parametrize(
+    ("suffix", "input_type"), [(".onnx", "float32"), (".onnx", "uint8"), (".xml", "float32"), (".pt2", "uint8")]
+)
 def test_an_exported_file_is_fed_the_same(
     tell: Callable[..., Any], model: Path, pictures: Path, tmp_path: Path, suffix: str, input_type: str
 ) -> None:
     path = tmp_path / f"net{suffix}"
     export(load(model), path, input_type=input_type, dynamic_batch=False)
-    expected, found = (tell("predict", one, pictures, "--json") for one in (model, path))
+    trust = ["--trust-code"] * (suffix == ".pt2")
+    expected, found = (tell("predict", one, pictures, "--json", *trust) for one in (model, path))
     assert found["unreadable"] == expected["unreadable"]
     assert len(found["predictions"]) == 9
     for one, other in zip(expected["predictions"], found["predictions"], strict=True):
         assert (one["name"], one["classes"]) == (other["name"], other["classes"])
         assert other["probabilities"] == pytest.approx(one["probabilities"], abs=1e-4)
+    data = ("--data", f"folder:{pictures}", "--json", *trust)
+    own, files = (tell("eval", one, *data) for one in (model, path))
+    assert files.pop("loss") == pytest.approx(own.pop("loss"), abs=1e-4)
+    assert files == {**own, "model": str(path)}
+
+
+def test_what_an_exported_file_cannot_be_asked(
+    tell: Callable[..., Any], model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "net.pt2", ("--data", f"folder:{pictures}")
+    export(load(model), path, input_type="uint8", dynamic_batch=False)
+    for verb, given in (("predict", (pictures,)), ("eval", data), ("compare", (model, *data))):
+        assert "can run code that is in it: pass --trust-code" in tell(verb, path, *given, code=2)
+    trusted = ("--trust-code", *data)
+    own = ("--mean", ".5,.5,.5", "--std", ".5,.5,.5")
+    assert "takes pixels and normalises them itself" in tell("eval", path, *trusted, *own, code=2)
+    assert "it does not run on [3, 24, 24]" in tell("eval", path, *trusted, "--size", "3,24,24", code=2)
+    assert "is an exported file, not a run folder: say which" in tell("eval", path, "--trust-code", code=2)
+    assert "is one network as it is" in tell("table", path, *trusted, code=2)
+    assert "net.pt2: torch cannot load it" in tell("eval", damaged(path), *trusted, code=2)
+
+
+def damaged(path: Path) -> Path:
+    """The same archive with its graph cut short."""
+    where = path.parent / "damaged" / path.name
+    where.parent.mkdir()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(where, "w") as copy:
+        for name in archive.namelist():
+            text = archive.read(name)
+            copy.writestr(name, text[: len(text) // 2] if name.endswith(".json") else text)
+    return where
 
 
 def test_files_folders_and_patterns_each_file_once(tell: Callable[..., Any], model: Path, pictures: Path) -> None:
@@ -127,7 +162,7 @@ def test_nothing_is_guessed(tell: Callable[..., Any], pictures: Path, tmp_path: 
     assert set(told["predictions"][0]["classes"]) == {"0", "1", "2"}
     assert "random weights" in tell("predict", "resnet20", pictures, *given, code=2)
     (tmp_path / "net.bin").write_bytes(b"x")
-    assert "exported file that ends in .onnx or .xml" in tell("predict", tmp_path / "net.bin", pictures, code=2)
+    assert "exported file that ends in .onnx, .xml or .pt2" in tell("predict", tmp_path / "net.bin", pictures, code=2)
 
 
 def test_videos_are_predicted_by_their_clips(tell: Callable[..., Any], tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def run(
     models: Annotated[
-        list[str], typer.Argument(metavar="FOLDER FOLDER ...", help="Run folders, or saved models; two or more.")
+        list[str],
+        typer.Argument(metavar="MODEL MODEL ...", help="Run folders, saved models or exported files; two or more."),
     ],
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", help="The images or videos to test all on; default: each run's own.")

@@ -12,12 +12,12 @@ import typer
 from leanconv.cli.options import (
     CropOption,
     ExifOption,
-    FolderArgument,
     InterpolationOption,
     JsonOption,
     MeanOption,
     ResolutionOption,
     StdOption,
+    TestedArgument,
     TrustOption,
     WidthOption,
 )
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: FolderArgument,
+    model: TestedArgument,
     data: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="digits, folder:PATH, video-csv:TRAIN,TEST, ...; default: the run's."),

@@ -20,6 +20,7 @@ __all__ = [
     "SizeOption",
     "SizesOption",
     "StdOption",
+    "TestedArgument",
     "TrustOption",
     "WidthOption",
 ]
@@ -32,6 +33,10 @@ ModelArgument = Annotated[
     ),
 ]
 FolderArgument = Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder, a saved model, or hf:OWNER/NAME.")]
+TestedArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A run folder, a saved model, hf:OWNER/NAME, or a file (.onnx, .xml, .pt2)."),
+]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model; any number of times.")
 ]

@@ -29,8 +29,8 @@ def run(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A saved model, a run folder, hf:OWNER/NAME, an exported file (.onnx, .xml), or a name with weights:"
-            " timm/resnet18 --set pretrained=true.",
+            help="A saved model, a run folder, hf:OWNER/NAME, an exported file (.onnx, .xml, .pt2), or a name with"
+            " weights: timm/resnet18 --set pretrained=true.",
         ),
     ],
     files: Annotated[

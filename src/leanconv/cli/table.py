@@ -79,7 +79,7 @@ def run(
     given = read_contract(mean, std, crop, interpolation, exif)
     network, images, recipe = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
     if not isinstance(network, ElasticNet):
-        raise LeanconvError(f"{model} has a single configuration: a query table is for elastic networks")
+        raise LeanconvError(f"{model} is one network as it is: a query table is for elastic networks")
     if out is not None and out.suffix not in (".json", ".csv"):
         raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
     setups = _setups(backends or ["eager"], threads, batches) if latency else []

@@ -47,13 +47,13 @@ class _Format(NamedTuple):
     runs_on: str
     require: Callable[[ExportPlan], str]
     write: Callable[[nn.Module, Path, ExportPlan, Sequence[tuple[Any, ...]]], int | None]
-    run: Callable[[Path, ExportPlan], Runner]
+    run: Callable[[Path], Runner]
 
 
 _FORMATS = {
     # Looked up when called: each opens a file of its format.
-    ".onnx": _Format("onnxruntime", onnx_file.require, onnx_file.write, lambda path, plan: onnxruntime_runner(path)),
-    ".xml": _Format("OpenVINO", openvino_file.require, openvino_file.write, lambda path, plan: openvino_runner(path)),
+    ".onnx": _Format("onnxruntime", onnx_file.require, onnx_file.write, lambda path: onnxruntime_runner(path)),
+    ".xml": _Format("OpenVINO", openvino_file.require, openvino_file.write, lambda path: openvino_runner(path)),
     ".pt2": _Format("torch", pt2_file.require, pt2_file.write, pt2_file.runner),
 }
 
@@ -230,7 +230,7 @@ def _verified(
 ) -> tuple[Difference, Scores | None]:
     """What the file at `draft` gives beside the model; it is let go of before it is renamed."""
     try:
-        runner = form.run(draft, plan)
+        runner = form.run(draft)
         difference = _compared(reference, runner, plan, drawn)
         one_by_one = not plan.dynamic_batch
         return difference, None if examples is None else examples.score(reference, runner, one_by_one=one_by_one)

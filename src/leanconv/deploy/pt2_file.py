@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,22 @@ def write(model: nn.Module, path: Path, plan: ExportPlan, calibration: Sequence[
             ) from error
 
 
-def runner(path: Path, plan: ExportPlan) -> Runner:
-    """A runner for the file at `path`, which this process has written; the file of somebody else can run code."""
-    network: Any = (
-        torch._inductor.aoti_load_package(str(path)) if plan.compiled else torch.export.load(str(path)).module()
-    )
+def runner(path: str | os.PathLike[str]) -> Runner:
+    """A runner for the file at `path`. Opening it can run code that is in it: ask before for a file of somebody else.
+
+    Raises `ExportError` for a file that torch cannot open.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any("/data/aotinductor/" in name for name in archive.namelist())
+        with quiet():
+            network: Any = (
+                torch._inductor.aoti_load_package(os.fspath(path))
+                if compiled
+                else torch.export.load(os.fspath(path)).module()
+            )
+    except Exception as error:  # torch's own have no common base
+        raise ExportError(f"{path}: torch cannot load it: {one_line(error)}") from error
 
     def run(*inputs: Any) -> object:
         with torch.inference_mode(), quiet():

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from leanconv.data.contract import amended, contract_of
 from leanconv.dryrun import ModelHolder, as_module
-from leanconv.errors import ExportError, LeanconvError
-from leanconv.recipes.load import asks_for_contract, check_names
+from leanconv.errors import LeanconvError
+from leanconv.recipes.load import asks_for_contract, check_exported, check_names
 from leanconv.train.runfolder import saved_model
 
 if TYPE_CHECKING:
@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "asked", "configured"]
 
-_FILES = (".onnx", ".xml")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Logits (n, classes) for inputs that `contract` describes, of type `dtype`; `one_by_one` takes n = 1 alone."""
+    """Logits (n, classes) for inputs that `contract` describes; `one_by_one` where a file may take n = 1 alone."""
 
     scores: Callable[[Tensor], Tensor]
     contract: InputContract
-    dtype: str = "float32"
     one_by_one: bool = False
 
 
@@ -50,25 +47,25 @@ def asked(
 
     Raises `LeanconvError` where nothing says how to feed it, and for a name alone, whose weights are random.
     """
+    from leanconv.deploy.exported import is_exported
     from leanconv.modes import eval_mode
 
     given = dict(given or {})
-    if isinstance(model, str | Path) and Path(model).suffix in _FILES:
-        if options or width is not None or resolution is not None:
-            raise LeanconvError(
-                f"{model} is an exported file, one network as it is: leave out --set, --width, --resolution"
-            )
-        yield _exported(Path(model), size, given)
-        return
+    file = is_exported(model)
+    if file and (options or width is not None or resolution is not None):
+        raise LeanconvError(
+            f"{model} is an exported file, one network as it is: leave out --set, --width, --resolution"
+        )
     network, name, made_for = _network(model, options or {}, trust_code)
     contract = contract_of(network)
     shape = size or (made_for() if contract is None else contract.size)
     wanted = amended(contract, tuple(shape), given)
     if wanted is None:
         raise LeanconvError(f"{name}: {asks_for_contract()}")
+    check_exported(network, wanted, given)
     check_names(name, network, wanted)
     with configured(network, width, resolution) as (chosen, _), eval_mode(chosen) as device:
-        yield Asked(scores=lambda inputs: chosen(inputs.to(device)).cpu(), contract=wanted)
+        yield Asked(scores=lambda inputs: chosen(inputs.to(device)).cpu(), contract=wanted, one_by_one=file)
 
 
 def _network(
@@ -76,6 +73,7 @@ def _network(
 ) -> tuple[nn.Module, str, Callable[[], Sequence[int]]]:
     """The network, what messages call it, and what says the size that it was made for."""
     from leanconv.build import default_size, is_folder, located, resolve
+    from leanconv.deploy.exported import ExportedNetwork, is_exported
     from leanconv.dryrun import default_size as told_size
 
     if not isinstance(model, str | Path):
@@ -88,8 +86,14 @@ def _network(
             return told
 
         return network, called, own
+    if is_exported(model):
+
+        def unknown() -> Sequence[int]:
+            raise LeanconvError(f"{model}: {asks_for_contract()}; and --size C,H,W, which it does not say either")
+
+        return ExportedNetwork(model, trust_code=trust_code), str(model), unknown
     if os.path.isfile(model):
-        raise LeanconvError(f"{model}: expected a folder, a name, or an exported file that ends in .onnx or .xml")
+        raise LeanconvError(f"{model}: expected a folder, a name, or an exported file that ends in .onnx, .xml or .pt2")
     name = located(model)
     if folder := os.path.isdir(name):
         name = str(saved_model(name))
@@ -100,37 +104,6 @@ def _network(
             " --set pretrained=true (timm), --set weights=DEFAULT (torchvision), or a folder with trained weights"
         )
     return network, name, lambda: default_size(name)
-
-
-def _exported(path: Path, size: Sequence[int] | None, given: dict[str, Any]) -> Asked:
-    """The network of an exported file, by what the file says about its input."""
-    import torch
-
-    from leanconv.deploy import input_of, onnxruntime_runner, openvino_runner
-    from leanconv.deploy.verify import one_line
-
-    said = input_of(path)
-    contract = None if said is None else said.contract
-    if contract is None and size is None:
-        raise LeanconvError(f"{path}: {asks_for_contract()}; and --size C,H,W, which it does not say either")
-    shape = size or (contract.size if contract is not None else ())
-    wanted = amended(contract, tuple(shape), given)
-    if wanted is None:
-        raise LeanconvError(f"{path}: {asks_for_contract()}")
-    runner = (onnxruntime_runner if path.suffix == ".onnx" else openvino_runner)(path)
-
-    def scores(inputs: Tensor) -> Tensor:
-        # One by one: the file may have a fixed batch of one.
-        try:
-            answers: list[Any] = [runner(inputs[index : index + 1]) for index in range(len(inputs))]
-            logits = torch.cat([torch.as_tensor(answer[0]).clone() for answer in answers])
-        except Exception as error:  # whatever the runtime raises for what the file holds
-            raise ExportError(f"{path}: it does not run on {list(inputs.shape[1:])}: {one_line(error)}") from error
-        if logits.ndim != 2:
-            raise ExportError(f"{path}: it gives {list(logits.shape)}, expected logits (images, classes)")
-        return logits
-
-    return Asked(scores=scores, contract=wanted, dtype="float32" if said is None else said.dtype, one_by_one=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from leanconv.data.contract import InputContract, amended, contract_of
 from leanconv.dryrun import ModelHolder, as_module
 from leanconv.dryrun import default_size as told_size
 from leanconv.errors import LeanconvError, shown
+from leanconv.modes import eval_mode
 from leanconv.offline import no_network
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.run import open_data
@@ -23,7 +24,7 @@ from leanconv.train.runfolder import saved_model
 if TYPE_CHECKING:
     from leanconv.data import ImageData, VideoData
 
-__all__ = ["LoadedRun", "asks_for_contract", "check_names", "load_run"]
+__all__ = ["LoadedRun", "asks_for_contract", "check_exported", "check_names", "load_run"]
 
 
 class LoadedRun(NamedTuple):
@@ -54,7 +55,7 @@ def load_run(
 ) -> LoadedRun:
     """The network in a run folder or saved model, and the images or videos that `data`, or the run's recipe, names.
 
-    `model` may be a network itself, with `data`; "hf:OWNER/NAME" is fetched.
+    `model` may be a network itself or an exported file, with `data`; "hf:OWNER/NAME" is fetched.
 
     They are prepared by the network's input contract, changed by `given`, the fields of `InputContract` that somebody
     has named; without a contract `given` must have `mean` and `std`. `size` is the shape of one input, by default that
@@ -66,11 +67,11 @@ def load_run(
     """
     from leanconv.data import open_inputs
 
-    network, recipe, name, made_for = _network(model, trust_code)
+    network, recipe, name, made_for, kind = _network(model, trust_code)
     if data is None and recipe is None:
-        kind = "a saved model" if isinstance(model, str | Path) else "a network"
         raise LeanconvError(f"{name} is {kind}, not a run folder: say which images or videos with --data")
     contract = _contract(name, network, recipe, size, made_for, dict(given or {}))
+    check_exported(network, contract, given or {})
     check_names(name, network, contract)
     if recipe is not None and data is None:
         opened = _data_of(recipe, contract, name, part)
@@ -100,21 +101,44 @@ def _data_of(
             raise
 
 
+def check_exported(network: nn.Module, contract: InputContract, given: Mapping[str, Any]) -> None:
+    """Raise `LeanconvError` for an exported file that does not take what `contract` says, before any data are read.
+
+    So it does for a mean or std that is `given` for a file that takes pixels and normalises them itself.
+    """
+    import torch
+
+    from leanconv.deploy.exported import ExportedNetwork
+
+    if not isinstance(network, ExportedNetwork):
+        return
+    if network.takes_pixels and given.keys() & {"mean", "std"}:
+        raise LeanconvError(f"{network.path}: it takes pixels and normalises them itself: leave out --mean and --std")
+    with eval_mode(network):
+        network(torch.zeros(1, *contract.size))
+
+
 class _Network(NamedTuple):
-    """A network, the recipe of its run (None where it is no run's), what messages call it, and its own input size."""
+    """A network, the recipe of its run (None where it is no run's), what messages call it, its input size, its kind."""
 
     network: nn.Module
     recipe: Recipe | None
     name: str
     made_for: tuple[int, ...] | None
+    kind: str
 
 
 def _network(model: str | Path | nn.Module | ModelHolder, trust_code: bool) -> _Network:
     from leanconv.build import default_size, load, located
+    from leanconv.deploy.exported import ExportedNetwork, is_exported
 
     if not isinstance(model, str | Path):
         network = as_module(model)
-        return _Network(network, None, f"this {type(network).__name__}", told_size(network))
+        return _Network(network, None, f"this {type(network).__name__}", told_size(network), "a network")
+    if is_exported(model):
+        network = ExportedNetwork(model, trust_code=trust_code)
+        contract = contract_of(network)
+        return _Network(network, None, str(model), None if contract is None else contract.size, "an exported file")
     path = Path(located(model))
     config, saved = path / "config.yaml", saved_model(path)
     if os.path.exists(config) and not os.path.exists(saved):
@@ -125,7 +149,7 @@ def _network(model: str | Path | nn.Module | ModelHolder, trust_code: bool) -> _
         made_for: tuple[int, ...] | None = default_size(str(saved))
     except LeanconvError:  # the model was saved without one
         made_for = None
-    return _Network(network, recipe, str(path), made_for)
+    return _Network(network, recipe, str(path), made_for, "a saved model")
 
 
 def _contract(

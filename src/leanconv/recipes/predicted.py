@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from leanconv.dryrun import ModelHolder
@@ -19,7 +18,7 @@ from leanconv.train import Prediction, called
 if TYPE_CHECKING:
     from leanconv.data import ImageData, Problem, VideoData
 
-__all__ = ["Predicted", "as_pixels", "predict", "predict_files"]
+__all__ = ["Predicted", "predict", "predict_files"]
 
 _SHOWN = 48
 _CLIPS_SHOWN = 12
@@ -69,7 +68,8 @@ def predict(
 
     Args:
         model: a network with an input contract, a saved model, a run folder, "hf:OWNER/NAME", an exported file (.onnx,
-            .xml), or a name whose `options` take published weights, such as {"pretrained": True}.
+            .xml, or .pt2 with `trust_code`), or a name whose `options` take published weights, such as
+            {"pretrained": True}.
         files: files, folders (everything in them, at any depth) and patterns ("photos/*.jpg").
         top: how many classes of each.
         size: shape of one input, by default the model's, (3, H, W) or (3, frames, H, W).
@@ -92,9 +92,8 @@ def predict(
         contract = network.contract
         found = find_files([str(file) for file in files], videos=contract.clip is not None)
         data = open_files(found, contract, batch_size=1 if network.one_by_one else 32)
-        scores = as_pixels(network.scores, data) if network.dtype == "uint8" else network.scores
         views = (clips or contract.clip.clips, contract.clip.crops) if contract.clip else (1, 1)
-        told = predict_files(scores, data, top=top, clips=views[0], crops=views[1], contact_sheet=contact_sheet)
+        told = predict_files(network.scores, data, top=top, clips=views[0], crops=views[1], contact_sheet=contact_sheet)
     return Predicted(predictions=told, class_names=data.class_names, unreadable=data.test_problems)
 
 
@@ -146,14 +145,3 @@ def _batches(data: ImageData | VideoData, clips: int, crops: int) -> Iterator[tu
         yield from (([sample.name], sample.clips) for sample in data.test_loader(clips=clips, crops=crops))
     else:
         yield from data.named_batches()
-
-
-def as_pixels(scores: Callable[[Tensor], Tensor], data: ImageData | VideoData) -> Callable[[Tensor], Tensor]:
-    """`scores` of a file that takes uint8 pixels and normalises them itself, for inputs that are normalised."""
-
-    def of_pixels(inputs: Tensor) -> Tensor:
-        shape = (-1, *(1,) * (inputs.ndim - 2))
-        mean, std = (torch.tensor(values).reshape(shape) for values in (data.mean, data.std))
-        return scores((255 * (inputs * std + mean)).round().clamp(0, 255).to(torch.uint8))
-
-    return of_pixels

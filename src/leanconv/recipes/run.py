@@ -410,7 +410,7 @@ def _measure(net: Any, data: ImageData | VideoData, recipe: Recipe, *, latency: 
     rank, world = rank_and_world()
     images = data.train_loader(rank=rank, world=world)
     calibrate(net, images, settings.configs, max_images=settings.calibration_images)
-    tests = data.eval_loader(rank=rank, world=world)
+    tests = data.eval_loader(rank=rank, world=world, limit=recipe.test_limit)
     table = QueryTable.measure(net, tests, configs=settings.configs, latency=latency)
     net.cpu()
     return table

@@ -171,6 +171,7 @@ class Recipe:
     accumulate: int = 1
     clip: float | None = None
     steps_per_epoch: int | None = None
+    train_sample: int = 0
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -246,6 +247,7 @@ class Recipe:
             accumulate=self.accumulate,
             clip=self.clip,
             steps_per_epoch=self.steps_per_epoch,
+            train_sample=self.train_sample,
             accelerator=self.accelerator,
             devices=self.devices,
             nodes=self.nodes,
@@ -289,6 +291,7 @@ class Recipe:
             optim=optim,
             epochs=1,
             steps_per_epoch=2,
+            train_sample=min(self.train_sample, 32),
             accumulate=1,
             precision="32-true",
             accelerator="cpu",

@@ -90,7 +90,7 @@ def evaluate(
     """Test `model` on labelled images, or a network for clips on whole videos.
 
     Args:
-        model: a network with an input contract, a saved model, a run folder, or "hf:OWNER/NAME".
+        model: a network with an input contract, a saved model, a run folder, an exported file, or "hf:OWNER/NAME".
         data: "folder:DIR", "parquet:FILE", "digits", ...; of a run by default its own. What is not split yet is used
             whole.
         part: test on the "test", "validation" or "train" part that training would have instead.

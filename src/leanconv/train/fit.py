@@ -71,6 +71,8 @@ def fit(
     for package in ("lightning", "tensorboard"):
         if find_spec(package) is None:
             raise need(package, "train", "training")
+    from leanconv.elastic import DetectionObjective
+    from leanconv.train.detection import DetectionTask
     from leanconv.train.tasks import Feed, Task
 
     out = Path(out)
@@ -80,7 +82,7 @@ def fit(
     batches, _ = len(loader), len(data.val_loader())
     objective.train()
     _check(objective, data, loader, settings)
-    task = Task(objective, settings, batches)
+    task = (DetectionTask if isinstance(objective, DetectionObjective) else Task)(objective, settings, batches)
     main = is_main_process()
     if out.exists() and not out.is_dir():
         raise LeanconvError(f"{out}: expected a folder for the run, found a file: choose another --out")
@@ -94,7 +96,7 @@ def fit(
             checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
         finished = checkpoint is not None and _restore_finished(checkpoint, objective, settings)
         if not finished:
-            _carry_out(trainer, task, Feed(data, _limit(data, settings)), checkpoint, request)
+            _carry_out(trainer, task, Feed(data, _limit(data, settings), settings.train_sample), checkpoint, request)
         if request.signal is not None:
             line = _how_to_go_on(out, trainer, request, recipe=config is not None)
             if main and request.unanswered:
