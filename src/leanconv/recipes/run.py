@@ -16,6 +16,7 @@ from leanconv.errors import LeanconvError
 from leanconv.files import held
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe, to_data, to_yaml
+from leanconv.recipes.detection import run_detection
 from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.named_code import named_code
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from leanconv.data import ImageData, InputContract, VideoData
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable
+    from leanconv.train.detection import Detected
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 
@@ -40,8 +42,8 @@ class RunResult:
     """What a run left: the trained network (also in `model_folder`), its figures and, if elastic, its query table.
 
     `images` is the test of the last weights on images, an elastic network at its largest; `videos` that on whole
-    videos, for a recipe that trains on clips of them. In a distributed run all processes measure the table together,
-    and the first one alone saves and tests.
+    videos, for a recipe that trains on clips of them, `detected` that of a detector. In a distributed run all processes
+    measure the table together, and the first one alone saves and tests.
     """
 
     recipe: Recipe
@@ -51,6 +53,7 @@ class RunResult:
     table: QueryTable | None = None
     images: Evaluation | None = None
     videos: VideoEvaluation | None = None
+    detected: Detected | None = None
 
 
 def open_data(
@@ -217,6 +220,11 @@ def run_recipe(
     named = named_code(recipe)
     require_trust(named, out, trust_code=trust_code, asked_before=resume)
     trusted = bool(named)  # else nothing of others is run, whatever has become of the folders meanwhile
+    if recipe.data.detection is not None:
+        if resume and (out / "config.yaml").exists():
+            _complete(out / "config.yaml")
+        run = run_detection(recipe, out, resume=resume, progress=progress, latency=latency, trust_code=trusted)
+        return RunResult(recipe=recipe, **run)
     data = open_data(recipe)
     net = build_model(recipe, data.num_classes, data.class_names, trust_code=trusted)
     if recipe.weights is not None:
