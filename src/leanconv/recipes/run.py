@@ -15,7 +15,7 @@ from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.files import held
 from leanconv.ranks import rank_and_world
-from leanconv.recipes.config import read_recipe, to_data, to_yaml
+from leanconv.recipes.config import complete, to_data
 from leanconv.recipes.detection import run_detection
 from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
@@ -221,8 +221,8 @@ def run_recipe(
     require_trust(named, out, trust_code=trust_code, asked_before=resume)
     trusted = bool(named)  # else nothing of others is run, whatever has become of the folders meanwhile
     if recipe.data.detection is not None:
-        if resume and (out / "config.yaml").exists():
-            _complete(out / "config.yaml")
+        if resume:
+            complete(out / "config.yaml")
         run = run_detection(recipe, out, resume=resume, progress=progress, latency=latency, trust_code=trusted)
         return RunResult(recipe=recipe, **run)
     data = open_data(recipe)
@@ -273,8 +273,8 @@ def _carry_out(
 ) -> RunResult:
     """Train, measure, save and test, by whoever holds the run folder."""
     said = data.remarks
-    if resume and (out / "config.yaml").exists():
-        _complete(out / "config.yaml")
+    if resume:
+        complete(out / "config.yaml")
     result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
     if progress and is_main_process():
         _print_remarks(remark for remark in data.remarks if remark not in said)
@@ -369,18 +369,6 @@ def _mutual(
         layer_widths=settings.layer_widths,
         draw_full=settings.draw_full,
     )
-
-
-def _complete(config: Path) -> None:
-    """Write out the settings that the leanconv which started the run did not have yet, at their defaults.
-
-    A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
-    """
-    from leanconv.files import write_text
-
-    text = to_yaml(read_recipe(config))
-    if is_main_process() and text != config.read_text():
-        write_text(config, text)
 
 
 def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple[int, ...]) -> nn.Module:
