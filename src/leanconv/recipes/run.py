@@ -22,6 +22,7 @@ from leanconv.recipes.images import score_image_run
 from leanconv.recipes.named_code import named_code
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
+from leanconv.rewrites.composed import composed_chains
 from leanconv.story import is_own_code
 from leanconv.train import Classify, ClassifyWithTower, Evaluation, FitResult, VideoEvaluation, fit, is_main_process
 from leanconv.train.check import outputs_of
@@ -275,7 +276,9 @@ def _carry_out(
     said = data.remarks
     if resume:
         complete(out / "config.yaml")
-    result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
+    with composed_chains(net) if recipe.composed else nullcontext():
+        settings = recipe.fit_settings()
+        result = fit(objective, data, settings, out, config=to_data(recipe), resume=resume, progress=progress)
     if progress and is_main_process():
         _print_remarks(remark for remark in data.remarks if remark not in said)
     attach(net, _contract(data, recipe))
