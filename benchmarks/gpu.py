@@ -98,14 +98,16 @@ def ways(name: str) -> list[Way]:
     else:
         found = [Way("infer", "stages", multiple, True), Way("train", None, 1, True)]
         found += [Way("infer", "fused", multiple, False)]
-    if channelwise or separated:
-        found += [Way("train", "kernel", 1, True), Way("infer", "kernel", 1, True), Way("train", "kernel", 1, False)]
+    if channelwise:
+        found += [Way("train", "kernel", 1, True), Way("infer", "fused", 1, True), Way("train", "kernel", 1, False)]
+    if separated:
+        found += [Way("infer", "kernel", 8, False), Way("train", "kernel", 8, True), Way("infer", "kernel", 8, True)]
     found += [Way("infer", None, 1, False), Way("train", None, 1, False)]
     if narrow and not chains:
         found += [Way("train", "stages", 8, True)]
-    if separated:
-        found += [Way("infer", "composed", 8, True), Way("train", "kernel", 8, True)]
-    return [*found, Way("infer", "fused", multiple, True), Way("infer", None, 1, True)]
+    if not channelwise:
+        found += [Way("infer", "fused", multiple, True)]
+    return [*found, Way("infer", None, 1, True)]
 
 
 class Setting(NamedTuple):

@@ -18,7 +18,7 @@ from leanconv.nets import CifarResNet
 from leanconv.ops import conv_maker
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
-from leanconv.ops.separable import DepthSeparable
+from leanconv.ops.separable import DepthSeparable, Depthwise
 
 SIZE = (3, 12, 12)
 
@@ -102,12 +102,21 @@ def test_inference(form: str, multiple: int, shortcut: str) -> None:
         assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("form", ["kernel", "fused"])
-def test_inference_of_depth_separable_ones(form: str) -> None:
-    """A folded norm leaves a bias before the pointwise stage, which composes too."""
+def test_inference_of_depth_separable_ones(form: str, multiple: int) -> None:
+    """A folded norm leaves a bias before the pointwise stage, which composes, and runs in one pass, too."""
     plain = net(DepthSeparable(between="bn"), shortcut="A").eval()
-    fast = in_form(plain, form, SIZE, multiple=8 if form == "fused" else 1)  # type: ignore[arg-type]
-    assert any(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == (form == "kernel")
+    fast = in_form(plain, form, SIZE, multiple=multiple)  # type: ignore[arg-type]
+    assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == (6 if form == "kernel" else 0)
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_inference_of_channelwise_ones() -> None:
+    plain = net(Depthwise(), shortcut="A").eval()
+    fast = in_form(plain, "kernel", SIZE)
+    assert sum(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == 4
     x = torch.randn(2, *SIZE)
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
 

@@ -20,6 +20,7 @@ from leanconv.deploy.forms.chains import ChainUnit
 from leanconv.kernels.triton import chained, channelwise
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparableConv2d
+from leanconv.ops.separable import DepthSeparableConv2d
 
 CHANNELWISE = [  # ndim, channels, size, kernel, stride, padding, type; the first few are enough for a quick look
     (3, 5, (3, 4, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), "float32"),
@@ -37,9 +38,12 @@ CHAINS = [  # inputs, outputs, kernel, stride, multiple, type
     ("igc", 16, 24, 3, 2, 1, "float32"),
     ("osep", 58, 116, 3, 2, 8, "float32"),
     ("osep", 20, 20, 5, 1, 8, "bfloat16"),
+    ("depth", 12, 16, 3, 2, 1, "float32"),
+    ("depth", 88, 40, 3, 1, 8, "bfloat16"),
 ]
 
 
+@torch.no_grad()
 def apart(found: Tensor, exact: Tensor) -> float:
     """||found - exact|| / ||exact||, NaN where an element was not written."""
     return float((found.double() - exact.double()).norm() / exact.double().norm())
@@ -79,7 +83,14 @@ def of_channelwise(device: str, rows: list[tuple[object, ...]]) -> Iterator[tupl
 def of_chains(device: str, rows: list[tuple[object, ...]]) -> Iterator[tuple[str, str, float]]:
     """With bias, residual and a clip at zero, against the dense convolution in double."""
     for kind, inputs, outputs, kernel, stride, multiple, dtype in rows:
-        make: object = OptimizedSeparableConv2d if kind == "osep" else InterleavedGroupConv2d
+        if device == "cpu" and dtype == "bfloat16":
+            dtype = "float16"  # the interpreter multiplies matrices of bfloat16 by their bits
+        makers = {
+            "osep": OptimizedSeparableConv2d,
+            "igc": InterleavedGroupConv2d,
+            "depth": DepthSeparableConv2d,
+        }
+        make: object = makers[str(kind)]
         chain = make(inputs, outputs, kernel, stride=stride, padding=int(kernel) // 2)  # type: ignore
         unit = ChainUnit(chain, relu=True, multiple=int(multiple)).to(device, getattr(torch, str(dtype)))  # type: ignore
         like = {"device": device, "dtype": unit.first.dtype}
