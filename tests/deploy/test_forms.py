@@ -13,6 +13,7 @@ from leanconv.build import create_model
 from leanconv.deploy.forms import in_form
 from leanconv.deploy.forms.chains import ChainUnit
 from leanconv.deploy.forms.layers import ChannelwiseConv2d, ChannelwiseUnit, PaddedBatchNorm2d, PaddedConv2d
+from leanconv.deploy.forms.octaves import OctaveUnit
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.nets import CifarResNet
 from leanconv.ops import conv_maker
@@ -119,6 +120,19 @@ def test_inference_of_channelwise_ones() -> None:
     assert sum(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == 4
     x = torch.randn(2, *SIZE)
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(3, 64, 64), (3, 44, 52)])
+def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
+    """Odd sizes too: 11 x 13 in the second stage."""
+    plain = create_model("oct_resnet26", alpha=0.5, num_classes=10).eval()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+    fast = in_form(plain, "fused", size)
+    assert sum(isinstance(module, OctaveUnit) for module in fast.modules()) > 15
+    assert not any(isinstance(module, nn.ReLU) for name, module in fast.named_modules())
 
 
 def test_interleaved_groups_and_gradients_through_units() -> None:

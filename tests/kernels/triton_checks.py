@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanconv.deploy.forms.chains import ChainUnit
-from leanconv.kernels.triton import chained, channelwise
+from leanconv.deploy.forms.octaves import OctaveUnit as OctaveUnit  # registers the operator
+from leanconv.kernels.triton import chained, channelwise, octave
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparableConv2d
 from leanconv.ops.separable import DepthSeparableConv2d
@@ -115,12 +116,41 @@ def of_chains(device: str, rows: list[tuple[object, ...]]) -> Iterator[tuple[str
         )
 
 
+def of_octaves(device: str, rows: list[tuple[int, ...]]) -> Iterator[tuple[str, str, float]]:
+    """Both resolutions into one, against torch's convolutions in double."""
+    for high, low, outputs, kernel, up, height, width in rows:
+        kind = torch.float16 if device == "cpu" and up == 1 else torch.float32 if device == "cpu" else torch.bfloat16
+        last = torch.channels_last
+        a = torch.randn(2, high, height, width, device=device).to(kind).contiguous(memory_format=last)
+        sides = -(-height // up), -(-width // up)
+        b = torch.randn(2, low, *sides, device=device).to(kind).contiguous(memory_format=last)
+        first, second = (torch.randn(kernel**2, n, outputs, device=device).to(kind) for n in (high, low))
+        bias = torch.randn(outputs, device=device).to(kind)
+        residual = torch.randn(2, outputs, height, width, device=device).to(kind).contiguous(memory_format=last)
+        made = torch.full_like(residual, torch.nan)
+        octave.run(a, b, first, second, bias, residual, made, kernel, kernel // 2, up, True)
+        wide = [t.double() for t in (a, b, first, second, bias, residual)]
+        exact = torch.ops.leanconv.octave_conv(
+            *(t.cpu() for t in wide), kernel, kernel // 2, up, True, 0, 0
+        )  # the operator on a CPU is torch's convolutions
+        yield f"octave {high} {low} {outputs} {kernel} {up} {height}", str(kind)[6:], apart(made.cpu(), exact)
+
+
+OCTAVES = [  # high, low, outputs, kernel, up, height, width
+    (16, 16, 24, 1, 2, 5, 6),
+    (16, 24, 16, 3, 1, 5, 4),
+    (10, 6, 9, 3, 2, 5, 7),
+    (72, 40, 200, 3, 2, 6, 6),
+]
+
+
 def main() -> None:
     few, device = sys.argv[1] == "few", sys.argv[2] if len(sys.argv) > 2 else "cpu"
     torch.manual_seed(0)
     found = [
         *of_channelwise(device, CHANNELWISE[:1] if few else CHANNELWISE),
         *of_chains(device, CHAINS[:1] if few else CHAINS),
+        *of_octaves(device, OCTAVES[:1] if few else OCTAVES),
     ]
     print(json.dumps([{"name": name, "type": dtype, "error": error} for name, dtype, error in found]))
 
