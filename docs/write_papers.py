@@ -1,16 +1,18 @@
 """The pages on the papers, written from `tests/papers/manifest.toml`.
 
-python docs/write_papers.py      writes docs/papers/*.md
+python docs/write_papers.py      writes docs/papers/*.md, and the accuracies of recipes for `leanconv study`
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests" / "papers"))
@@ -85,7 +87,35 @@ def _like(counted: int, printed: str | None) -> str:
     return f"{counted / amount(f'1 {unit}'.strip())[0]:,.{digits + 1}f} {unit}".strip()
 
 
+PRINTED = DOCS.parent / "src" / "leanconv" / "recipes" / "study" / "printed.json"
+_ACCURACIES = {"accuracy": 1, "top1": 1, "video@1": 1, "error": -1}
+
+
+def printed() -> str:
+    """What the papers print for the accuracy of a recipe, in percent, as JSON: recipe -> its rows."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows():
+        if row.recipe is None or row.options:
+            continue
+        for name, sign in _ACCURACIES.items():
+            match = re.fullmatch(r"(\d+\.\d+)(?: ± (\d+\.\d+))?", row.printed.get(name, ""))
+            if match is None:
+                continue
+            value = float(match[1]) if sign > 0 else round(100 - float(match[1]), 2)
+            entry: dict[str, Any] = {"paper": row.paper, "place": row.place, "row": row.row, "accuracy": value}
+            entry |= {} if match[2] is None else {"spread": float(match[2])}
+            entry |= {} if row.width is None else {"width": row.width, "resolution": row.resolution}
+            entry |= {} if row.size is None else {"size": list(row.size)}
+            others = found.setdefault(row.recipe, [])
+            same = {"accuracy", "spread", "width", "resolution", "size"}
+            if not any(all(other.get(key) == entry.get(key) for key in same) for other in others):
+                others.append(entry)
+    lines = [f"{json.dumps(name)}: {json.dumps(found[name], ensure_ascii=False)}" for name in sorted(found)]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 if __name__ == "__main__":
+    PRINTED.write_text(printed())
     (DOCS / "papers").mkdir(exist_ok=True)
     for name, text in pages().items():
         (DOCS / "papers" / name).write_text(text)

@@ -15,7 +15,7 @@ SHARED = {
 }  # fmt: skip
 EVERY_ROOM = {
     "plan", "kernels", "dryrun", "ops", "rewrites", "cost", "elastic", "query", "serve", "nets", "weights", "zoo",
-    "build", "data", "train", "recipes", "deploy", "report", "cli",
+    "build", "data", "train", "recipes", "deploy", "report", "jobs", "cli",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,22 +43,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": set(),
     "weights": set(),
     "data": set(),
+    "jobs": set(),
     "rewrites": {"ops", "dryrun", "data.contract"},
     "elastic": {"plan", "ops", "rewrites", "dryrun", "data.contract"},  # a chain at a width is a part of its plan
     "zoo": {"nets", "ops", "rewrites", "elastic"},
     "build": {"zoo", "nets", "ops", "rewrites", "elastic", "weights", "dryrun", "data.contract"},
     "train": {"elastic", "dryrun"},
     "deploy": {"ops", "rewrites", "elastic", "cost", "dryrun", "kernels", "data.contract"},
-    "query": {"elastic", "cost", "deploy"},
+    # average precision is what training tests by, too; parts of a detector are followed one by one
+    "query": {"elastic", "cost", "deploy", "dryrun", "train.precision"},
     "serve": {"elastic", "query", "deploy"},
     "report": {"cost", "query", "serve", "deploy"},
-    # what a rewrite returned is asked as it is (dryrun), and so is an exported file (deploy)
-    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report", "dryrun", "deploy"},
+    # what a rewrite returned is asked as it is (dryrun), and so is an exported file (deploy); a study prices what it
+    # has trained (cost)
+    "recipes": {"build", "zoo", "data", "train", "elastic", "rewrites", "query", "report", "jobs"}
+    | {"dryrun", "deploy", "cost"},
     "cli": EVERY_ROOM,
 }
 
 NO_TORCH = {
-    "errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
+    "jobs", "errors", "ends", "intervals", "files", "machine", "spec", "story", "plan", "seeds",
     "schema", "plain_text", "pickles", "offline", "stored_zip", "trust",
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from leanconv.errors import LeanconvError
-from leanconv.intervals import Z95, paired_difference, wilson
+from leanconv.intervals import Z95, of_mean, paired_difference, t95, wilson
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,32 @@ def test_paired_difference_reads_as_it_should() -> None:
     assert not same.is_clear
     with pytest.raises(LeanconvError, match="in one of two networks alone"):
         paired_difference(600, 500, 1000)
+
+
+@pytest.mark.parametrize(("freedom", "printed"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
+def test_student_as_printed_in_tables(freedom: int, printed: float) -> None:
+    assert t95(freedom) == pytest.approx(printed, abs=5e-4)
+    assert t95(10**6) == pytest.approx(Z95, abs=1e-5)
+
+
+def test_the_interval_of_a_mean() -> None:
+    """Against scipy's, and that 95 % of 2,000 draws of three hold the true mean."""
+    stats = pytest.importorskip("scipy.stats")
+    values = [0.861, 0.872, 0.868, 0.859]
+    found = of_mean(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert found.interval == pytest.approx((low, high), abs=1e-9)
+    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    draws = [of_mean(row).interval for row in np.random.default_rng(0).normal(1.0, 3.0, (2000, 3))]
+    assert 0.94 <= np.mean([one.low <= 1.0 <= one.high for one in draws if one is not None]) <= 0.96
+
+
+def test_one_value_has_no_interval_and_none_no_mean() -> None:
+    assert of_mean([0.5]) == (0.5, None, None, 1)
+    assert not of_mean([0.5]).is_clear
+    assert of_mean([0.01, 0.011]).is_clear
+    assert not of_mean([0.01, -0.01]).is_clear
+    with pytest.raises(LeanconvError, match="at least one value"):
+        of_mean([])
+    with pytest.raises(LeanconvError, match="1 degree"):
+        t95(0)

@@ -117,6 +117,10 @@ def test_the_pages_on_the_papers_are_current() -> None:
         assert text == (ROOT / "docs/papers" / name).read_text(), (
             "tests/papers/manifest.toml has changed: python docs/write_papers.py"
         )
+    kept = script("write_papers").PRINTED.read_text()
+    assert script("write_papers").printed() == kept, (
+        "tests/papers/manifest.toml has changed: python docs/write_papers.py"
+    )
     for card in ("osep", "igc", "csn", "octave", "mutual"):
         assert f"](../papers/{card}.md)" in (ROOT / f"docs/methods/{card}.md").read_text()
 

@@ -1,16 +1,18 @@
-"""How sure a measured accuracy is: 95 % intervals of a share, and of the difference of two on the same items.
+"""How sure a measured accuracy is: 95 % intervals of a share, of the difference of two on the same items, of a mean.
 
 Plain numbers, no torch: tables, plots and JSON all take their intervals from here.
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Sequence
+from functools import cache
+from math import exp, lgamma, pi, sqrt
 from typing import NamedTuple
 
 from leanconv.errors import LeanconvError
 
-__all__ = ["Z95", "Difference", "Interval", "of_share", "paired_difference", "wilson"]
+__all__ = ["Z95", "Difference", "Interval", "Mean", "of_mean", "of_share", "paired_difference", "t95", "wilson"]
 
 Z95 = 1.959963984540054
 """The normal distribution's 97.5 % quantile."""
@@ -35,6 +37,20 @@ class Difference(NamedTuple):
     def is_clear(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.interval.low > 0 or self.interval.high < 0
+
+
+class Mean(NamedTuple):
+    """The mean of `number` values, their standard deviation and the mean's 95 % interval: None for a single value."""
+
+    value: float
+    deviation: float | None
+    interval: Interval | None
+    number: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether there is an interval, and it leaves out 0."""
+        return self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
 
 
 def wilson(right: int, count: int) -> Interval:
@@ -89,3 +105,51 @@ def paired_difference(only_first: int, only_second: int, count: int) -> Differen
     reach = Z95 * sqrt((first + second) - (first - second) ** 2 / all_items) / all_items
     interval = Interval(max(-1.0, centre - reach), min(1.0, centre + reach))
     return Difference((only_first - only_second) / count, interval, only_first, only_second)
+
+
+def of_mean(values: Sequence[float]) -> Mean:
+    """The mean of independent `values` of one kind, as those of one recipe under several seeds.
+
+    The interval is Student's: mean +- t * s / sqrt(n), with n - 1 degrees of freedom and s the standard deviation with
+    n - 1 below it. One value has neither. Raises `LeanconvError` for none.
+
+    >>> found = of_mean([0.5, 0.75, 1.0])
+    >>> found.value, found.deviation, [round(end, 4) for end in found.interval]
+    (0.75, 0.25, [0.129, 1.371])
+    """
+    count = len(values)
+    if count < 1:
+        raise LeanconvError("a mean needs at least one value")
+    mean = sum(values) / count
+    if count == 1:
+        return Mean(mean, None, None, 1)
+    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    reach = float(t95(count - 1)) * deviation / sqrt(count)
+    return Mean(mean, deviation, Interval(mean - reach, mean + reach), count)
+
+
+@cache
+def t95(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution with that many degrees of freedom.
+
+    >>> [round(t95(freedom), 3) for freedom in (1, 2, 4, 9)]
+    [12.706, 4.303, 2.776, 2.262]
+    """
+    if freedom < 1:
+        raise LeanconvError(f"Student's distribution has 1 degree of freedom or more, got {freedom}")
+    low, high = Z95, 13.0
+    for _ in range(60):  # halves of 11 down to the last digits of a double
+        middle = (low + high) / 2
+        low, high = (middle, high) if _upper_tail(middle, freedom) > 0.025 else (low, middle)
+    return (low + high) / 2
+
+
+def _upper_tail(t: float, freedom: int) -> float:
+    """P(T > t), integrated by Simpson's rule over the density, whose integral from 0 on is a half."""
+    shape = (freedom + 1) / 2
+    scale = exp(lgamma(shape) - lgamma(freedom / 2)) / sqrt(freedom * pi)
+    steps = 2000
+    width = t / steps
+    heights = [(1 + (width * index) ** 2 / freedom) ** -shape for index in range(steps + 1)]
+    total = heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2])
+    return float(0.5 - scale * total * width / 3)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from leanconv.kernels.layout import Geometry, geometries, lanes_for, odd_lines, places, up
 from leanconv.kernels.pack import PLAN_VERSION, pack
 from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire
-from leanconv.kernels.tiles import FLAT, ROWS, THREE, Tile, parts, tile
+from leanconv.kernels.sort import sorted_flat
+from leanconv.kernels.tiles import FLAT, ROWS, THREE, TWO_ROWS, Tile, flat_tile, parts, tile
 
 
 def whole(buffer: int, channels: int) -> tuple[Wire, ...]:
@@ -36,8 +39,8 @@ def rows(count: int) -> Program:
 
 def test_padding_lies_between_rows_and_between_channels() -> None:
     # 33 rows of 40: one row of zeros between channels, a column (and what fills a vector) between rows.
-    assert geometries(rows(1), 8) == {(32, 32): Geometry(pitch=40, plane=1320, lead=48)}
-    assert geometries(rows(1), 16) == {(32, 32): Geometry(pitch=48, plane=1584, lead=64)}
+    assert geometries(rows(1), 8) == {(32, 32): Geometry(pitch=40, plane=1320, lead=48, lanes=8)}
+    assert geometries(rows(1), 16) == {(32, 32): Geometry(pitch=48, plane=1584, lead=64, lanes=16)}
 
 
 def test_the_last_pixels_that_a_stride_leaves_out_need_no_padding() -> None:
@@ -47,8 +50,51 @@ def test_the_last_pixels_that_a_stride_leaves_out_need_no_padding() -> None:
         inputs=(0,),
         outputs=(whole(1, 2),),
     )
-    assert geometries(program, 8)[8, 8] == Geometry(pitch=16, plane=144, lead=32)  # 1 before; after: 7 - 7 = 0
-    assert geometries(program, 8)[4, 4] == Geometry(pitch=8, plane=32, lead=0)
+    found = geometries(program, 8)
+    assert found[8, 8] == Geometry(pitch=16, plane=144, lead=32, lanes=8)  # 1 before; after: 7 - 7 = 0
+    assert found[4, 4] == Geometry(pitch=4, plane=16, lead=0, lanes=8, flat=True)
+
+
+def flats(*widths: int, lanes: int, kernel: int = 3) -> list[bool]:
+    """Whether the maps are flat of convolutions of stride 2, each of which makes one width of the one before."""
+    sides = list(pairwise(widths))
+    weight = np.ones((1, 1, kernel, kernel), np.float32)
+    stage = Stage(weight=weight, bias=np.zeros(1, np.float32), stride=(2, 2), padding=(kernel // 2, kernel // 2))
+    steps = tuple(Conv(reads=whole(n, 1), writes=n + 1, order=(0,), stages=(stage,)) for n in range(len(sides)))
+    buffers = tuple(Buffer(1, width, width) for width in widths)
+    program = Program(buffers=buffers, steps=steps, inputs=(0,), outputs=(whole(len(sides), 1),))
+    found = geometries(program, lanes)
+    return [found[width, width].flat for width in widths]
+
+
+def test_maps_narrower_than_a_vector_are_flat() -> None:
+    assert flats(32, 16, 8, 4, lanes=16) == [False, False, True, True]
+    assert flats(32, 16, 8, 4, lanes=8) == [False, False, False, True]
+
+
+def test_what_is_read_for_a_map_that_is_not_flat_is_not_flat() -> None:
+    """Its rows would have no padding."""
+    weight = np.ones((1, 1, 3, 3), np.float32)
+    stage = Stage(weight=weight, bias=np.zeros(1, np.float32), padding=(6, 6))
+    program = Program(
+        buffers=(Buffer(1, 8, 8), Buffer(1, 18, 18)),
+        steps=(Conv(reads=whole(0, 1), writes=1, order=(0,), stages=(stage,)),),
+        inputs=(0,),
+        outputs=(whole(1, 1),),
+    )
+    assert not geometries(program, 16)[8, 8].flat
+
+
+def test_pixels_sorted_by_phase() -> None:
+    """A kernel of 3 x 3 and stride 2 on 16 x 16: odd rows from -1 on, then even ones, for each column of the kernel."""
+    out = Geometry(pitch=8, plane=80, lead=16, lanes=16, flat=True)
+    found = sorted_flat(three(1, stride=2), 8, 8, 16, 32, out)
+    assert [part.start for part in found.parts] == [-1, -33, 0, -32, 1, -31]
+    assert [part.more for part in found.parts] == [0, 1] * 3
+    assert [(part.first, part.last) for part in found.parts[::2]] == [(1, 8), (0, 8), (0, 8)]
+    one = found.parts[1].to
+    assert found.rows == [one, 0, one + 8]  # row 2 y - 1 is the row before row 2 y + 1
+    assert found.columns == [0, 2 * one, 4 * one]
 
 
 def test_maps_share_places_when_they_are_not_needed_any_more() -> None:
@@ -83,6 +129,15 @@ def test_rounding() -> None:
 )
 def test_tiles_of_three_by_three(channels: int, width: int, made: Tile) -> None:
     assert tile(channels, width, 8, registers=16, shares_rows=True, three=True) == made
+
+
+def test_tiles_of_flat_maps() -> None:
+    eight = {"registers": 32, "three": True}
+    assert flat_tile(6, 64, 8, 16, shares_rows=True, **eight) == Tile(THREE, 1, 4)  # the whole map
+    assert flat_tile(3, 64, 8, 16, shares_rows=True, **eight) == Tile(THREE, 1, 4)
+    assert flat_tile(1, 64, 8, 16, shares_rows=True, **eight) == Tile(TWO_ROWS, 4, 1)
+    assert flat_tile(1, 16, 4, 16, shares_rows=True, **eight) == Tile(THREE, 1, 1)
+    assert flat_tile(1, 64, 8, 16, shares_rows=False, **eight) == Tile(THREE, 1, 4)
 
 
 def test_tiles_of_other_kernels_and_outputs_of_nearly_equal_size() -> None:

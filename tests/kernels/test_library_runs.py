@@ -147,7 +147,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 1: build it again"):
+    with pytest.raises(NoLibrary, match="does not run plans of version 2: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 

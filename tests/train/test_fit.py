@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -48,7 +49,8 @@ def test_the_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["step"] for row in rows] == ["11", "22"]
-    assert float(rows[0]["lr"]) == 0.1
+    rates = [0.05 * (1 + math.cos(math.pi * step / 22)) for step in (10, 21)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(rates)  # of the last of its steps
     assert float(rows[1]["val_accuracy"]) == result.accuracy == result.history[-1]["val_accuracy"]
     assert list((out / "tensorboard").glob("events.out.tfevents.*"))
     # Piped: one line per epoch, nothing from Lightning, nothing on stderr.
@@ -59,6 +61,23 @@ def test_the_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert lines[0].startswith("epoch 1/2  loss ")
     assert re.fullmatch(r"epoch 1/2  loss \d\.\d{4}  val \d+\.\d\d % \(\d+\.\d-\d+\.\d\)  \d+\.\d s", lines[0])
     assert len(lines[0]) <= 60
+
+
+def test_the_accuracy_on_a_fixed_training_sample(tmp_path: Path) -> None:
+    """That of the weights after the epoch, on images as the test has them."""
+    net = tiny_nets.tiny_net()
+    result = quick(tmp_path / "run", Classify(net), train_sample=200)
+    data = tiny_nets.tiny_data()
+    found = evaluate(net, data.train_sample_loader(200))
+    assert found.images == 200
+    assert result.history[-1]["train_accuracy"] == pytest.approx(found.top1)
+    assert result.history[-1]["train_low"] < found.top1 < result.history[-1]["train_high"]
+    assert result.history[-1]["val_accuracy"] == pytest.approx(evaluate(net, data.val_loader()).top1)
+    same = [labels.tolist() for _, labels in data.train_sample_loader(200)]
+    data.set_epoch(3)
+    assert [labels.tolist() for _, labels in data.train_sample_loader(200)] == same
+    with pytest.raises(LeanconvError, match="train_sample is a number of training images, 0 for none, got -1"):
+        FitSettings(train_sample=-1)
 
 
 def test_tensorboard_has_the_same_figures(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def _adopt_dtypes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def is_folder(name: str) -> bool:
     """Whether `name` means a folder: it exists, or it is written like a path. A model's name wins: say ./resnet20."""
-    if name in ZOO or name.startswith(("timm/", "torchvision/")):
+    if name in ZOO or name.startswith(("timm/", "torchvision/", "detection/")):
         return False
     return os.sep in name or name.startswith(".") or os.path.isdir(name)
 

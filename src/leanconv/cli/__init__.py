@@ -31,6 +31,7 @@ from leanconv.cli import (
     push,
     rewrite,
     run,
+    study,
     table,
     train,
 )
@@ -70,6 +71,7 @@ app.command("train")(_verb(train.run))
 app.command("eval")(_verb(evaluate.run))
 app.command("predict")(_verb(predict.run))
 app.command("compare")(_verb(compare.run))
+app.command("study")(_verb(study.run))
 app.command("table")(_verb(table.run))
 app.command("pick")(_verb(pick.run))
 app.command("run")(_verb(run.run))

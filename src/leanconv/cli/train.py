@@ -51,6 +51,9 @@ def run(
         bool, typer.Option("--tiny", help="Two steps on the embedded digits, to see that the recipe works.")
     ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Print the recipe with its changes, and stop.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Whether an elastic network's table has milliseconds.")
+    ] = True,
     trust_code: TrustOption = False,
 ) -> None:
     """Train by recipe, or one's own network on one's own pictures, in a run folder.
@@ -90,7 +93,7 @@ def run(
         return
     folder = out or Path("runs") / chosen.name
     try:
-        result = run_recipe(chosen, folder, resume=resume, trust_code=trust_code)
+        result = run_recipe(chosen, folder, resume=resume, latency=latency, trust_code=trust_code)
     except (KeyboardInterrupt, Terminated) as ended:
         if str(ended):  # where training stopped
             raise

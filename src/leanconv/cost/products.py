@@ -83,7 +83,7 @@ def _found(record: OpRecord) -> tuple[Product, ...]:
     rule = _RULES.get(record.name)
     if rule is not None:
         return rule(record)
-    return _declared(record) if "macs" in record.args and record.outputs else ()
+    return _declared(record) if record.outputs and not record.name.startswith("aten.") else ()
 
 
 def _unpadded(records: Sequence[OpRecord]) -> list[OpRecord]:
@@ -136,15 +136,21 @@ def _convolution(record: OpRecord) -> tuple[Product, ...]:
     # A kernel of (C_out, C_in / g, *K) meets every output; the transposed one, (C_in, C_out / g, *K), every input.
     walked = image if record.args.get("transposed") else output
     macs = walked.numel * prod(weight.shape[1:])
-    interactions = output.shape[1] * comb(image.shape[1] // record.args["groups"], 2)
+    groups = record.args.get("groups", image.shape[1] // weight.shape[1])
+    interactions = output.shape[1] * comb(image.shape[1] // groups, 2)
     return (Product(macs, interactions, weight, image.shape[0], output.active or image.spread),)
 
 
 def _declared(record: OpRecord) -> tuple[Product, ...]:
-    """What an operator says of itself, for one image."""
-    weight, images = record.args["weights"], record.outputs[0].shape[0]
-    macs = record.args["macs"] * images
-    return (Product(macs, record.args["interactions"], weight, images, record.outputs[0].active),)
+    """What an operator says of itself, for one image or one position of its output; or that it is a convolution."""
+    args, output = record.args, record.outputs[0]
+    if {"input", "weight", "stride", "padding"} <= args.keys():
+        return _convolution(record)
+    if "macs" not in args and "position_macs" not in args:
+        return ()
+    images = output.shape[0]
+    macs = args["macs"] * images if "macs" in args else args["position_macs"] * (output.numel // output.shape[1])
+    return (Product(macs, args["interactions"], args["weights"], images, output.active),)
 
 
 def _time_first_convolution(record: OpRecord) -> tuple[Product, ...]:

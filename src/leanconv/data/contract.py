@@ -34,10 +34,11 @@ __all__ = [
     "published",
 ]
 
-RESIZES = ("square", "shorter_side", "whole")
+RESIZES = ("square", "shorter_side", "whole", "inside")
 """The central square, `crop` of the shorter side, is brought to the size in one step (leanconv's own); the shorter side
 is brought to size / crop, then the centre is cut (timm, torchvision); the whole image is brought to a square of
-size / crop, whatever its shape, then the centre is cut."""
+size / crop, whatever its shape, then the centre is cut; the image is fed whole, and a detector itself brings its
+shorter side to that of size, or its longer side to `longest` where that is less."""
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 """Pillow's, all of them over the whole area of a pixel that becomes smaller."""
@@ -77,6 +78,8 @@ class InputContract:
         exif: whether photographs are turned as their EXIF record says.
         class_names: of the outputs, in order; None where nobody has said them.
         clip: for networks for clips.
+        longest: of detectors, the limit of the longer side in pixels.
+        class_ids: of detectors, the classes' numbers in files of COCO's format.
 
     Raises `LeanconvError` for values that nobody could obey.
 
@@ -95,12 +98,18 @@ class InputContract:
     exif: bool = True
     class_names: tuple[str, ...] | None = None
     clip: ClipContract | None = None
+    longest: int | None = None
+    class_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise unknown("resize rule", self.resize, RESIZES)
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        if (self.resize == "inside") != (self.longest is not None):
+            raise LeanconvError("an input contract has longest, the limit of the longer side, with resize=inside alone")
+        if self.class_ids is not None and len(self.class_ids) != len(self.class_names or ()):
+            raise LeanconvError("an input contract has a number for each of its class names, or none")
         if self.channel_order != "RGB" or self.value_range != (0.0, 1.0):
             raise LeanconvError(
                 f"an input contract with channel_order {self.channel_order} and value_range {list(self.value_range)}:"
@@ -137,6 +146,9 @@ class InputContract:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists."""
         data = asdict(self)
+        for name in ("longest", "class_ids"):  # of detectors alone
+            if data[name] is None:
+                del data[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     @classmethod
@@ -173,6 +185,8 @@ CONTRACT = Record(
         "value_range": ListOf(Number(-1e6, 1e6), longest=2, shortest=2),
         "exif": Flag(),
         "class_names": Maybe(ListOf(Text(1000), longest=1_000_000)),
+        "longest": Maybe(Count(1, 2**16)),
+        "class_ids": Maybe(ListOf(Count(0, 2**53), longest=1_000_000)),
         "clip": Maybe(
             Record(
                 {"rate": Count(1, 10_000), "fps": Maybe(Number(above=0, high=10_000)), "short_side": Count(1, 2**20)},

@@ -287,6 +287,11 @@ class LabelledData(ABC, Generic[S]):
         """
         return self._tested(self._test, rank, world, limit)
 
+    def train_sample_loader(self, count: int, *, rank: int = 0, world: int = 1) -> Loader:
+        """`count` training files, the same ones whatever the epoch, drawn by the seed over all classes and prepared as
+        the test is: how well the network knows what it has learnt from."""
+        return self._tested(self._train, rank, world, count)
+
     def _tested(self, source: S, rank: int, world: int, limit: int | None) -> Loader:
         numbers = self._sample(source, limit)
         chunks = tuple(

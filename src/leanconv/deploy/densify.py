@@ -39,9 +39,9 @@ def densify(model: nn.Module | ModelHolder, size: Size | None = None, *, toleran
     """A copy of `model` in which every `ConvChain` is the one dense convolution that it equals.
 
     Kernels are composed in double precision. Mode, device, dtype, requires_grad and names stay. A chain with a norm or
-    an activation between its stages, or with biases inside (folded norms), stays as it is. With `size` (without
-    the batch axis) the outputs for random inputs are compared; `LeanconvError` where they differ by more than
-    `tolerance` of the largest.
+    an activation between its stages, or with a bias (a folded norm) before a stage that pads, stays as it is. With
+    `size` (without the batch axis) the outputs for random inputs are compared; `LeanconvError` where they differ by
+    more than `tolerance` of the largest.
 
     >>> from leanconv.ops.osep import OptimizedSeparableConv2d
     >>> net = nn.Sequential(OptimizedSeparableConv2d(16, 16, 3, padding=1), nn.ReLU())
@@ -78,9 +78,10 @@ def densify(model: nn.Module | ModelHolder, size: Size | None = None, *, toleran
 
 
 def _obstacle(chain: ConvChain) -> str | None:
-    if chain.between != "none":
+    if not chain.is_linear:
         return f"between its stages stands {chain.between}: it is not one linear convolution"
-    if any(conv.bias is not None for conv in chain.convs[:-1]):
+    first = next((index for index, conv in enumerate(chain.convs) if conv.bias is not None), len(chain.convs))
+    if any(max(conv.kernel_size) > 1 for conv in chain.convs[first + 1 :]):
         return "an inner stage has a bias, which zero padding would cut at the border"
     if any(module._forward_hooks or module._forward_pre_hooks for module in chain.modules()):
         return "it carries forward hooks"

@@ -7,6 +7,8 @@ their BatchNorm statistics, `ElasticNet.extract` makes one of them an ordinary n
 from __future__ import annotations
 
 from leanconv.elastic.calibrate import calibrate
+from leanconv.elastic.detector import ElasticDetector
+from leanconv.elastic.ground_truth import DetectionObjective
 from leanconv.elastic.make import from_settings, make_elastic
 from leanconv.elastic.mutual import MutualObjective, plan_step
 from leanconv.elastic.net import ElasticNet
@@ -14,6 +16,8 @@ from leanconv.elastic.width import Config, Width
 
 __all__ = [
     "Config",
+    "DetectionObjective",
+    "ElasticDetector",
     "ElasticNet",
     "MutualObjective",
     "Width",

@@ -25,7 +25,7 @@ from leanconv.errors import DataError, LeanconvError
 from leanconv.modes import eval_mode
 from leanconv.ranks import rank_and_world, summed
 
-__all__ = ["Statistics", "as_configs", "calibrate", "inputs_of"]
+__all__ = ["Statistics", "as_configs", "calibrate", "images_of", "inputs_of", "moved"]
 
 
 def calibrate(
@@ -100,6 +100,19 @@ def as_configs(net: ElasticNet, configs: Iterable[Config | tuple[float, int]] | 
     return tuple(dict.fromkeys(checked))
 
 
+def images_of(batch: Any) -> Tensor | list[Tensor]:
+    """As `inputs_of`; of a detector's loader a list of images of various sizes."""
+    inputs = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    if isinstance(inputs, Sequence) and inputs and all(isinstance(image, Tensor) for image in inputs):
+        return list(inputs)
+    return inputs_of(batch)
+
+
+def moved(inputs: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """On that device."""
+    return inputs.to(device) if isinstance(inputs, Tensor) else [image.to(device) for image in inputs]
+
+
 def inputs_of(batch: Any) -> Tensor:
     """The images of what a loader yields: a tensor, or a tuple or list that begins with one."""
     inputs = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
@@ -108,15 +121,15 @@ def inputs_of(batch: Any) -> Tensor:
     return inputs
 
 
-def _batches(loader: Iterable[Any], device: torch.device, max_images: int) -> Iterator[Tensor]:
+def _batches(loader: Iterable[Any], device: torch.device, max_images: int) -> Iterator[Tensor | list[Tensor]]:
     left = max_images
     for batch in loader:
-        inputs = inputs_of(batch)[:left]
+        inputs = images_of(batch)[:left]
         # A last image alone may have no variance, and says little beside those before it.
-        if len(inputs) == 0 or (len(inputs) == 1 and left < max_images):
+        if len(inputs) == 0 or (len(inputs) == 1 and left < max_images and isinstance(inputs, Tensor)):
             continue
         left -= len(inputs)
-        yield inputs.to(device)
+        yield moved(inputs, device)
         if not left:
             return
 

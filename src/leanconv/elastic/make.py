@@ -16,6 +16,15 @@ from leanconv.dryrun.size import positional
 from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.coupling.find import find
 from leanconv.elastic.coupling.modules import CONVOLUTIONS
+from leanconv.elastic.detector import (
+    ElasticDetector,
+    detector_size,
+    is_detector,
+    necks,
+    put_around,
+    sliced_part,
+    without_prefix,
+)
 from leanconv.elastic.layers.chains import make_chain
 from leanconv.elastic.layers.leaves import Elastic, ElasticBatchNorm, index_tensor, make_class_elastic
 from leanconv.elastic.layers.others import ElasticOther, make_other
@@ -53,6 +62,9 @@ def make_elastic(
     that meet in an add, a gate, a concatenation or a grouped convolution are sliced together, found by running the
     network once without computing. Its input and outputs are never sliced. At width 1 it is the original; for widths
     above 1 more weights are drawn at the same scale.
+
+    Of a detector of torchvision (Faster and Mask R-CNN) the body is made elastic, neck and heads are shared by all
+    sub-networks, and `resolutions` are the shorter sides of its images, see `ElasticDetector`.
 
     Args:
         model: a network of convolutions, norms, linear layers, chains, and parameters of other modules; left as it is.
@@ -92,7 +104,7 @@ def make_elastic(
             source=source,
             source_options=source_options,
         )
-    prove(model, net)
+    prove(sliced_part(model), net.backbone_net() if isinstance(net, ElasticDetector) else net)
     return net
 
 
@@ -127,9 +139,13 @@ def _made(
             f"{lengths[0]}, height, width), got {size}"
         )
     copied = duplicate(model)
-    found = find(copied, size, divisor=divisor or 1, keep=keep, ratios=ratios, widest=high)
+    part, kept = sliced_part(copied), keep
+    if part is not copied:  # the backbone of a detector, whose neck is for all widths
+        kept = (*without_prefix(keep), *necks(part))
+    inside = dict(zip(without_prefix([*(ratios or {})]), (ratios or {}).values(), strict=True))
+    found = find(part, size, divisor=divisor or 1, keep=kept, ratios=inside, widest=high)
     active = ActiveConfig(Config(high, sides[0], lengths[0] if lengths else None))
-    modules = dict(copied.named_modules())
+    modules = dict(part.named_modules())
     for name, layer in found.layers.items():
         make = make_chain if isinstance(modules[name], ConvChain) else make_class_elastic
         made = make(modules[name], layer, active)
@@ -145,11 +161,13 @@ def _made(
         "keep": [*keep],
     }
     settings |= {"ratios": {**(ratios or {})}} | ({"frames": [*lengths]} if lengths else {})
-    net = ElasticNet(copied, active, settings, found.kept)
+    net = ElasticNet(part, active, settings, found.kept)
     net.training = copied.training
     if high > 1:
-        _widen(copied, active)
+        _widen(part, active)
     _probe(net, size)
+    if part is not copied:
+        net = put_around(copied, active, settings, found.kept)
     remember(net, for_size(story.then("elastic", settings), size))
     net.update_story()
     return net
@@ -313,6 +331,8 @@ def _checked_size(model: nn.Module, size: Size | None, side: int, frames: Sequen
 
 
 def _default_size(model: nn.Module, side: int, frames: Sequence[int]) -> tuple[int, ...]:
+    if is_detector(model):
+        return detector_size(model, side)
     first = next((module for module in model.modules() if isinstance(module, CONVOLUTIONS)), None)
     if first is None:
         raise RewriteError(f"{type(model).__name__} has no convolution: there is nothing to make elastic")

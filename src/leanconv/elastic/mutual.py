@@ -26,7 +26,7 @@ from leanconv.elastic.width import Config, Width
 from leanconv.errors import LeanconvError
 from leanconv.seeds import python_random
 
-__all__ = ["MutualObjective", "plan_step"]
+__all__ = ["MutualObjective", "part_by_part", "plan_step", "together"]
 
 
 def plan_step(
@@ -131,7 +131,7 @@ class MutualObjective(nn.Module):
         """
         parts: dict[str, Tensor] = {}
         losses = self._losses(inputs, targets, self.plan(step), parts)
-        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else _together(losses)
+        loss = part_by_part(losses, self.net.parameters()) if self.low_memory else together(losses)
         return {"loss": loss, **parts}
 
     def plan(self, step: int) -> tuple[Config, ...]:
@@ -209,7 +209,7 @@ class MutualObjective(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _together(parts: Iterable[Tensor]) -> Tensor:
+def together(parts: Iterable[Tensor]) -> Tensor:
     """The sum of scalar `parts`, to be differentiated at once."""
     first, *others = parts
     return sum(others, start=first)
@@ -229,7 +229,7 @@ def part_by_part(parts: Iterable[Tensor], parameters: Iterable[nn.Parameter]) ->
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     if not wanted or not torch.is_grad_enabled():
-        return _together(parts)
+        return together(parts)
     kind = wanted[0].device.type
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
         raise LeanconvError(

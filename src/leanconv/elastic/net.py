@@ -70,9 +70,16 @@ class ElasticNet(nn.Module):
         if self.training:
             self._begin_training()
         with as_written() if self._fusing and not scope.whole else nullcontext():
-            outputs = self.model(*self.inputs.fitted((x, *args), *scope.input), **kwargs)
+            outputs = self.model(*self.fitted((x, *args), *scope.input), **kwargs)
         recall_in_backward(self.active, outputs)
         return outputs
+
+    def fitted(self, inputs: tuple[Any, ...], resolution: int | None, frames: int | None) -> tuple[Any, ...]:
+        """The arguments of a forward brought to a resolution and a number of frames, as they are where these are None.
+
+        A subclass whose network resizes its inputs itself gives them as they are.
+        """
+        return self.inputs.fitted(inputs, resolution, frames)
 
     def _forward_as_caller(self, scope: Scope, *args: Any, **kwargs: Any) -> Any:
         """The forward in the scope of whoever called DataParallel, in a thread that has none."""

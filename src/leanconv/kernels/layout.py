@@ -3,6 +3,11 @@
 The memory (an *arena*) begins with a line that says whose it is, then a channel of zeros, then scratch, then the maps.
 Rows of a map stand `pitch` floats apart and channels `plane`; the zeros right of a row are those left of the next, the
 zeros below a channel those above the next. No step ever writes to them.
+
+*Flat* maps, those narrower than a vector, have no padding right of their rows: a row takes 1, 2, 4 or 8 floats,
+whatever its width, so that a vector holds whole rows, a band is one long run of pixels, and no lane is idle.
+Convolutions that look left and right of a pixel read shifted copies (`sort.py`), in which the pixels beside a row are
+zeros; what stands behind the width of a row is anything.
 """
 
 from __future__ import annotations
@@ -13,7 +18,18 @@ from dataclasses import dataclass
 
 from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Step, Wire
 
-__all__ = ["LINE", "Geometry", "Places", "geometries", "lanes_for", "odd_lines", "places", "size_of", "up"]
+__all__ = [
+    "LINE",
+    "Geometry",
+    "Places",
+    "flat_pitch",
+    "geometries",
+    "lanes_for",
+    "odd_lines",
+    "places",
+    "size_of",
+    "up",
+]
 
 LINE = 16
 """Floats of a cache line."""
@@ -33,17 +49,22 @@ def odd_lines(floats: int) -> int:
 
 
 def lanes_for(width: int, lanes: int) -> int:
-    """Floats of a vector for maps of a width, of at most `lanes`: half of a vector of sixteen would be idle on 8."""
+    """Floats of a vector for rows of a width, of at most `lanes`: half of a vector of sixteen would be idle on 8."""
     return 8 if lanes == 16 and width <= 8 else lanes
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How maps of one height and width lie: floats between rows, between channels, and before the first row."""
+    """How maps of one height and width lie: floats between rows, between channels, and before the first row.
+
+    `lanes` are those of the vectors that such maps are written with, `flat` whether rows stand close.
+    """
 
     pitch: int
     plane: int
     lead: int
+    lanes: int
+    flat: bool = False
 
 
 Size = tuple[int, int]
@@ -53,8 +74,8 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
     """The geometry of every size of map, with the padding that its readers need.
 
     >>> from leanconv.kernels.program import Buffer, Program, Wire
-    >>> geometries(Program(buffers=(Buffer(1, 4, 4),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),)), 8)
-    {(4, 4): Geometry(pitch=8, plane=32, lead=0)}
+    >>> geometries(Program(buffers=(Buffer(1, 4, 5),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),)), 8)
+    {(4, 5): Geometry(pitch=8, plane=32, lead=0, lanes=8, flat=False)}
     """
     sides: dict[Size, list[int]] = {(buffer.height, buffer.width): [0, 0] for buffer in program.buffers}
     for step in program.steps:
@@ -65,14 +86,52 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
                 reach = (made - 1) * stage.stride[axis] + (stage.kernel[axis] - 1) * stage.dilation[axis]
                 after = reach - stage.padding[axis] - (size[axis] - 1)
                 sides[size][axis] = max(sides[size][axis], stage.padding[axis], after)
+    flat = _flat(program, lanes)
     found = {}
     for (height, width), (rows, columns) in sides.items():
-        pitch = up(width + columns, lanes_for(width, lanes))
+        if (height, width) in flat:
+            pitch = flat[height, width]
+            wide = lanes_for(height * pitch, lanes)
+            # The last vector may reach over the last row; an odd number of lines, or channels would share their sets.
+            plane = odd_lines(up(height * pitch, wide) + rows * pitch)
+            found[height, width] = Geometry(pitch, plane, up(rows * pitch + columns, LINE), wide, flat=True)
+            continue
+        wide = lanes_for(width, lanes)
+        pitch = up(width + columns, wide)
         plane = (height + rows) * pitch
         if plane % 1024 == 0:  # channels a multiple of 4096 bytes apart would share a few sets of the cache
             plane += LINE
-        found[height, width] = Geometry(pitch, plane, up(rows * pitch + columns, LINE))
+        found[height, width] = Geometry(pitch, plane, up(rows * pitch + columns, LINE), wide)
     return found
+
+
+def flat_pitch(width: int, lanes: int) -> int | None:
+    """Floats from row to row of flat maps of a width; None for maps as wide as a vector.
+
+    >>> [flat_pitch(width, 16) for width in (1, 3, 7, 8, 9)]
+    [1, 4, 8, 8, None]
+    """
+    pitch = 1 << (width - 1).bit_length()
+    return pitch if pitch < lanes else None
+
+
+def _flat(program: Program, lanes: int) -> dict[Size, int]:
+    """The sizes whose maps are flat, and floats from row to row: a step that reads flat maps writes flat maps."""
+    found: dict[Size, int] = {}
+    for buffer in program.buffers:
+        pitch = flat_pitch(buffer.width, lanes)
+        if pitch is not None:
+            found[buffer.height, buffer.width] = pitch
+    while True:
+        unfit = {
+            size_of(program, step.reads)
+            for step in program.steps
+            if isinstance(step, Conv) and program.buffers[step.writes][1:] not in found
+        } & set(found)
+        if not unfit:
+            return found
+        for size in unfit:
+            del found[size]
 
 
 def size_of(program: Program, wires: tuple[Wire, ...]) -> Size:

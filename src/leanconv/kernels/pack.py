@@ -13,21 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.layout import Geometry, Places, geometries, lanes_for, odd_lines, places, size_of, up
+from leanconv.kernels.layout import Geometry, Places, geometries, odd_lines, places, size_of, up
 from leanconv.kernels.program import ZERO, Activation, Conv, Floats, Pool, Program, Stage, Wire
-from leanconv.kernels.tiles import FLAT, FLAT_ROUND, parts, tile
+from leanconv.kernels.sort import Sorted, sorted_columns, sorted_flat
+from leanconv.kernels.tiles import FLAT, FLAT_ROUND, THREE, flat_tile, parts, tile
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 _CONV, _POOL = range(2)
 _CURVES = ("none", "silu", "hardswish")
-_BAND_PIXELS = 128
-"""A band has at least so many pixels: fewer, and the beginnings and ends of tiles take over."""
-_SLAB_FLOATS = 3072
-"""What a single stage reads of a band for one tile: a fraction of the first cache."""
-_MIDDLE_FLOATS = 48 * 1024
+_BAND_PIXELS = 1024
+"""A band has at least so many pixels where there is room: the beginnings and ends of tiles and of rows cost."""
+_SLAB_FLOATS = {16: 12288, 8: 3072, 4: 3072}
+"""What a single stage reads of a band for one tile, by lanes: a fraction of the first cache, which grew with them."""
+_MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
+_MASKED_TILES = 2
+"""Groups of so many tiles of outputs read flat rows with masks, groups of more from copies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,21 +53,20 @@ class _Scratch:
     """Positions within the scratch of a step: columns sorted by phase, then what stands between two stages."""
 
     band: int
-    split_pitch: int = 0
-    split_plane: int = 0
-    split_length: int = 0
-    sources: tuple[Wire, ...] = ()
+    sorted: Sorted | None = None
+    sorted_channels: int = 0
+    ends: tuple[int, ...] | None = ()
     middle_pitch: int = 0
     middle_plane: int = 0
     middle_channels: int = 0
 
     @property
-    def split_floats(self) -> int:
-        return self.split_plane * len(self.sources)
+    def sorted_floats(self) -> int:
+        return 0 if self.sorted is None else self.sorted.plane * self.sorted_channels
 
     @property
     def floats(self) -> int:
-        return self.split_floats + self.middle_plane * self.middle_channels
+        return self.sorted_floats + self.middle_plane * self.middle_channels
 
 
 class _Packer:
@@ -72,11 +74,9 @@ class _Packer:
         self.program, self.lanes, self.registers = program, lanes, registers
         self.needed = _needed(program)
         self.geometry = geometries(program, lanes)
-        self.scratch = {
-            index: self._scratch(step) for index, step in enumerate(program.steps) if isinstance(step, Conv)
-        }
+        self.scratch = {step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv)}
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
-        planes += [max(one.split_plane, one.middle_plane) for one in self.scratch.values()]
+        planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
         floats = max((one.floats for one in self.scratch.values()), default=0)
         self.places: Places = places(program, self.geometry, max(planes), floats)
         self.numbers: list[int] = []
@@ -89,10 +89,7 @@ class _Packer:
         ports += list(program.outputs)
         head = 6 + 5 * len(ports) + len(program.steps)
         self.numbers = [0] * head
-        records = [
-            self._conv(index, step) if isinstance(step, Conv) else self._pool(step)
-            for index, step in enumerate(program.steps)
-        ]
+        records = [self._conv(step) if isinstance(step, Conv) else self._pool(step) for step in program.steps]
         fields: list[int] = []
         for wires in ports:
             height, width = size_of(program, wires)
@@ -133,32 +130,34 @@ class _Packer:
         return self.places.origins[wire.buffer] + wire.channel * self._to(wire.buffer).plane
 
     def _scratch(self, step: Conv) -> _Scratch:
-        out = self.program.buffers[step.writes]
+        out, geometry, stage = self.program.buffers[step.writes], self._to(step.writes), step.first
         found = _Scratch(band=self._band(step))
-        lanes, stage = lanes_for(out.width, self.lanes), step.first
-        if stage.stride[1] > 1:
-            count = out.width + (stage.kernel[1] - 1) * stage.dilation[1] // stage.stride[1]
-            found.split_length = up(count, lanes)
-            found.split_pitch = found.split_length * stage.stride[1]
-            rows = found.band if stage.kernel[0] == 1 else (found.band - 1) * stage.stride[0] + _span(stage)
-            found.split_plane = odd_lines(rows * found.split_pitch)
-            found.sources = tuple(dict.fromkeys(wire for wire in step.reads if wire != ZERO))
+        width, pitch = size_of(self.program, step.reads)[1], self._of(step.reads).pitch
+        if geometry.flat:
+            found.ends = None if pitch != geometry.pitch else _ends(stage, width, out.width, geometry)
+            if found.ends is None:
+                found.sorted = sorted_flat(stage, found.band, out.width, width, pitch, geometry)
+        elif stage.stride[1] > 1:
+            found.sorted = sorted_columns(stage, found.band, out.width, pitch, geometry)
+        found.sorted_channels = int(stage.weight.shape[1])
         if len(step.stages) == 2:
-            found.middle_pitch = up(out.width, lanes)
-            found.middle_plane = odd_lines(found.band * found.middle_pitch)
+            found.middle_pitch = geometry.pitch if geometry.flat else up(out.width, geometry.lanes)
+            found.middle_plane = odd_lines(up(found.band * found.middle_pitch, geometry.lanes))
             found.middle_channels = len(stage.weight)
         return found
 
     def _band(self, step: Conv) -> int:
-        out = self.program.buffers[step.writes]
-        band = 4
+        out, geometry = self.program.buffers[step.writes], self._to(step.writes)
+        # The last vector of a band must not reach into the next one: what is added there may lie where the sum goes.
+        least = max(1, geometry.lanes // geometry.pitch) if geometry.flat else 1
+        band = max(4, least)
         while band * out.width < _BAND_PIXELS and band < out.height:
-            band += 4
+            band += max(4, least)
         if len(step.stages) == 2:
-            while band > 1 and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
+            while band > least and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
                 band //= 2
         else:
-            while band > 2 and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS:
+            while band > max(2, least) and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS[self.lanes]:
                 band //= 2
         return min(band, out.height)
 
@@ -169,12 +168,11 @@ class _Packer:
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)
         out = self._table(self._origin(Wire(step.writes, channel)) for channel in kept)
-        pitch, lanes = self._of(step.reads).pitch, lanes_for(width, self.lanes)
+        pitch, lanes = self._of(step.reads).pitch, self._of(step.reads).lanes
         return self._table([_POOL, lanes, len(kept), height, width, pitch, into, out])
 
-    def _conv(self, index: int, step: Conv) -> int:
-        out, scratch = self.program.buffers[step.writes], self.scratch[index]
-        split = self._split(step, scratch) if scratch.sources else -1
+    def _conv(self, step: Conv) -> int:
+        out, scratch = self.program.buffers[step.writes], self.scratch[step.writes]
         targets: dict[int, list[int]] = {}  # output of the last stage -> channels of the buffer
         for channel, slot in enumerate(step.order):
             if channel in self.needed[step.writes]:
@@ -182,51 +180,52 @@ class _Packer:
         stages = [self._first(step, scratch, targets)]
         if len(step.stages) == 2:
             stages.append(self._second(step, scratch, targets))
-        record = [_CONV, out.height, out.width, scratch.band, split, len(stages)]
+        geometry = self._to(step.writes)
+        flat = geometry.pitch if geometry.flat else 0
+        record = [_CONV, out.height, out.width, scratch.band, flat, len(stages)]
         return self._table([*record, *(number for stage in stages for number in stage)])
 
-    def _split(self, step: Conv, scratch: _Scratch) -> int:
-        stage, source, out = step.first, self._of(step.reads), self.program.buffers[step.writes]
-        corner = -stage.padding[0] * source.pitch - stage.padding[1]
-        table = self._table(self._origin(wire) + corner for wire in scratch.sources)
-        phases = {tap * stage.dilation[1] % stage.stride[1] for tap in range(stage.kernel[1])}
-        count = out.width + (stage.kernel[1] - 1) * stage.dilation[1] // stage.stride[1]
-        lanes = lanes_for(out.width, self.lanes)
-        fields = [lanes, len(scratch.sources), table, self.places.scratch, scratch.split_plane, scratch.split_pitch]
-        fields += [scratch.split_length, count, stage.stride[1], sum(1 << phase for phase in phases)]
-        row_step = stage.stride[0] if stage.kernel[0] == 1 else 1
-        return self._table([*fields, source.pitch, stage.stride[0], row_step, _span(stage)])
+    def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
+        """What sorts the channels that a group reads, just before its tiles do: they are in the first cache then."""
+        found, geometry = self.scratch[step.writes].sorted, self._to(step.writes)
+        if found is None:
+            return -1
+        table = self._table(self._origin(wire) - found.left for wire in read)
+        parts = self._table(number for part in found.parts for number in part)
+        in_row = step.first.stride[0] * self._of(step.reads).pitch
+        fields = [geometry.lanes, len(read), table, self.places.scratch, found.plane, in_row, step.first.stride[1]]
+        fields += [found.wanted, found.length, found.count, geometry.flat, len(found.parts), parts]
+        return self._table(fields)
 
     def _first(self, step: Conv, scratch: _Scratch, targets: dict[int, list[int]]) -> list[int]:
-        stage = step.first
-        (sy, sx), (dy, dx), (py, px) = stage.stride, stage.dilation, stage.padding
-        if scratch.sources:
-            at = {wire: number * scratch.split_plane for number, wire in enumerate(scratch.sources)}
-            base, in_row, pitch = self.places.scratch, 0, scratch.split_pitch
-            rstep = pitch * (1 if stage.kernel[0] == 1 else sy)
-            columns = [tap * dx % sx * scratch.split_length + tap * dx // sx for tap in range(stage.kernel[1])]
-            origins = [self.places.zeros - base if wire == ZERO else at[wire] for wire in step.reads]
+        stage, found = step.first, scratch.sorted
+        live = [wire != ZERO for wire in step.reads]
+        if found is not None:
+            base, in_row, rstep, rows, columns = self.places.scratch, 0, found.rstep, found.rows, found.columns
+            origins = []
+            for slot in range(len(live)):  # each group has the scratch for itself
+                first = slot // stage.weight.shape[1] * stage.weight.shape[1]
+                origins.append(sum(live[first:slot]) * found.plane)
         else:
             base, pitch = 0, self._of(step.reads).pitch
-            in_row = rstep = sy * pitch
-            columns = [tap * dx - px for tap in range(stage.kernel[1])]
-            origins = [self._origin(wire) - py * pitch for wire in step.reads]
-        origins = [0 if wire == ZERO else origin for wire, origin in zip(step.reads, origins, strict=True)]
-        live = [wire != ZERO for wire in step.reads]
-        inputs = _Inputs(base, in_row, rstep, dy * pitch, columns, origins, live, self.places.zeros - base)
+            in_row = rstep = stage.stride[0] * pitch
+            rows = [(tap * stage.dilation[0] - stage.padding[0]) * pitch for tap in range(stage.kernel[0])]
+            columns = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
+            origins = [0 if wire == ZERO else self._origin(wire) for wire in step.reads]
+        inputs = _Inputs(True, base, in_row, rstep, rows, columns, origins, live, self.places.zeros - base)
         if len(step.stages) == 2:
-            middle = self.places.scratch + scratch.split_floats
+            middle = self.places.scratch + scratch.sorted_floats
             used = {slot: [slot] for slot in sorted(set(step.between) - {-1})}
             place = _Outputs(used, lambda slot: middle + slot * scratch.middle_plane, 0, scratch.middle_pitch)
             return self._stage(step, stage, inputs, place, step.inner, None)
         return self._stage(step, stage, inputs, self._last(step, targets), step.activation, step.residual)
 
     def _second(self, step: Conv, scratch: _Scratch, targets: dict[int, list[int]]) -> list[int]:
-        middle = self.places.scratch + scratch.split_floats
+        middle = self.places.scratch + scratch.sorted_floats
         origins = [middle + slot * scratch.middle_plane for slot in step.between]
         live = [slot >= 0 for slot in step.between]
         pitch = scratch.middle_pitch
-        inputs = _Inputs(0, 0, pitch, pitch, [0], origins, live, self.places.zeros)
+        inputs = _Inputs(False, 0, 0, pitch, [0], [0], origins, live, self.places.zeros)
         return self._stage(step, step.stages[1], inputs, self._last(step, targets), step.activation, step.residual)
 
     def _last(self, step: Conv, targets: dict[int, list[int]]) -> _Outputs:
@@ -242,10 +241,11 @@ class _Packer:
         activation: Activation,
         residual: tuple[Wire, ...] | None,
     ) -> list[int]:
-        width = self.program.buffers[step.writes].width
-        lanes = lanes_for(width, self.lanes)
-        three = stage.kernel == (3, 3)
-        shares = three and inputs.rstep == inputs.kstep and stage.dilation[1] == stage.stride[1] == 1
+        width, geometry = self.program.buffers[step.writes].width, self._to(step.writes)
+        lanes, band = geometry.lanes, self._band(step)
+        three = stage.kernel[1] == 3
+        shares = stage.kernel == (3, 3) and stage.dilation == stage.stride == (1, 1)
+        ends = (self.scratch[step.writes].ends or ()) if inputs.first else ()
         group_in, group_out = stage.weight.shape[1], len(stage.weight) // stage.groups
         fields: list[int] = []
         count = 0
@@ -258,45 +258,61 @@ class _Packer:
             ]
             slots = range(group * group_in, (group + 1) * group_in)
             read = [(slot, slot - group * group_in) for slot in slots if inputs.live[slot]]
+            sorting = -1
+            if inputs.first and wanted and read:
+                sorting = self._sorting(step, [step.reads[slot] for slot, _ in read])
             for part in parts(len(wanted)) if wanted else ():
                 chosen = [wanted[index] for index in part]
-                shape = tile(len(chosen), width, lanes, registers=self.registers, shares_rows=shares, three=three)
+                if geometry.flat:
+                    shape = flat_tile(
+                        *(len(chosen), band * geometry.pitch, geometry.pitch, lanes),
+                        registers=self.registers,
+                        shares_rows=shares,
+                        three=three,
+                    )
+                else:
+                    shape = tile(len(chosen), width, lanes, registers=self.registers, shares_rows=shares, three=three)
                 kernel = stage.weight[[slot for slot, _ in chosen]][:, [inner for _, inner in read]]
-                table, taps = inputs.slots([slot for slot, _ in read], kernel, flat=shape.kind == FLAT)
-                fields += [shape.kind, len(chosen), shape.rows, shape.vectors, self._table(table), len(table)]
-                fields += [self._floats(taps), self._floats(stage.bias[[slot for slot, _ in chosen]])]
+                table, taps = inputs.slots([slot for slot, _ in read], kernel, shape.kind)
+                fields += [sorting, shape.kind, bool(ends), len(chosen), shape.rows, shape.vectors]
+                fields += [self._table(table), len(table), self._floats(taps)]
+                fields.append(self._floats(stage.bias[[slot for slot, _ in chosen]]))
                 fields.append(self._table(outputs.place(channel) for _, channel in chosen))
                 added = None if residual is None else [self._origin(residual[channel]) for _, channel in chosen]
                 fields.append(-1 if added is None else self._table(added))
-                count += 1
+                count, sorting = count + 1, -1
         bounds = self._floats(np.array([activation.low, activation.high], dtype=np.float32))
-        columns = [*inputs.columns, 0, 0][:3]
+        kstep = inputs.rows[1] - inputs.rows[0] if len(inputs.rows) > 1 else 0
         return [
-            *(lanes, inputs.base, inputs.in_row, inputs.rstep, inputs.kstep, *columns),
+            *(lanes, inputs.base, inputs.in_row, inputs.rstep, kstep, *[*inputs.columns, 0, 0][:3], *(ends or (0, 0))),
             *(outputs.row, outputs.pitch, bounds, _CURVES.index(activation.curve), count, self._table(fields)),
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """Where a stage reads: row and column steps, and for each slot its origin and whether it holds anything."""
+    """Where a stage reads: where the rows and columns of its taps are, and for each slot its origin.
 
+    `live` says which slots hold anything, `first` whether it is the first stage of its step.
+    """
+
+    first: bool
     base: int
     in_row: int
     rstep: int
-    kstep: int
+    rows: list[int]
     columns: list[int]
     origins: list[int]
     live: list[bool]
     zeros: int
 
-    def slots(self, read: Sequence[int], kernel: Floats, *, flat: bool) -> tuple[list[int], Floats]:
+    def slots(self, read: Sequence[int], kernel: Floats, kind: int) -> tuple[list[int], Floats]:
         """The table of slots, and the weights of one tile, (C_out, C_in, k_h, k_w), in the order in which it reads."""
         ordered = kernel.transpose(1, 2, 3, 0)  # channel, tap, output
-        if not flat:
-            return [self.origins[slot] for slot in read], ordered
-        rows, columns = kernel.shape[2], kernel.shape[3]
-        taps = [row * self.kstep + self.columns[column] for row in range(rows) for column in range(columns)]
+        if kind != FLAT:
+            rows = self.rows if kind == THREE else self.rows[:1]
+            return [self.origins[slot] + row for slot in read for row in rows], ordered
+        taps = [row + column for row in self.rows for column in self.columns]
         table = [self.origins[slot] + tap for slot in read for tap in taps]
         spare = -len(table) % FLAT_ROUND
         table += [self.zeros] * spare
@@ -314,8 +330,24 @@ class _Outputs:
     pitch: int
 
 
-def _span(stage: Stage) -> int:
-    return (stage.kernel[0] - 1) * stage.dilation[0] + 1
+def _ends(stage: Stage, width: int, made: int, geometry: Geometry) -> tuple[int, ...] | None:
+    """Which lanes the first and the last of three taps take, where rows of `made` pixels are flat; `width` are read.
+
+    Nothing where every tap takes all lanes that count; None where sorted copies serve better, or alone.
+    """
+    if stage.stride != (1, 1):
+        return None
+    shifts = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
+    met = [[0 <= column + shift < width for column in range(geometry.pitch)] for shift in shifts]
+    whole = [all(found[:made]) for found in met]
+    if all(whole):
+        return ()
+    # Where many tiles read the same channels, one copy for all of them costs less than the masks of each.
+    tiles = len(parts(len(stage.weight) // stage.groups))
+    if len(met) != 3 or not whole[1] or tiles > _MASKED_TILES:
+        return None
+    bits = [sum(1 << lane for lane in range(geometry.lanes) if found[lane % geometry.pitch]) for found in met]
+    return bits[0], bits[2]
 
 
 def _needed(program: Program) -> dict[int, set[int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,15 +42,31 @@ def low_channels(alpha: float, channels: int) -> int:
 def halve(x: Tensor) -> Tensor:
     """Average pooling 2 x 2 over the last two axes, (B, C, *, h, w) -> (B, C, *, ceil(h/2), ceil(w/2))."""
     if x.ndim == 5:
-        return functional.avg_pool3d(x, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
-    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+        return _in_its_type(
+            functional.avg_pool3d, x, kernel_size=(1, 2, 2), stride=(1, 2, 2), ceil_mode=True, count_include_pad=False
+        )
+    return _in_its_type(functional.avg_pool2d, x, kernel_size=2, stride=2, ceil_mode=True, count_include_pad=False)
+
+
+def _in_its_type(function: Callable[..., Tensor], x: Tensor, **settings: Any) -> Tensor:
+    """`function(x)`, in the type of `x` under autocast too.
+
+    Autocast takes up-sampling to float32 on GPUs, and pooling on CPUs. Sums, norms and activations behind it would stay
+    there: twice the bytes for every map at full resolution, and none of the memory that the low maps save.
+    """
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return function(x, **settings)
+    if not x.is_cuda:
+        return function(x, **settings).to(x.dtype)  # a CPU has no pooling of clips in bfloat16
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, **settings)
 
 
 def double(x: Tensor, like: Tensor | None) -> Tensor:
     """Nearest up-sampling of the last two axes by two, cut to the size of `like` where that is odd."""
     if x.is_floating_point():
         scale = (1.0, 2.0, 2.0) if x.ndim == 5 else (2.0, 2.0)
-        x = functional.interpolate(x, scale_factor=scale, mode="nearest")
+        x = _in_its_type(functional.interpolate, x, scale_factor=scale, mode="nearest")
     else:  # masks
         x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
     return x if like is None else x[..., : like.shape[-2], : like.shape[-1]]

@@ -66,6 +66,8 @@ class Row:
     leanconv measured. `peak_bytes` is the memory of an inference of one image: weights, statistics, and the largest sum
     of activations alive at once. `latency_ms` is of the table's first setup, `times` has those of all others by their
     tags.
+    Of a detector `accuracy` is the average precision of boxes, `scores` are all its precisions by name (box_ap,
+    mask_ap, ...) and `parts` the `macs` of body, neck, proposals, boxes and masks.
     `pareto` says that no other row has at least its accuracy for at most its MACs.
     """
 
@@ -83,6 +85,8 @@ class Row:
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
     pareto: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, int] = field(default_factory=dict, hash=False)
     times: Mapping[str, Time] = field(default_factory=dict, hash=False)
 
     @property
@@ -109,12 +113,15 @@ def front(rows: Sequence[Row], by: str = "macs") -> tuple[Row, ...]:
 
 def cells(row: Row) -> dict[str, Any]:
     """The row as the cells of a CSV."""
-    plain = {one.name: getattr(row, one.name) for one in fields(Row) if one.name != "times"}
+    plain = {one.name: getattr(row, one.name) for one in fields(Row) if one.name not in _MAPPINGS}
     if row.frames is None:
         del plain["frames"]
+    plain |= {f"score_{name}": value for name, value in row.scores.items()}
+    plain |= {f"macs_{name}": value for name, value in row.parts.items()}
     return plain | {f"{tag}_{name}": value for tag, time in row.times.items() for name, value in time._asdict().items()}
 
 
+_MAPPINGS = ("times", "scores", "parts")
 _MS = Number(0, 1e9)
 _SHARE = Maybe(Number(0, 1))
 _ROW = Record(
@@ -135,6 +142,8 @@ _ROW = Record(
         "latency_low_ms": Maybe(_MS),
         "latency_high_ms": Maybe(_MS),
         "pareto": Flag(),
+        "scores": MapOf(Number(0, 1), longest=100),
+        "parts": MapOf(Count(0, 10**18), longest=100),
         "times": MapOf(Items((_MS, _MS, _MS)), longest=1000),
     },
     others=Plain(),
@@ -152,6 +161,7 @@ def read_row(data: Mapping[str, Any], place: str) -> Row:
         data = {**data, **whole}
     _ROW.check(data, place)
     known = {one.name for one in fields(Row)} - {"times", "pareto"}
+    data = {**data, "scores": {name: float(value) for name, value in data.get("scores", {}).items()}}
     floats = {name: float(value) for name, value in data.items() if type(value) is int and name not in _COUNTS}
     times = {TimingSetup.from_tag(tag).tag: Time(*map(float, time)) for tag, time in data.get("times", {}).items()}
     return Row(**{name: value for name, value in {**data, **floats}.items() if name in known}, times=times)
@@ -165,6 +175,12 @@ def read_cells(cells: Mapping[str, str], place: str) -> Row:
         tag = name.removesuffix("_median_ms")
         if tag != name and name in data:
             times[tag] = [data.get(f"{tag}_{column}") for column in Time._fields]
+    for mapping, before in (("scores", "score_"), ("parts", "macs_")):
+        found = {
+            name.removeprefix(before): data.pop(name) for name in cells if name.startswith(before) and name in data
+        }
+        if found:
+            data[mapping] = {name: int(v) if mapping == "parts" and _is_whole(v) else v for name, v in found.items()}
     return read_row({**data, "times": times}, place)
 
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from leanconv.elastic.calibrate import as_configs
+from leanconv.elastic.detector import ElasticDetector
 from leanconv.elastic.net import ElasticNet
 from leanconv.elastic.width import Config
 from leanconv.errors import BudgetError, DataError, LeanconvError, NotCalibrated, UnknownName, shown, unknown
 from leanconv.files import csv_text, write_text
 from leanconv.plain_text import read_json
 from leanconv.query import rows as tabular
+from leanconv.query.detection import detection_row, precisions
 from leanconv.query.measure import accuracies, describe, elsewhere, fingerprint, latencies, row_of
 from leanconv.query.rows import EAGER, Row, Time, TimingSetup
 from leanconv.ranks import from_first, rank_and_world
@@ -56,7 +58,8 @@ class QueryTable:
     ) -> Self:
         """Measure `configs` (default: all that are calibrated; without BatchNorm the paper's grid).
 
-        `loader` yields (inputs, labels) of the native resolution, images that were not trained on; `threads` of torch,
+        `loader` yields (inputs, labels) of the native resolution, images that were not trained on (of a detector
+        images of any sizes, a list, and their objects); `threads` of torch,
         images in a `batch` and `rounds` are those of the timing. In a distributed run every process must call it, with
         its share of the images: all end with the same table of all images, with the first process's latencies.
         Raises `NotCalibrated` where statistics are missing and `DataError` for a loader without images.
@@ -72,8 +75,13 @@ class QueryTable:
         for norm in net.norms:
             for config in wanted:
                 norm.statistics(config)  # raises where there are none
-        accuracy, images = accuracies(net, loader, wanted)
-        table = cls(tuple(row_of(net, config, accuracy[config], images) for config in wanted), describe(net, images))
+        if isinstance(net, ElasticDetector):
+            scores, images = precisions(net, loader, wanted)
+            rows = tuple(detection_row(net, config, scores[config], images) for config in wanted)
+        else:
+            accuracy, images = accuracies(net, loader, wanted)
+            rows = tuple(row_of(net, config, accuracy[config], images) for config in wanted)
+        table = cls(rows, describe(net, images))
         return table.timed(net, [TimingSetup(EAGER, threads, batch)], rounds=rounds) if latency else table
 
     def timed(self, net: ElasticNet, setups: Sequence[TimingSetup], *, rounds: int = 20) -> Self:

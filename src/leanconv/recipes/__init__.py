@@ -20,6 +20,7 @@ from leanconv.recipes.osep import OSEP
 from leanconv.recipes.predicted import Predicted, predict
 from leanconv.recipes.run import RunResult, build_model, open_data, run_recipe
 from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
+from leanconv.recipes.study import StudyPlan, study
 from leanconv.recipes.tested import Tested, evaluate, evaluate_loaded
 from leanconv.recipes.videos import score_videos
 
@@ -32,6 +33,7 @@ __all__ = [
     "Predicted",
     "Recipe",
     "RunResult",
+    "StudyPlan",
     "Tested",
     "TestedRun",
     "VideoSettings",
@@ -51,6 +53,7 @@ __all__ = [
     "run_recipe",
     "score_images",
     "score_videos",
+    "study",
     "to_data",
     "to_yaml",
 ]

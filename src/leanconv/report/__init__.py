@@ -9,6 +9,7 @@ from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_tabl
 from leanconv.report.plots import plot_accuracy_latency, plot_accuracy_macs, save_curves
 from leanconv.report.runs import plot_runs, runs_table
 from leanconv.report.serve_log import plot_serve_log, serve_table
+from leanconv.report.studies import plot_study, study_table
 from leanconv.report.tables import (
     bench_table,
     changes_table,
@@ -43,6 +44,7 @@ __all__ = [
     "plot_confusions",
     "plot_runs",
     "plot_serve_log",
+    "plot_study",
     "predictions_table",
     "print_table",
     "query_table",
@@ -54,5 +56,6 @@ __all__ = [
     "skipped_table",
     "sweep_table",
     "sizes_table",
+    "study_table",
     "videos_table",
 ]

@@ -41,6 +41,10 @@ class Seeds(pl.Callback):
 class Record(pl.Callback):
     """One row per epoch to `metrics.csv` and TensorBoard, what could not be read to `problems.csv`.
 
+    A row is what was at the end of its epoch: the steps done, the rate of the last of them, the accuracies of the
+    weights after it, those on a fixed sample of the training part (`train_accuracy`) where one is asked for. Losses in
+    training (`train_loss`) are means over the epoch's steps, each of the weights that it began with.
+
     The file is rewritten whole, with the rows before this epoch and this one, so a resumed run leaves the file that an
     uninterrupted one leaves, times apart.
     """
@@ -67,18 +71,14 @@ class Record(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         losses = self.task.train_row()
         epoch = trainer.current_epoch + 1
-        metrics = trainer.callback_metrics
-        accuracy, count = float(metrics["val_accuracy"]), int(metrics["val_count"])
-        interval = of_share(accuracy, count)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.row = {
             "epoch": epoch,
             "step": trainer.global_step,
             "lr": self.task.rate,
             **losses,
-            "val_loss": float(metrics["val_loss"]),
-            "val_accuracy": accuracy,
-            "val_low": interval.low,
-            "val_high": interval.high,
+            **self.task.test_row(metrics),
+            **self._on_training_sample(metrics),
             "seconds": round(time.perf_counter() - self._start, 3),
             f"{self.samples}_per_second": round(self.task.samples / max(self._training, 1e-9), 1),
         }
@@ -89,6 +89,14 @@ class Record(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in self.row.items() if key != "step"}, trainer.global_step)
         self._note_problems()
+
+    @staticmethod
+    def _on_training_sample(metrics: Mapping[str, float]) -> dict[str, float]:
+        if "sample_accuracy" not in metrics:
+            return {}
+        accuracy = metrics["sample_accuracy"]
+        low, high = of_share(accuracy, int(metrics["sample_count"]))
+        return {"train_accuracy": accuracy, "train_low": low, "train_high": high}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:  # a run that goes on in the middle of the epoch does not read these files again
@@ -165,10 +173,9 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero:
             return
         row = self.record.row
-        low, high = (100 * row[f"val_{end}"] for end in ("low", "high"))
         line = (  # within 60 columns; the speed is in metrics.csv
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  {self.record.part}"
-            f" {100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})  {row['seconds']:.1f} s"
+            f" {self.record.task.told(row)}  {row['seconds']:.1f} s"
         )
         if self._bar is None:
             print(line, flush=True)

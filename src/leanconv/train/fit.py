@@ -73,6 +73,8 @@ def fit(
     for package in ("lightning", "tensorboard"):
         if find_spec(package) is None:
             raise need(package, "train", "training")
+    from leanconv.elastic import DetectionObjective
+    from leanconv.train.detection import DetectionTask
     from leanconv.train.tasks import Feed, Task
 
     out = Path(out)
@@ -82,7 +84,7 @@ def fit(
     batches, _ = len(loader), len(data.val_loader())
     objective.train()
     _check(objective, data, loader, settings)
-    task = Task(objective, settings, batches)
+    task = (DetectionTask if isinstance(objective, DetectionObjective) else Task)(objective, settings, batches)
     main = is_main_process()
     if out.exists() and not out.is_dir():
         raise LeanconvError(f"{out}: expected a folder for the run, found a file: choose another --out")
@@ -97,7 +99,8 @@ def fit(
         finished = checkpoint is not None and _restore_finished(checkpoint, objective, settings)
         if not finished:
             try:
-                _carry_out(trainer, task, Feed(data, _limit(data, settings)), checkpoint, request)
+                feed = Feed(data, _limit(data, settings), settings.train_sample)
+                _carry_out(trainer, task, feed, checkpoint, request)
             except _Lost as lost:
                 raise LeanconvError(
                     f"process {trainer.global_rank} of {trainer.world_size} has lost another one, whose own output says"

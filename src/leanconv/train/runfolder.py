@@ -33,6 +33,7 @@ from leanconv.plain_text import BadText, read_json, read_yaml, to_yaml
 from leanconv.schema import Fault, ListOf, Plain
 
 __all__ = [
+    "differences",
     "environment",
     "prepare_run_folder",
     "read_problems",
@@ -74,13 +75,7 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
         write_text(path, to_yaml(_plain(config)))
         _note_environment(out, "started")
         return None
-    before = _flat(_read_yaml(path))
-    now = _flat(_plain(config))
-    differing = [
-        f"{key} was {before.get(key, 'unset')!r} and is {now.get(key, 'unset')!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.rpartition(".")[2] not in _FREE
-    ]
+    differing = differences(_read_yaml(path), config)
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
         raise CheckpointError(
@@ -90,6 +85,20 @@ def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) ->
     _note_environment(out, "resumed")
     # Killed before the first epoch was finished: the run starts over, and ends where it would have.
     return checkpoint if checkpoint.exists() else None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings in which two configurations compute other things: "epochs was 3 and is 4".
+
+    >>> differences({"epochs": 3, "data": {"workers": 0}}, {"epochs": 4, "data": {"workers": 8}})
+    ['epochs was 3 and is 4']
+    """
+    old, new = _flat(_plain(before)), _flat(_plain(now))
+    return [
+        f"{key} was {old.get(key, 'unset')!r} and is {new.get(key, 'unset')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.rpartition(".")[2] not in _FREE
+    ]
 
 
 def refuse_nothing_to_resume(out: Path) -> None:

@@ -21,7 +21,9 @@ class FitSettings:
     `precision` is 32-true, bf16-mixed or 16-mixed; `ema` the decay of an exponential moving average of the weights
     (None for none; the averaged weights are then the ones tested and kept); `accumulate` batches make one optimizer
     step; `clip` bounds the norm of the gradient; `steps_per_epoch` cuts every epoch, and every test, short (for trying
-    things out), each to a sample drawn over all classes. `devices` and `nodes` count processes of a distributed run;
+    things out), each to a sample drawn over all classes. With `train_sample` every epoch is also tested on so many
+    training images, without augmentation and the same ones each time (`train_accuracy` in `metrics.csv`). `devices` and
+    `nodes` count processes of a distributed run;
     each process must see the same data.
     """
 
@@ -34,6 +36,7 @@ class FitSettings:
     accumulate: int = 1
     clip: float | None = None
     steps_per_epoch: int | None = None
+    train_sample: int = 0
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -47,6 +50,8 @@ class FitSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LeanconvError(f"{name} must be at least 1, got {value}")
+        if self.train_sample < 0:
+            raise LeanconvError(f"train_sample is a number of training images, 0 for none, got {self.train_sample}")
         if self.seed < 0:
             raise LeanconvError(f"seed must not be negative, got {self.seed}")
         if self.ema is not None and not 0 < self.ema < 1:

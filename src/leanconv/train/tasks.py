@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.errors import CheckpointError
+from leanconv.intervals import of_share
 from leanconv.train.optim import make_optimizer, rate
 from leanconv.train.settings import FitSettings
 
@@ -60,17 +61,21 @@ class Data(Protocol):
 
     def val_loader(self, *, rank: int = 0, world: int = 1, limit: int | None = None) -> Batches: ...
 
+    def train_sample_loader(self, count: int, *, rank: int = 0, world: int = 1) -> Batches: ...
+
 
 class Feed(pl.LightningDataModule):
     """The share of this process; the training loader is made anew for every epoch.
 
-    With `limit` an epoch is tested on so many files at most, drawn over all classes.
+    With `limit` an epoch is tested on so many files at most, drawn over all classes; with `train_sample` on so many
+    training files as well, the same after every epoch.
     """
 
-    def __init__(self, data: Data, limit: int | None = None) -> None:
+    def __init__(self, data: Data, limit: int | None = None, train_sample: int = 0) -> None:
         super().__init__()
         self.data = data
         self.limit = limit
+        self.train_sample = train_sample
 
     def train_dataloader(self) -> Batches:
         trainer = cast(pl.Trainer, self.trainer)
@@ -79,9 +84,13 @@ class Feed(pl.LightningDataModule):
         done = cast(Task, trainer.lightning_module).begun_with
         return Rest(batches, done) if done else batches
 
-    def val_dataloader(self) -> Batches:
+    def val_dataloader(self) -> list[Batches]:
         trainer = cast(pl.Trainer, self.trainer)
-        return self.data.val_loader(rank=trainer.global_rank, world=trainer.world_size, limit=self.limit)
+        share = {"rank": trainer.global_rank, "world": trainer.world_size}
+        loaders = [self.data.val_loader(**share, limit=self.limit)]
+        if self.train_sample:
+            loaders.append(self.data.train_sample_loader(self.train_sample, **share))
+        return loaders
 
 
 class Rest:
@@ -112,13 +121,13 @@ class Task(pl.LightningModule):
         self.batches = min(batches, settings.steps_per_epoch or batches)
         self.samples = 0
         self.rate = 0.0
-        """The learning rate at the beginning of the epoch."""
+        """The learning rate of the last step."""
         self.stopping: dict[str, Any] | None = None
         self.resumed: dict[str, Any] | None = None
         self.begun_with = 0
         """How many batches of this epoch were done before the run was resumed."""
         self._losses: dict[str, Tensor] = {}
-        self._tested = torch.zeros(3, dtype=torch.float64)
+        self._tested = torch.zeros(2, 3, dtype=torch.float64)
 
     def on_train_start(self) -> None:
         if self.resumed is not None:
@@ -126,8 +135,7 @@ class Task(pl.LightningModule):
             self._losses = {name: total.to(self.device) for name, total in self.resumed["losses"].items()}
 
     def on_train_epoch_start(self) -> None:
-        self.samples, self.rate = 0, self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._losses = {}
+        self.samples, self._losses = 0, {}
 
     def on_train_epoch_end(self) -> None:
         self.resumed, self.begun_with = None, 0
@@ -139,6 +147,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         inputs, targets = batch
+        self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         losses: dict[str, Tensor] = self.objective(inputs, targets, self.current_epoch * self.batches + number)
         self.samples += len(inputs) * self.trainer.world_size
         for name, value in losses.items():
@@ -153,12 +162,12 @@ class Task(pl.LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        self._tested = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._tested = torch.zeros(2, 3, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], number: int, dataloader_idx: int = 0) -> None:
         inputs, targets = batch
         logits = self.objective.predict(inputs).float()  # type: ignore[operator]
-        self._tested += torch.stack(
+        self._tested[dataloader_idx] += torch.stack(
             [
                 (logits.argmax(1) == targets).sum().double(),
                 functional.cross_entropy(logits, targets, reduction="sum").double(),
@@ -167,10 +176,24 @@ class Task(pl.LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        correct, loss, count = self.trainer.strategy.reduce(self._tested, reduce_op="sum").tolist()
+        tested = self.trainer.strategy.reduce(self._tested, reduce_op="sum").tolist()
         distributed = self.trainer.world_size > 1
-        for name, value in (("val_accuracy", correct / count), ("val_loss", loss / count), ("val_count", count)):
-            self.log(name, torch.tensor(value, dtype=torch.float64), logger=False, sync_dist=distributed)
+        for part, (correct, loss, count) in zip(("val", "sample"), tested, strict=True):
+            if count:
+                for name, value in (("accuracy", correct / count), ("loss", loss / count), ("count", count)):
+                    double = torch.tensor(value, dtype=torch.float64)
+                    self.log(f"{part}_{name}", double, logger=False, sync_dist=distributed)
+
+    def test_row(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The columns of `metrics.csv` that say how the test of an epoch went."""
+        interval = of_share(metrics["val_accuracy"], int(metrics["val_count"]))
+        tested = {name: metrics[name] for name in ("val_loss", "val_accuracy")}
+        return {**tested, "val_low": interval.low, "val_high": interval.high}
+
+    def told(self, row: dict[str, float]) -> str:
+        """The test of an epoch in a few words, from the columns of `test_row`."""
+        low, high = (100 * row[f"val_{end}"] for end in ("low", "high"))
+        return f"{100 * row['val_accuracy']:.2f} % ({low:.1f}-{high:.1f})"
 
     def configure_optimizers(self) -> Any:
         settings, steps = self.settings, math.ceil(self.batches / self.settings.accumulate)

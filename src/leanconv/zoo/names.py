@@ -1,4 +1,5 @@
-"""Looking names up: the zoo's (`resnet20`), `timm/NAME`, `torchvision/NAME`, somebody's own `package.module:function`.
+"""Looking names up: the zoo's (`resnet20`), its detectors' (`detection/mask_rcnn`), `timm/NAME`, `torchvision/NAME`,
+somebody's own `package.module:function`.
 
 Everything wrong with a name or an option is found here and said in one line, whichever library it concerns.
 """
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from leanconv.errors import LeanconvError, UnknownName, unknown
 from leanconv.story import is_own_code
+from leanconv.zoo.detection import DETECTORS
 from leanconv.zoo.networks import ZOO
 
 __all__ = ["construct", "list_models", "size_of_name", "to_be_fetched", "without_downloads"]
@@ -44,7 +46,8 @@ def construct(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that fit a glob `pattern`: the zoo's, or with "timm/..." and "torchvision/..." those libraries' own.
+    """The names that fit a glob `pattern`: the zoo's, or with "detection/..." its detectors, with "timm/..." and
+    "torchvision/..." those libraries' own.
 
     >>> list_models("o_resnet1*")
     ['o_resnet110', 'o_resnet110_imagenet40']
@@ -53,6 +56,8 @@ def list_models(pattern: str = "*") -> list[str]:
         names: Iterable[str] = _timm_names()
     elif pattern.startswith("torchvision/"):
         names = _torchvision_names()
+    elif pattern.startswith("detection/"):
+        names = _detectors()
     else:
         names = ZOO
     chosen = [name for name in names if fnmatchcase(name, pattern)]
@@ -68,8 +73,11 @@ def size_of_name(name: str) -> tuple[int, ...] | None:
         return ZOO[name].size
     if is_own_code(name):
         return None
-    _find(name)
+    source = _find(name)
     library, _, inner = name.partition("/")
+    if library == "detection":
+        options = inspect.signature(source.origin).parameters
+        return (3, options["min_size"].default, options["max_size"].default)
     if library == "torchvision":
         return _torchvision_size(inner)
     import timm
@@ -85,7 +93,9 @@ def without_downloads(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     decide the preprocessing and the second classifier (Inception, GoogLeNet) these are said instead.
     """
     options = dict(options)
-    if name.startswith("timm/"):
+    if name.startswith("detection/") and options.get("backbone_args"):
+        options["backbone_args"] = without_downloads(_backbone_of(name, options), options["backbone_args"])
+    elif name.startswith("timm/"):
         for option in ("pretrained", "checkpoint_path"):
             options.pop(option, None)
     elif name.startswith("torchvision/"):
@@ -105,6 +115,8 @@ def to_be_fetched(name: str, options: Mapping[str, Any]) -> str | None:
     None where there is none, or where it lies in torch's cache.
     """
     library, _, inner = name.partition("/")
+    if library == "detection":
+        return to_be_fetched(_backbone_of(name, options), options.get("backbone_args") or {})
     if library != "torchvision":
         return None
     from torch.hub import get_dir
@@ -133,6 +145,10 @@ def _find(name: str) -> _Source:
     if name in ZOO:
         return _Source(ZOO[name].builder, ZOO[name].builder)
     library, _, inner = name.partition("/")
+    if library == "detection":
+        if name not in _detectors():
+            raise unknown("model", name, _detectors())
+        return _Source(partial(DETECTORS[inner], construct), DETECTORS[inner])
     if library == "timm":
         import timm
 
@@ -159,6 +175,16 @@ def _find(name: str) -> _Source:
         if same:
             raise UnknownName(f"unknown model {name!r}: it is not in the zoo, but {same[0]!r} exists")
     raise near
+
+
+def _detectors() -> list[str]:
+    return [f"detection/{name}" for name in DETECTORS]
+
+
+def _backbone_of(name: str, options: Mapping[str, Any]) -> str:
+    """What the detector called `name` is built on."""
+    default = inspect.signature(_find(name).origin).parameters["backbone"].default
+    return str(options.get("backbone", default))
 
 
 def _timm_names() -> list[str]:

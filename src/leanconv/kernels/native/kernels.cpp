@@ -27,6 +27,22 @@ void split(const float* from, float* to, int phases, int wanted, ptrdiff_t lengt
             for (ptrdiff_t i = 0; i < count; ++i) to[p * length + i] = from[i * phases + p];
 }
 
+void flatten(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last) {
+    Int lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    const Int column = lane & (pitch - 1);  // a power of two, less than a vector
+    const Int kept = (column >= first) & (column < last);
+    if (stride == 1 && step == pitch) {
+        for (int i = 0; i < rows * pitch; i += kLanes) store(to + i, keep(load(from + i), kept));
+    } else if (stride == 2 && 2 * pitch == kLanes) {
+        for (; rows > 0; rows -= 2, from += 2 * step, to += kLanes)
+            store(to, keep(every_second<0>(load(from), load(rows > 1 ? from + step : from)), kept));
+    } else {
+        for (; rows > 0; --rows, from += step, to += pitch)
+            for (int x = 0; x < pitch; ++x) to[x] = x >= first && x < last ? from[x * stride] : 0;
+    }
+}
+
 // e^x to 1e-7 of it: 2^n e^r with |r| <= ln 2 / 2. Infinite where a float cannot hold it, as in torch.
 INLINE inline Reg exponential(Reg x) {
     const Reg most = all(88.72283f);
@@ -56,14 +72,17 @@ void activate(int activation, float* row, int width) {
     }
 }
 
-// The zeros behind each row are added too.
 float sum(const float* row, int height, ptrdiff_t pitch, int width) {
     Reg total{};
-    for (int y = 0; y < height; ++y, row += pitch)
-        for (int x = 0; x < width; x += kLanes) total += load(row + x);
-    float whole = 0;
-    for (int i = 0; i < kLanes; ++i) whole += total[i];
-    return whole;
+    const int whole = width / kLanes * kLanes;
+    const Int rest = first_lanes(width - whole);
+    for (int y = 0; y < height; ++y, row += pitch) {
+        for (int x = 0; x < whole; x += kLanes) total += load(row + x);
+        if (whole < width) total += keep(load(row + whole), rest);
+    }
+    float all_lanes = 0;
+    for (int i = 0; i < kLanes; ++i) all_lanes += total[i];
+    return all_lanes;
 }
 
 float peak(int64_t rounds) {
@@ -80,4 +99,4 @@ float peak(int64_t rounds) {
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
-extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, activate, peak, sum};
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, flatten, activate, peak, sum};

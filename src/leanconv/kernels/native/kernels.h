@@ -9,10 +9,11 @@ namespace leanconv {
 // Everything a tile needs to run over some rows of a map. Offsets and steps are in floats.
 struct Args {
     const float* in;         // the pixel that output pixel (0, 0) starts from, by whatever `slots` count from
-    const ptrdiff_t* slots;  // flat tiles: where each (channel, tap) is; the others: where each channel is
+    const ptrdiff_t* slots;  // where each (channel, tap) is, each (channel, kernel row) or each channel: see TileKind
     ptrdiff_t n_slots;
     ptrdiff_t rstep, kstep;  // from one output row to the next, from one kernel row to the next, in the input
-    ptrdiff_t dx[3];         // the taps of a kernel row, of 3 x 3 tiles
+    ptrdiff_t dx[3];         // the taps of a kernel row
+    ptrdiff_t left, right;   // the lanes in which the first and the last of them is taken, one bit each: masked tiles
     const float* weights;    // [channel][tap][output channel of the tile]: read once, in order
     const float* bias;       // [output channel of the tile]
     float* out;              // pixel (0, 0); channels by `out_channel`
@@ -20,23 +21,29 @@ struct Args {
     ptrdiff_t opitch;
     const float* residual;   // added before `low` and `high`; null: nothing
     const ptrdiff_t* residual_channel;
-    float low, high;         // outputs are cut off at both
+    float low, high;         // outputs are cut off at both,
+    bool lowest, highest;    // if they are to be
     int rows, from, to;      // rows (a multiple of the tile's), and the columns from where to where
 };
 using Kernel = void (*)(const Args&);
 
-enum TileKind { kFlat, kThree, kRows };
+// kFlat takes taps one by one, kThree three columns of a kernel row, kRows and kTwoRows a kernel of 3 x 3; of the last two a
+// vector holds one row of the map, or two.
+enum TileKind { kFlat, kThree, kRows, kTwoRows };
 enum Activation { kNone, kSilu, kHardswish };
 
 struct Kernels {
     int lanes;
-    // The tile of `rows` x `vectors` x `channels`, null where there is none. It stores whole vectors, over the end of a row
+    // The tile of `rows` x `vectors` x `channels`, null where there is none; `masked`: it looks at `left` and `right`. It stores whole vectors, over the end of a row
     // too, where `cut` has to follow.
-    Kernel (*tile)(int kind, int channels, int rows, int vectors);
+    Kernel (*tile)(int kind, bool masked, int channels, int rows, int vectors);
     // Zeros behind column `width` of one row, up to where its last vector ends: what the padding there has to be.
     void (*cut)(float* row, int width);
     // One row, `count` columns of each of `phases`: to[p * length + i] = from[i * phases + p], for the p in the bits `wanted`.
     void (*split)(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count);
+    // Rows `step` apart to rows `pitch` apart, with zeros for the columns before `first` and from `last` on:
+    // to[x] = from[x * stride] in each. May store a vector over the end.
+    void (*flatten)(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last);
     void (*activate)(int activation, float* row, int width);
     // `rounds` times twelve multiply-adds of vectors that do not wait for each other.
     float (*peak)(int64_t rounds);

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define LEANCONV_PLAN_VERSION 1
+#define LEANCONV_PLAN_VERSION 2
 #define LEANCONV_API __attribute__((visibility("default")))
 
 // Which sources this library was built from.

@@ -54,7 +54,7 @@ struct Run {
 int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
     int rows = t.rows < left ? int(t.rows) : left;
     if (rows > 2 && left == rows + 1) rows = (left + 1) / 2;
-    while (rows > 1 && !kernels.tile(int(t.kind), int(t.channels), rows, vectors)) --rows;
+    while (rows > 1 && !kernels.tile(int(t.kind), t.masked, int(t.channels), rows, vectors)) --rows;
     return rows;
 }
 
@@ -68,25 +68,53 @@ void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, int rows
         a.in += y * a.rstep;
         a.out += y * a.opitch;
         if (a.residual) a.residual += y * a.opitch;
-        kernels.tile(int(t.kind), int(t.channels), high, vectors)(a);
+        kernels.tile(int(t.kind), t.masked, int(t.channels), high, vectors)(a);
         y += now;
     }
 }
 
-void run_stage(const Run& r, const Stage& s, int width, int first, int rows) {
+void sort(const Run& r, const Sorting& s, int y, int rows) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
+    const ptrdiff_t* channels = r.table(s.table);
+    const SortedRows* parts = &r.at<SortedRows>(s.part);
+    for (int64_t c = 0; c < s.channels; ++c)
+        for (int64_t i = 0; i < s.parts; ++i) {
+            const SortedRows& p = parts[i];
+            const float* from = r.arena + channels[c] + y * s.in_row + p.from;
+            float* to = r.arena + s.to + c * s.plane + p.to;
+            int64_t left = rows * p.times + p.more;
+            if (s.flat) kernels.flatten(from, p.step, to, int(p.pitch), int(left), int(s.stride), int(p.first), int(p.last));
+            else
+                for (; left > 0; --left, from += p.step, to += p.pitch)
+                    kernels.split(from, to, int(s.stride), int(s.wanted), s.length, s.count);
+        }
+}
+
+void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, int rows) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const int lanes = int(s.lanes), band = rows;
+    int width = int(step.width);
     Args a{};
     a.in = r.arena + s.in + first * s.in_row;
     a.rstep = s.rstep;
     a.kstep = s.kstep;
     for (int i = 0; i < 3; ++i) a.dx[i] = s.dx[i];
+    a.left = s.left;
+    a.right = s.right;
     a.out = r.arena + first * s.out_row;
     a.opitch = s.opitch;
     a.low = r.weights[s.bounds];
     a.high = r.weights[s.bounds + 1];
+    a.lowest = a.low != -__builtin_inff();
+    a.highest = a.high != __builtin_inff();
+    if (step.flat) {
+        width = rows * int(step.flat);
+        rows = 1;
+    }
     const Tile* tiles = &r.at<Tile>(s.tile);
     for (int64_t i = 0; i < s.tiles; ++i) {
         const Tile& t = tiles[i];
+        if (t.sorting >= 0) sort(r, r.at<Sorting>(t.sorting), first, band);
         a.slots = r.table(t.slots);
         a.n_slots = t.n_slots;
         a.weights = r.weights + t.weights;
@@ -94,16 +122,22 @@ void run_stage(const Run& r, const Stage& s, int width, int first, int rows) {
         a.out_channel = r.table(t.out);
         a.residual = t.residual < 0 ? nullptr : a.out;
         a.residual_channel = t.residual < 0 ? nullptr : r.table(t.residual);
-        const int step = int(s.lanes * t.vectors);
         a.from = 0;
-        a.to = width / step * step;
-        if (a.to) run_tile(kernels, t, a, rows, int(t.vectors));
-        if (a.to < width) {
-            a.from = a.to;
-            a.to = width;
-            run_tile(kernels, t, a, rows, 1);
+        if (t.kind == kTwoRows) {  // vector by vector
+            Args b = a;
+            b.to = b.rstep = b.opitch = lanes;
+            run_tile(kernels, t, b, (width + lanes - 1) / lanes, 1);
+        } else {
+            const int across = lanes * int(t.vectors);
+            a.to = width / across * across;
+            if (a.to) run_tile(kernels, t, a, rows, int(t.vectors));
+            if (a.to < width) {
+                a.from = a.to;
+                a.to = width;
+                run_tile(kernels, t, a, rows, 1);
+            }
         }
-        const bool ragged = width % s.lanes;
+        const bool ragged = width % lanes;
         if (!ragged && s.activation == kNone) continue;
         for (int64_t c = 0; c < t.channels; ++c)
             for (int y = 0; y < rows; ++y) {
@@ -114,25 +148,12 @@ void run_stage(const Run& r, const Stage& s, int width, int first, int rows) {
     }
 }
 
-void run_split(const Run& r, const Split& s, int y, int rows) {
-    const Kernels& kernels = *kernels_of(int(s.lanes));
-    const ptrdiff_t* channels = r.table(s.table);
-    const int64_t count = s.row_step == 1 ? (rows - 1) * s.stride + s.span : rows;
-    for (int64_t c = 0; c < s.channels; ++c) {
-        const float* from = r.arena + channels[c] + y * s.stride * s.source_pitch;
-        float* to = r.arena + s.to + c * s.plane;
-        for (int64_t row = 0; row < count; ++row, from += s.row_step * s.source_pitch, to += s.pitch)
-            kernels.split(from, to, int(s.phases), int(s.wanted), s.length, s.count);
-    }
-}
-
 // Of two stages the first writes a band into memory that stays in the cache, and the second reads it from there.
 void run_conv(const Run& r, const ConvStep& step) {
     const Stage* stages = reinterpret_cast<const Stage*>(&step + 1);
     for (int64_t y = 0; y < step.rows; y += step.band) {
         const int rows = int(step.rows - y < step.band ? step.rows - y : step.band);
-        if (step.split >= 0) run_split(r, r.at<Split>(step.split), int(y), rows);
-        for (int64_t i = 0; i < step.stages; ++i) run_stage(r, stages[i], int(step.width), int(y), rows);
+        for (int64_t i = 0; i < step.stages; ++i) run_stage(r, step, stages[i], int(y), rows);
     }
 }
 

@@ -27,9 +27,9 @@ INLINE inline void finish(Reg (&acc)[P][C], const Args& a, const Args& bounds, p
             const float* from = a.residual + corner + a.residual_channel[c];
             unroll<P>([&](auto p) INLINE { acc[p][c] += load(from + (p / V) * opitch + (p % V) * kLanes); });
         }
-        unroll<P>([&](auto p) INLINE {
-            store(out + (p / V) * opitch + (p % V) * kLanes, at_most(high, at_least(low, acc[p][c])));
-        });
+        if (a.lowest) unroll<P>([&](auto p) INLINE { acc[p][c] = at_least(low, acc[p][c]); });
+        if (a.highest) unroll<P>([&](auto p) INLINE { acc[p][c] = at_most(high, acc[p][c]); });
+        unroll<P>([&](auto p) INLINE { store(out + (p / V) * opitch + (p % V) * kLanes, acc[p][c]); });
     });
 }
 
@@ -37,13 +37,16 @@ INLINE inline void finish(Reg (&acc)[P][C], const Args& a, const Args& bounds, p
 // rest makes gcc keep the accumulators on the stack.
 constexpr int kFlatRound = 2;
 
-// A convolution of any kernel as one list of (channel, tap) slots: the tile of 1 x 1, and of all that have none of their own.
-// T is 1 there; with T = 9 slots are channels, and the taps of a 3 x 3 kernel are known.
-template <int T, int R, int V, int C>
+// A convolution of any kernel as one list of (channel, tap) slots, with T = 1: the tile of 1 x 1, and of all that have none
+// of their own. With T = 3 slots are (channel, kernel row), of three taps each. Addresses are what such loops run out of:
+// more than three columns known in advance, and gcc keeps some in vector registers, in the way of the FMAs.
+// M: where flat rows end, the taps left and right take no pixel of another row.
+template <int T, bool M, int R, int V, int C>
 void conv_tile(const Args& args) {
     constexpr int P = R * V, U = T == 1 ? kFlatRound : 1;
     const Args a = args;  // a local copy: the stores below could change `args`, for all the compiler knows
-    const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, kstep = a.kstep, opitch = a.opitch;
+    const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, opitch = a.opitch;
+    const Mask left = mask_of(a.left), right = mask_of(a.right);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes * V) {
             Reg acc[P][C];
@@ -52,11 +55,16 @@ void conv_tile(const Args& args) {
             const float* w = a.weights;
             for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; i += U, w += U * T * C)
                 unroll<U * T>([&](auto all_taps) INLINE {
-                    constexpr int tap = all_taps % T, ky = tap / 3, kx = tap % 3;
+                    constexpr int kx = all_taps % T;
                     const float* q = base + i[all_taps / T];
-                    if constexpr (T > 1) q += ky * kstep + (kx == 0 ? dx0 : kx == 1 ? dx1 : dx2);
+                    if constexpr (T > 1) q += kx == 0 ? dx0 : kx == 1 ? dx1 : dx2;
                     const float* wt = w + all_taps * C;
-                    auto pixels = [&](auto p) INLINE { return load(q + (p / V) * rstep + (p % V) * kLanes); };
+                    auto pixels = [&](auto p) INLINE {
+                        const float* at = q + (p / V) * rstep + (p % V) * kLanes;
+                        if constexpr (M && kx == 0) return load(at, left);
+                        else if constexpr (M && kx == 2) return load(at, right);
+                        else return load(at);
+                    };
                     // Hold the smaller side of the outer product in registers and stream the larger one.
                     if constexpr (P <= C) {
                         Reg v[P];
@@ -80,26 +88,31 @@ void conv_tile(const Args& args) {
 
 // 3 x 3, neither stride nor dilation, one or two output channels: a loaded vector serves three rows of outputs, 27 loads for 36 FMAs (C = 1)
 // and 36 for 72 (C = 2). In the general tile the two load ports, not the two FMA units, would set the time.
-template <int R, int C>
+// Q is how many rows of the map a vector holds; R counts vectors.
+template <int Q, bool M, int R, int C>
 void rows_tile(const Args& args) {
     const Args a = args;
-    const ptrdiff_t kstep = a.kstep, opitch = a.opitch;
+    const ptrdiff_t rstep = a.rstep, kstep = a.kstep, opitch = a.opitch;
+    const Mask left = mask_of(a.left), right = mask_of(a.right);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes) {
             Reg acc[R][C];
             start(acc, a);
-            const float* base = a.in + a.dx[0] + y * kstep + x;
+            const float* base = a.in + y * rstep + x;
             const float* w = a.weights;
             for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; ++i, w += 9 * C)
                 unroll<3>([&](auto kx) INLINE {
-                    const float* q = base + *i + kx;
+                    const float* q = base + *i + a.dx[kx];
                     Reg column[3][C];
                     unroll<3 * C>([&](auto t) INLINE { column[t / C][t % C] = all(w[(t / C * 3 + kx) * C + t % C]); });
-                    unroll<R + 2>([&](auto row) INLINE {
-                        const Reg v = load(q + row * kstep);
+                    unroll<Q * (R - 1) + 3>([&](auto row) INLINE {
+                        Reg v;
+                        if constexpr (M && kx == 0) v = load(q + row * kstep, left);
+                        else if constexpr (M && kx == 2) v = load(q + row * kstep, right);
+                        else v = load(q + row * kstep);
                         unroll<3 * C>([&](auto t) INLINE {
-                            constexpr int ky = t / C, r = row - ky;
-                            if constexpr (r >= 0 && r < R) fma(acc[r][t % C], v, column[ky][t % C]);
+                            constexpr int ky = t / C, r = (row - ky) / Q;
+                            if constexpr (row >= ky && (row - ky) % Q == 0 && r < R) fma(acc[r][t % C], v, column[ky][t % C]);
                         });
                     });
                 });
@@ -113,72 +126,79 @@ constexpr int kMaxChannels = 6;
 
 // Most pixels (in vectors) of a tile by its output channels. Two FMA units of latency 4 need at least 8 accumulators.
 constexpr int most_pixels(int c) {
-    if (kRegisters == 32) return c == 1 ? 8 : 4;
+    if (kRegisters == 32) return c <= 3 ? 8 : 4;
     return c == 1 ? 8 : c <= 3 ? 4 : c == 4 ? 3 : 2;
 }
 
-template <int T, int R, int V, int C>
+template <int T, bool M, int R, int V, int C>
 Kernel sized() {
-    if constexpr (R * V > most_pixels(C) || (R > 4 && V > 1)) return nullptr;
-#if defined(LEANCONV_FEW_TILES)  // for sanitizers, which make of every tile much code: those of one row do all the work
-    else if constexpr (R > 1) return nullptr;
+    if constexpr (R * V > most_pixels(C) || (R > 4 && V > 1) || (V == 8 && kLanes < 16) || (M && R > 1)) return nullptr;
+#if defined(LEANCONV_FEW_TILES)  // for sanitizers, which make of every tile much code: those of one vector do all the work
+    else if constexpr (R > 1 || V > 1) return nullptr;
 #endif
-    else return conv_tile<T, R, V, C>;
+    else return conv_tile<T, M, R, V, C>;
 }
 
-template <int T, int V, int C>
+template <int T, bool M, int V, int C>
 Kernel with_rows(int rows) {
     switch (rows) {
-        case 1: return sized<T, 1, V, C>();
-        case 2: return sized<T, 2, V, C>();
-        case 3: return sized<T, 3, V, C>();
-        case 4: return sized<T, 4, V, C>();
-        case 8: return sized<T, 8, V, C>();
+        case 1: return sized<T, M, 1, V, C>();
+        case 2: return sized<T, M, 2, V, C>();
+        case 3: return sized<T, M, 3, V, C>();
+        case 4: return sized<T, M, 4, V, C>();
+        case 8: return sized<T, M, 8, V, C>();
         default: return nullptr;
     }
 }
 
-template <int T, int C>
+template <int T, bool M, int C>
 Kernel with_vectors(int rows, int vectors) {
     switch (vectors) {
-        case 1: return with_rows<T, 1, C>(rows);
-        case 2: return with_rows<T, 2, C>(rows);
-        case 4: return with_rows<T, 4, C>(rows);
+        case 1: return with_rows<T, M, 1, C>(rows);
+        case 2: return with_rows<T, M, 2, C>(rows);
+        case 4: return with_rows<T, M, 4, C>(rows);
+        case 8: return with_rows<T, M, 8, C>(rows);
         default: return nullptr;
     }
 }
 
-template <int T>
+template <int T, bool M>
 Kernel with_channels(int channels, int rows, int vectors) {
     switch (channels) {
-        case 1: return with_vectors<T, 1>(rows, vectors);
-        case 2: return with_vectors<T, 2>(rows, vectors);
-        case 3: return with_vectors<T, 3>(rows, vectors);
-        case 4: return with_vectors<T, 4>(rows, vectors);
-        case 5: return with_vectors<T, 5>(rows, vectors);
-        case 6: return with_vectors<T, 6>(rows, vectors);
+        case 1: return with_vectors<T, M, 1>(rows, vectors);
+        case 2: return with_vectors<T, M, 2>(rows, vectors);
+        case 3: return with_vectors<T, M, 3>(rows, vectors);
+        case 4: return with_vectors<T, M, 4>(rows, vectors);
+        case 5: return with_vectors<T, M, 5>(rows, vectors);
+        case 6: return with_vectors<T, M, 6>(rows, vectors);
         default: return nullptr;
     }
 }
 
-template <int C>
+template <int Q, bool M, int C>
 Kernel sharing_rows(int rows) {
     switch (rows) {
-        case 1: return rows_tile<1, C>;
-        case 2: return rows_tile<2, C>;
-        case 3: return rows_tile<3, C>;
-        case 4: return rows_tile<4, C>;
+        case 1: return rows_tile<Q, M, 1, C>;
+        case 2: return rows_tile<Q, M, 2, C>;
+        case 3: return rows_tile<Q, M, 3, C>;
+        case 4: return rows_tile<Q, M, 4, C>;
         default: return nullptr;
     }
 }
 
-Kernel tile(int kind, int channels, int rows, int vectors) {
+template <int Q, bool M>
+Kernel few_channels(int channels, int rows) {
+    return channels == 1 ? sharing_rows<Q, M, 1>(rows) : channels == 2 ? sharing_rows<Q, M, 2>(rows) : nullptr;
+}
+
+Kernel tile(int kind, bool masked, int channels, int rows, int vectors) {
     switch (kind) {
-        case leanconv::kFlat: return with_channels<1>(channels, rows, vectors);
-        case leanconv::kThree: return with_channels<9>(channels, rows, vectors);
-        case leanconv::kRows:
-            if (vectors != 1) return nullptr;
-            return channels == 1 ? sharing_rows<1>(rows) : channels == 2 ? sharing_rows<2>(rows) : nullptr;
+        case leanconv::kFlat: return masked ? nullptr : with_channels<1, false>(channels, rows, vectors);
+        case leanconv::kThree:
+            return masked ? with_channels<3, true>(channels, rows, vectors) : with_channels<3, false>(channels, rows, vectors);
+        case leanconv::kRows: return vectors != 1 || masked ? nullptr : few_channels<1, false>(channels, rows);
+        case leanconv::kTwoRows:
+            return vectors != 1 ? nullptr : masked ? few_channels<2, true>(channels, rows) : few_channels<2, false>(channels, rows);
         default: return nullptr;
     }
 }

@@ -6,6 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#if LEANCONV_LANES == 16 && defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -49,6 +52,21 @@ INLINE inline Int first_lanes(int n) {
     return mask;
 }
 INLINE inline Reg keep(Reg v, Int mask) { return reinterpret_cast<Reg>(reinterpret_cast<Int>(v) & mask); }
+
+// The lanes in which a tap is taken, from bits; zeros in the others.
+#if LEANCONV_LANES == 16 && defined(__AVX512F__)
+typedef __mmask16 Mask;
+INLINE inline Mask mask_of(ptrdiff_t bits) { return Mask(bits); }
+INLINE inline Reg load(const float* at, Mask mask) { return _mm512_maskz_loadu_ps(mask, at); }
+#else
+typedef Int Mask;
+INLINE inline Mask mask_of(ptrdiff_t bits) {
+    Int mask;
+    for (int i = 0; i < kLanes; ++i) mask[i] = bits >> i & 1 ? -1 : 0;
+    return mask;
+}
+INLINE inline Reg load(const float* at, Mask mask) { return keep(load(at), mask); }
+#endif
 
 // Every second lane of two neighbouring vectors, from the first or from the second lane on.
 template <int Odd>

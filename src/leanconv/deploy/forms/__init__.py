@@ -1,0 +1,19 @@
+"""The equal ways to compute a network, and the fastest of them on the machine at hand, found by measuring.
+
+    stages      layer by layer, as it was made
+    composed    every chain with nothing between its stages as the one dense convolution that it equals
+    merged      every stage of a chain in fewer and wider groups, zeros where it has no weights
+    kernel      leanconv's own GPU kernels: channelwise convolutions, and for inference chains in one pass
+    fused       for inference: chains composed, and every convolution in one kernel with its residual sum and its ReLU
+
+Beside any of them all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
+
+In training the parameters stay those of the network, under their names; nothing that reads, saves or averages them
+notices. For inference kernels are composed and filled up once.
+"""
+
+from __future__ import annotations
+
+from leanconv.deploy.forms.apply import FORMS, Form, in_form
+
+__all__ = ["FORMS", "Form", "in_form"]

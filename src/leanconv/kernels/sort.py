@@ -1,0 +1,103 @@
+"""How the pixels that a strided convolution reads are sorted by phase, so that neighbouring outputs read neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from leanconv.kernels.layout import Geometry, odd_lines, up
+from leanconv.kernels.program import Stage
+
+__all__ = ["Rows", "Sorted", "sorted_columns", "sorted_flat"]
+
+
+class Rows(NamedTuple):
+    """Rows of a channel that are sorted: for a band of n output rows, `times` n + `more` of them.
+
+    The first is `start` floats behind the one from which the band starts, the others each `step` further; they go to
+    `to`, each `pitch` further. Of flat maps columns before `first` and from `last` on are zeros.
+    """
+
+    start: int
+    step: int
+    to: int
+    pitch: int
+    times: int
+    more: int
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """A channel of a band, sorted: its floats, what goes where, and where the taps find it.
+
+    `left` are floats left of the first column from which columns are sorted into `count` of each phase, `length` floats
+    from phase to phase; the bits of `wanted` say which phases. Of flat maps the parts say it all.
+    """
+
+    plane: int
+    left: int
+    wanted: int
+    length: int
+    count: int
+    parts: tuple[Rows, ...]
+    rstep: int
+    rows: list[int]
+    columns: list[int]
+
+
+def sorted_columns(stage: Stage, band: int, made: int, pitch: int, out: Geometry) -> Sorted:
+    """Rows as they are, in each the columns of one phase behind those of another, the padding with them.
+
+    `made` columns are written; `pitch` is that of what is read.
+    """
+    (sy, sx), (dy, dx), (py, px) = stage.stride, stage.dilation, stage.padding
+    count = made + (stage.kernel[1] - 1) * dx // sx
+    length = up(count, out.lanes)
+    row = length * sx
+    alone = stage.kernel[0] == 1  # then the rows between are not read
+    span = (stage.kernel[0] - 1) * dy + 1
+    times, more = (1, 0) if alone else (sy, span - sy)
+    part = Rows(-py * pitch, (sy if alone else 1) * pitch, 0, row, times, more)
+    return Sorted(
+        plane=odd_lines((band * times + more) * row),
+        left=px,
+        wanted=_bits({tap * dx % sx for tap in range(stage.kernel[1])}),
+        length=length,
+        count=count,
+        parts=(part,),
+        rstep=row * (1 if alone else sy),
+        rows=[tap * dy * row for tap in range(stage.kernel[0])],
+        columns=[tap * dx % sx * length + tap * dx // sx for tap in range(stage.kernel[1])],
+    )
+
+
+def sorted_flat(stage: Stage, band: int, made: int, width: int, pitch: int, out: Geometry) -> Sorted:
+    """A map for each phase of rows and each column of the kernel, flat as what is written, with zeros beside the map.
+
+    Then there is neither a stride any more nor a tap that would read the end of another row. Of `width` columns that
+    are read `made` are written; `pitch` is that of what is read.
+    """
+    (sy, sx), (dy, dx), (py, px) = stage.stride, stage.dilation, stage.padding
+    down = [tap * dy - py for tap in range(stage.kernel[0])]
+    across = [tap * dx - px for tap in range(stage.kernel[1])]
+    phases = sorted({tap % sy for tap in down})
+    shifts = {phase: sorted(tap // sy for tap in down if tap % sy == phase) for phase in phases}
+    reach = {phase: found[-1] - found[0] for phase, found in shifts.items()}
+    one = odd_lines((band + max(reach.values())) * out.pitch + out.lanes)  # a vector may be stored over the end
+    parts, columns = [], []
+    for index, tap in enumerate(across):
+        met = [column for column in range(made) if 0 <= column * sx + tap < width]
+        ends = (met[0], met[-1] + 1) if met else (0, 0)
+        columns.append(index * len(phases) * one)
+        for row, phase in enumerate(phases):
+            start = (shifts[phase][0] * sy + phase) * pitch + tap
+            parts.append(Rows(start, sy * pitch, columns[-1] + row * one, out.pitch, 1, reach[phase], *ends))
+    rows = [phases.index(tap % sy) * one + (tap // sy - shifts[tap % sy][0]) * out.pitch for tap in down]
+    plane = len(across) * len(phases) * one
+    return Sorted(plane, 0, 0, 0, 0, tuple(parts), out.pitch, rows, columns)
+
+
+def _bits(numbers: set[int]) -> int:
+    return sum(1 << number for number in numbers)

@@ -1,0 +1,145 @@
+"""Every form computes the same network, in training with the same parameters and the same gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanconv.build import create_model
+from leanconv.deploy.forms import in_form
+from leanconv.deploy.forms.chains import ChainUnit
+from leanconv.deploy.forms.layers import ChannelwiseConv2d, ChannelwiseUnit, PaddedBatchNorm2d, PaddedConv2d
+from leanconv.errors import LeanconvError, NothingToRewrite
+from leanconv.nets import CifarResNet
+from leanconv.ops import conv_maker
+from leanconv.ops.igc import InterleavedGroup
+from leanconv.ops.osep import OptimizedSeparable
+from leanconv.ops.separable import DepthSeparable
+
+SIZE = (3, 12, 12)
+
+
+def net(operator: object, multiplier: float = 0.75, shortcut: str = "B") -> CifarResNet:
+    """Twelve, 24 and 48 channels wide: 8 divides two of them."""
+    torch.manual_seed(0)
+    made = CifarResNet(8, multiplier=multiplier, shortcut=shortcut, conv=conv_maker(operator))  # type: ignore[arg-type]
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return made
+
+
+def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, gradients and buffers of one step of training."""
+    model.train()
+    loss = functional.cross_entropy(model(x), torch.arange(len(x)) % 10)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients, {name: b.clone() for name, b in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("operator", "form", "multiple"),
+    [
+        (OptimizedSeparable(), "composed", 1),
+        (OptimizedSeparable(), "composed", 8),
+        (OptimizedSeparable(), "merged", 1),
+        (None, "stages", 8),
+        (DepthSeparable(between="bn"), "kernel", 1),
+        (DepthSeparable(between="bn"), "kernel", 8),
+    ],
+)
+def test_training(operator: object, form: str, multiple: int) -> None:
+    """Same names, same loss, same gradients, same running statistics; odd widths filled up or not."""
+    plain = net(operator)
+    other = in_form(plain, form, SIZE, training=True, multiple=multiple)  # type: ignore[arg-type]
+    assert {name: tuple(p.shape) for name, p in other.state_dict().items()} == {
+        name: tuple(p.shape) for name, p in plain.state_dict().items()
+    }
+    x = torch.randn(6, *SIZE)
+    loss, gradients, state = step(other, x)
+    wanted, exact, after = step(plain, x)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == exact.keys()
+    for name, gradient in exact.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n} {text}"
+        )
+    for name, value in after.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_what_became_of_the_layers() -> None:
+    padded = in_form(net(None), "stages", SIZE, training=True, multiple=8)
+    assert type(padded.conv1) is PaddedConv2d
+    assert type(padded.bn1) is PaddedBatchNorm2d
+    channelwise = in_form(net(DepthSeparable()), "kernel", SIZE, training=True)
+    assert sum(type(module) is ChannelwiseConv2d for module in channelwise.modules()) == 6
+    shared = net(OptimizedSeparable())
+    twin = in_form(shared, "composed", SIZE, training=True, share=True)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in shared.parameters()]
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("form", ["stages", "composed", "merged", "kernel", "fused"])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_inference(form: str, multiple: int, shortcut: str) -> None:
+    """Compared with the network by `in_form` itself, and here again at another size; no chain shape is left out."""
+    if form in ("stages", "merged") and multiple > 1:
+        pytest.skip("channels that are shuffled cannot be filled up, see test_refusals")
+    plain = net(OptimizedSeparable(), shortcut=shortcut).eval()
+    fast = in_form(plain, form, SIZE, multiple=multiple)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 10, 14)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    if form == "kernel":
+        assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
+
+
+@pytest.mark.parametrize("form", ["kernel", "fused"])
+def test_inference_of_depth_separable_ones(form: str) -> None:
+    """A folded norm leaves a bias before the pointwise stage, which composes too."""
+    plain = net(DepthSeparable(between="bn"), shortcut="A").eval()
+    fast = in_form(plain, form, SIZE, multiple=8 if form == "fused" else 1)  # type: ignore[arg-type]
+    assert any(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == (form == "kernel")
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_interleaved_groups_and_gradients_through_units() -> None:
+    plain = net(InterleavedGroup(primary_partitions=4), multiplier=0.75).eval()
+    fast = in_form(plain, "kernel", SIZE)
+    x = torch.randn(2, *SIZE, requires_grad=True)
+    mine = torch.autograd.grad(fast(x).sum(), x)[0]
+    theirs = torch.autograd.grad(plain(x).sum(), x)[0]
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_refusals() -> None:
+    with pytest.raises(LeanconvError, match="fast"):
+        in_form(net(None), "fast", SIZE)  # type: ignore[arg-type]
+    with pytest.raises(NothingToRewrite, match="no layer of CifarResNet runs in the form 'composed'"):
+        in_form(net(None), "composed", SIZE, training=True)
+    with pytest.raises(LeanconvError, match="leave multiple=1"):
+        in_form(net(OptimizedSeparable()), "stages", SIZE, training=True, multiple=8)
+    with pytest.raises(LeanconvError, match="'fused' is for inference"):
+        in_form(net(None), "fused", SIZE, training=True)
+
+
+def test_the_network_given_stays_as_it_was() -> None:
+    plain = net(OptimizedSeparable())
+    before = copy.deepcopy(plain.state_dict())
+    in_form(plain, "kernel", SIZE, multiple=8)
+    assert plain.training
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+def test_a_network_of_the_zoo() -> None:
+    fast = in_form(create_model("igc_l24m2"), "kernel", (3, 8, 8))
+    assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 18
