@@ -52,7 +52,7 @@ def _ended(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(W x + b) as one matrix product; x channels last."""
     rows = x.movedim(1, -1)
-    flat = torch.ops.aten._addmm_activation(bias, rows.reshape(-1, x.shape[1]), weight.flatten(1).t())
+    flat: Tensor = torch.ops.aten._addmm_activation(bias, rows.reshape(-1, x.shape[1]), weight.flatten(1).t())
     return flat.view(*rows.shape[:-1], len(weight)).movedim(-1, 1)
 
 

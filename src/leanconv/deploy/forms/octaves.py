@@ -98,11 +98,12 @@ class _Both(nn.Module):
         self.register_buffer("bias", sum(biases[1:], biases[0]) if biases else None)
         self.kernel_size, self.padding = main.kernel_size[0], cast(int, main.padding[0])
         self.up, self.relu = up, relu
+        self.sizes = main.weight.numel(), other.weight.numel()
         self.interactions = sum(conv.out_channels * comb(conv.in_channels, 2) for conv in (main, other))
 
     def forward(self, main: Tensor, other: Tensor, residual: Tensor | None) -> Tensor:
         positions = [x.shape[2] * x.shape[3] for x in (main, other)]
-        macs = sum(n * w.numel() for n, w in zip(positions, (self.weights, self.other), strict=True))  # type: ignore[operator]
+        macs = positions[0] * self.sizes[0] + positions[1] * self.sizes[1]
         made: Tensor = torch.ops.leanconv.octave_conv(
             main, other, self.weights, self.other, self.bias, residual, self.kernel_size, self.padding, self.up,
             self.relu, macs, self.interactions,
