@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,18 +42,50 @@ def low_channels(alpha: float, channels: int) -> int:
 def halve(x: Tensor) -> Tensor:
     """Average pooling 2 x 2 over the last two axes, (B, C, *, h, w) -> (B, C, *, ceil(h/2), ceil(w/2))."""
     if x.ndim == 5:
-        return functional.avg_pool3d(x, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
-    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+        return _in_its_type(
+            functional.avg_pool3d, x, kernel_size=(1, 2, 2), stride=(1, 2, 2), ceil_mode=True, count_include_pad=False
+        )
+    return _in_its_type(functional.avg_pool2d, x, kernel_size=2, stride=2, ceil_mode=True, count_include_pad=False)
+
+
+def _in_its_type(function: Callable[..., Tensor], x: Tensor, **settings: Any) -> Tensor:
+    """`function(x)`, in the type of `x` under autocast too.
+
+    Autocast takes up-sampling to float32 on GPUs, and pooling on CPUs. Sums, norms and activations behind it would stay
+    there: twice the bytes for every map at full resolution, and none of the memory that the low maps save.
+    """
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return function(x, **settings)
+    if not x.is_cuda:
+        return function(x, **settings).to(x.dtype)  # a CPU has no pooling of clips in bfloat16
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, **settings)
 
 
 def double(x: Tensor, like: Tensor | None) -> Tensor:
     """Nearest up-sampling of the last two axes by two, cut to the size of `like` where that is odd."""
-    if x.is_floating_point():
+    if x.is_cuda:
+        x = _repeat(x)
+    elif x.is_floating_point():
         scale = (1.0, 2.0, 2.0) if x.ndim == 5 else (2.0, 2.0)
-        x = functional.interpolate(x, scale_factor=scale, mode="nearest")
+        x = _in_its_type(functional.interpolate, x, scale_factor=scale, mode="nearest")
     else:  # masks
         x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
     return x if like is None else x[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _repeat(x: Tensor) -> Tensor:
+    """Every number twice along the last two axes; as views and one copy, whose gradient is a plain sum.
+
+    For GPUs: compilers make of the gradient of `interpolate` a scatter, and autocast runs it in float32.
+    """
+    height, width = x.shape[-2:]
+    if x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d):
+        last = x.movedim(1, -1)  # so that the copy lies channels last, too
+        wide = last[..., :, None, :, None, :].expand(*last.shape[:-3], height, 2, width, 2, last.shape[-1])
+        return wide.reshape(*last.shape[:-3], 2 * height, 2 * width, last.shape[-1]).movedim(-1, 1)
+    wide = x[..., :, None, :, None].expand(*x.shape[:-2], height, 2, width, 2)
+    return wide.reshape(*x.shape[:-2], 2 * height, 2 * width)
 
 
 def match(low: Tensor, high: Tensor) -> Tensor:

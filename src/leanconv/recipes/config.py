@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from leanconv.errors import LeanconvError, shown, unknown
+from leanconv.files import write_text
 from leanconv.plain_text import BadText, read_yaml
 from leanconv.plain_text import to_yaml as plain_yaml
 from leanconv.recipes.settings import Recipe
 from leanconv.schema import Count, Fault, Flag, MapOf, Number, Plain, Shape, Text
+from leanconv.train import is_main_process
 
-__all__ = ["change", "read_recipe", "to_data", "to_yaml"]
+__all__ = ["change", "complete", "read_recipe", "to_data", "to_yaml"]
 
 
 def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -78,6 +80,18 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except Fault as error:
         raise LeanconvError(f"{path}: {error}") from error
     return change(recipe, overrides)
+
+
+def complete(config: Path) -> None:
+    """Write out the settings that the leanconv which started the run did not have yet, at their defaults.
+
+    A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
+    """
+    if not config.exists():
+        return
+    text = to_yaml(read_recipe(config))
+    if is_main_process() and text != config.read_text():
+        write_text(config, text)
 
 
 _RENAMED = {"data.size": "data.resolution"}

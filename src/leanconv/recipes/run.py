@@ -15,12 +15,14 @@ from leanconv.data.contract import attach, contract_of
 from leanconv.errors import LeanconvError
 from leanconv.files import held
 from leanconv.ranks import rank_and_world
-from leanconv.recipes.config import read_recipe, to_data, to_yaml
+from leanconv.recipes.config import complete, to_data
+from leanconv.recipes.detection import run_detection
 from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.named_code import named_code
 from leanconv.recipes.settings import ElasticSettings, Recipe
 from leanconv.recipes.videos import score_run
+from leanconv.rewrites.composed import composed_chains
 from leanconv.story import is_own_code
 from leanconv.train import Classify, ClassifyWithTower, Evaluation, FitResult, VideoEvaluation, fit, is_main_process
 from leanconv.train.check import outputs_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from leanconv.data import ImageData, InputContract, VideoData
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable
+    from leanconv.train.detection import Detected
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 
@@ -40,8 +43,8 @@ class RunResult:
     """What a run left: the trained network (also in `model_folder`), its figures and, if elastic, its query table.
 
     `images` is the test of the last weights on images, an elastic network at its largest; `videos` that on whole
-    videos, for a recipe that trains on clips of them. In a distributed run all processes measure the table together,
-    and the first one alone saves and tests.
+    videos, for a recipe that trains on clips of them, `detected` that of a detector. In a distributed run all processes
+    measure the table together, and the first one alone saves and tests.
     """
 
     recipe: Recipe
@@ -51,6 +54,7 @@ class RunResult:
     table: QueryTable | None = None
     images: Evaluation | None = None
     videos: VideoEvaluation | None = None
+    detected: Detected | None = None
 
 
 def open_data(
@@ -217,6 +221,11 @@ def run_recipe(
     named = named_code(recipe)
     require_trust(named, out, trust_code=trust_code, asked_before=resume)
     trusted = bool(named)  # else nothing of others is run, whatever has become of the folders meanwhile
+    if recipe.data.detection is not None:
+        if resume:
+            complete(out / "config.yaml")
+        run = run_detection(recipe, out, resume=resume, progress=progress, latency=latency, trust_code=trusted)
+        return RunResult(recipe=recipe, **run)
     data = open_data(recipe)
     net = build_model(recipe, data.num_classes, data.class_names, trust_code=trusted)
     if recipe.weights is not None:
@@ -265,9 +274,11 @@ def _carry_out(
 ) -> RunResult:
     """Train, measure, save and test, by whoever holds the run folder."""
     said = data.remarks
-    if resume and (out / "config.yaml").exists():
-        _complete(out / "config.yaml")
-    result = fit(objective, data, recipe.fit_settings(), out, config=to_data(recipe), resume=resume, progress=progress)
+    if resume:
+        complete(out / "config.yaml")
+    with composed_chains(net) if recipe.composed else nullcontext():
+        settings = recipe.fit_settings()
+        result = fit(objective, data, settings, out, config=to_data(recipe), resume=resume, progress=progress)
     if progress and is_main_process():
         _print_remarks(remark for remark in data.remarks if remark not in said)
     attach(net, _contract(data, recipe))
@@ -361,18 +372,6 @@ def _mutual(
         layer_widths=settings.layer_widths,
         draw_full=settings.draw_full,
     )
-
-
-def _complete(config: Path) -> None:
-    """Write out the settings that the leanconv which started the run did not have yet, at their defaults.
-
-    A default is what a run did without the setting, so the run stays the same run; `fit` compares the rest.
-    """
-    from leanconv.files import write_text
-
-    text = to_yaml(read_recipe(config))
-    if is_main_process() and text != config.read_text():
-        write_text(config, text)
 
 
 def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple[int, ...]) -> nn.Module:

@@ -9,7 +9,7 @@ from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError, shown
 from leanconv.train import FitSettings, OptimSettings, ScheduleSettings
 
-__all__ = ["DataSettings", "ElasticSettings", "Recipe", "VideoSettings"]
+__all__ = ["DataSettings", "DetectionSettings", "ElasticSettings", "Recipe", "VideoSettings"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,27 @@ class VideoSettings:
 
 
 @dataclass(frozen=True)
+class DetectionSettings:
+    """How pictures with objects are read, as `leanconv.data.detection.data.open_detection` takes it.
+
+    `longest` is the limit of an image's longer side in pixels; data.resolution is the shorter one. `empty` says what
+    becomes of training images without objects: drop or keep. Without `masks` boxes alone are read. `mirror` mirrors
+    half of the images; an epoch goes `passes` times over them, which small sets want: a test follows every epoch.
+    """
+
+    longest: int = 1000
+    empty: str = "drop"
+    masks: bool = True
+    mirror: bool = True
+    passes: int = 1
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which images, how large, how augmented, in what batches: the arguments of `leanconv.data.open_images`.
 
     `resolution` is the side in pixels of what the network sees. With `video` the data are videos: the arguments of
-    `leanconv.data.open_videos`.
+    `leanconv.data.open_videos`; with `detection` they are pictures with objects in them.
     `exif` turns photographs as their EXIF record says. `mean` and `std` are of pixels in 0..1 (null: those of the
     weights that training starts from, else of the training images); those of clips are in `video`. `validation` is the
     share of the training part that is held out to choose the best epoch by, where the data has no validation part
@@ -63,16 +79,23 @@ class DataSettings:
     std: tuple[float, float, float] | None = None
     validation: float | None = None
     video: VideoSettings | None = None
+    detection: DetectionSettings | None = None
 
     @property
     def held_out(self) -> float:
         """The share of the training part that is held out as a validation part."""
         own = self.spec.partition(":")[0] in ("folder", "parquet", "video-folder", "video-csv")
+        own = own or (self.spec.startswith("coco:") and self.spec.count(",") < 2)
         return self.validation if self.validation is not None else 0.1 if own else 0.0
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """What the network sees, without the batch axis: (3, side, side), or (3, frames, side, side)."""
+        """What the network sees, without the batch axis: (3, side, side), or (3, frames, side, side).
+
+        Of detectors the largest image, (3, shorter side, longer side).
+        """
+        if self.detection is not None:
+            return (3, self.resolution, max(self.resolution, self.detection.longest))
         frames = () if self.video is None else (self.video.frames,)
         return (3, *frames, self.resolution, self.resolution)
 
@@ -142,7 +165,8 @@ class Recipe:
     where the data has another number of classes. `teacher` is a run folder or a saved model whose answers are learnt
     too, with `hard_labels` of the loss left to the labels. `mixup` is the parameter of Beta(mixup, mixup) by which
     pairs of images are blended; `auxiliary` weighs the loss of the network's second classifier and `drop_path` is the
-    share of its paths that the last epoch drops, for networks that have them (DARTS). The rest is `FitSettings`.
+    share of its paths that the last epoch drops, for networks that have them (DARTS). `composed` trains chains as the
+    dense convolutions that they equal, faster on a GPU (`leanconv.rewrites.composed`). The rest is `FitSettings`.
     """
 
     name: str
@@ -162,6 +186,7 @@ class Recipe:
     mixup: float = 0.0
     auxiliary: float = 0.0
     drop_path: float = 0.0
+    composed: bool = False
     epochs: int = 10
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -256,10 +281,12 @@ class Recipe:
     def tiny(self) -> Recipe:
         """The same network (with `tiny_args`), rewrites and rules for two steps on the embedded digits, on the CPU.
 
-        Elastic networks run at 32 and 20 pixels, or at the `resolutions` of `tiny_args`.
+        Elastic networks run at 32 and 20 pixels, or at the `resolutions` of `tiny_args`; a detector at 64 and 48.
         A recipe for videos runs on the embedded moving digits, from fresh weights, with as many frames up to eight and
         a rate as much smaller as the batch.
         """
+        if self.data.detection is not None:
+            return self._tiny_detector()
         elastic = self.elastic
         frames = min(self.data.video.frames, 8) if self.data.video is not None else 0
         if elastic is not None:
@@ -292,6 +319,39 @@ class Recipe:
             epochs=1,
             steps_per_epoch=2,
             train_sample=min(self.train_sample, 32),
+            accumulate=1,
+            precision="32-true",
+            accelerator="cpu",
+            devices=1,
+            nodes=1,
+        )
+
+    def _tiny_detector(self) -> Recipe:
+        """On the embedded scattered digits, with small heads."""
+        elastic, rcnn = self.elastic, {"rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 20}
+        if elastic is not None:
+            elastic = replace(
+                elastic,
+                resolutions=(64, 48),
+                train_resolutions=None if elastic.train_resolutions is None else (64,),
+                num_random=min(elastic.num_random, 1),
+                table_widths=elastic.widths,
+                calibration_images=4,
+            )
+        small: dict[str, Any] = {"channels": 16, "box_features": 32, "rcnn": {**rcnn, "box_detections_per_img": 5}}
+        if self.model.endswith("mask_rcnn"):
+            small["mask_channels"] = 8
+        detection = replace(self.data.detection or DetectionSettings(), longest=96)
+        data = DataSettings(spec="scattered-digits", resolution=64, batch_size=2, detection=detection)
+        return replace(
+            self,
+            model_args={**self.model_args, **small, **self.tiny_args},
+            elastic=elastic,
+            weights=None,
+            data=data,
+            optim=replace(self.optim, lr=self.optim.lr / 8),
+            epochs=1,
+            steps_per_epoch=2,
             accumulate=1,
             precision="32-true",
             accelerator="cpu",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import need
+from leanconv.ranks import rank_and_world
 
 __all__ = ["SCORES", "AveragePrecision"]
 
@@ -45,7 +46,8 @@ class AveragePrecision:
         kinds: Any = ("bbox", "segm") if masks else ("bbox",)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._metric = MeanAveragePrecision(iou_type=kinds, backend="faster_coco_eval")
+            # It would gather image by image, for which every process must have as many.
+            self._metric = MeanAveragePrecision(iou_type=kinds, backend="faster_coco_eval", sync_on_compute=False)
             self._metric.warn_on_many_detections = False
 
     def add(self, found: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> None:
@@ -55,9 +57,17 @@ class AveragePrecision:
 
     def scores(self) -> dict[str, float]:
         """`box_ap`, `box_ap50`, ... and `mask_ap`, ...; one that nothing can be said of (no small objects) is NaN."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = self._metric.compute()
+        mine = {name: getattr(self._metric, name) for name in self._metric._defaults}
+        for name, of_all in _of_all(mine).items():
+            setattr(self._metric, name, of_all)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values = self._metric.compute()
+        finally:
+            for name, before in mine.items():
+                setattr(self._metric, name, before)
+            self._metric._computed = None
         kinds = {"box": "bbox_", "mask": "segm_"} if self.masks else {"box": ""}
         found = {
             f"{kind}_{ours}": float(values[f"{before}{theirs}"])
@@ -81,6 +91,16 @@ class AveragePrecision:
         if self.masks:
             plain["masks"] = plain["masks"].bool()
         return plain
+
+
+def _of_all(mine: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The lists of all processes, one behind the other."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return mine
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, mine)
+    return {name: [item for part in parts for item in part[name]] for name in mine}
 
 
 def _none(found: dict[str, Tensor]) -> Tensor:

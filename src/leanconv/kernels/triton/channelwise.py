@@ -200,10 +200,10 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
-def _tile(positions: int, channels: int) -> tuple[int, int]:
-    """Positions and channels of a tile: 64 channels are whole lines of the cache in bfloat16."""
+def _tile(positions: int, channels: int) -> tuple[int, int, int]:
+    """Positions and channels of a tile, and warps: 64 channels are whole lines of the cache in bfloat16."""
     wide = min(64, triton.next_power_of_2(channels))
-    return max(8, min(2048 // wide, triton.next_power_of_2(positions))), wide
+    return max(8, min(1024 // wide, triton.next_power_of_2(positions))), wide, 4
 
 
 def _run(
@@ -220,10 +220,10 @@ def _run(
     frames, height, width = _three(x.shape[2:], 1)
     frames_out, height_out, width_out = _three(y.shape[2:], 1)
     channels = x.shape[1]
-    tile, wide = _tile(height_out * width_out, channels)
+    tile, wide, warps = _tile(height_out * width_out, channels)
     grid: tuple[int, ...] = (triton.cdiv(height_out * width_out, tile), triton.cdiv(channels, wide))
     shift: Any = x if bias is None else bias
-    flags = {"BP": tile, "BC": wide, "BIAS": bias is not None, "RELU": relu, "num_warps": 4}
+    flags = {"BP": tile, "BC": wide, "BIAS": bias is not None, "RELU": relu, "num_warps": warps}
     if not back and (kernel[0], stride[0], padding[0]) == (3, 1, 1) and frames > 1:
         sides = dict(zip(("SH", "SW", "PH", "PW", "KH", "KW"), (*stride[1:], *padding[1:], *kernel[1:]), strict=True))
         _walk[(*grid, x.shape[0])](
@@ -288,4 +288,6 @@ def weight_gradient(
         _sum9[(columns, chunks)](*given, **sides, KT=size[0], BP=tile, BC=wide, num_warps=4)
     else:
         _sum1[(columns, chunks)](*given, **sides, KH=size[1], KW=size[2], TAPS=taps, BP=tile, BC=wide, num_warps=4)
-    return part.sum(0).t().reshape(channels, 1, *kernel)
+    found = torch.empty(channels, 1, *kernel, dtype=torch.float32, device=x.device)
+    found.view(channels, taps).copy_(part.sum(0).t())
+    return found
