@@ -96,7 +96,7 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
     if relu is None and dense:
         return 0
     if ours and not pays(layer):  # type: ignore[arg-type]
-        whole = layer.dense_conv()  # type: ignore[operator, union-attr]
+        whole = layer.dense_conv()  # type: ignore[operator]
         unit: nn.Module = whole if relu is None else ConvUnit(whole, relu=True)
     elif ours:
         unit = ChainUnit(layer, relu=relu is not None, multiple=multiple)  # type: ignore[arg-type]
