@@ -56,6 +56,13 @@ def ratios(rows: list[Any], dense: str) -> list[str]:
     return lines
 
 
+def markdown(table: Any) -> str:
+    """A table of text as one of Markdown."""
+    marks = ["---:" if column.align == "right" else "---" for column in table.columns]
+    lines = [[column.header for column in table.columns], marks, *table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def peak(seconds: float = 0.2) -> float:
     """GFLOP/s of multiply-adds alone, the best of many short loops."""
     from leanconv.kernels.library import load
@@ -141,7 +148,8 @@ def main() -> None:
     for batch in args.batches:
         for dense in networks:
             chosen = [row for row in rows if row.batch == batch and row.model in networks[dense]]
-            print(f"\n```text\n{bench_table(chosen)}\n```")
+            table = bench_table(chosen)
+            print(f"\n{table.title}:\n\n{markdown(table)}\n\n{' '.join(table.notes)}")
     print("\n## Step by step\n\nTenth percentiles of single steps, batch 1.")
     for names in networks.values():
         for name, network in names.items():

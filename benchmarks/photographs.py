@@ -48,7 +48,7 @@ def loader(options: argparse.Namespace, root: Path, training: bool):
         mean=cfg["mean"],
         std=cfg["std"],
         crop_pct=cfg["crop_pct"],
-        num_workers=1,
+        num_workers=options.workers,
         use_prefetcher=False,
         persistent_workers=training,
     )
@@ -58,10 +58,11 @@ def top1(net, batches) -> tuple[int, int]:
     import torch
 
     net.eval()
+    device = next(net.parameters()).device
     right = total = 0
     with torch.no_grad():
         for images, labels in batches:
-            right += int((net(images).argmax(1) == labels).sum())
+            right += int((net(images.to(device)).argmax(1).cpu() == labels).sum())
             total += len(labels)
     return right, total
 
@@ -78,7 +79,7 @@ def train(options: argparse.Namespace) -> None:
     batches = loader(options, options.photos / "train", True)
     classes = len(batches.dataset.reader.class_to_idx)
     net = timm.create_model(options.model, num_classes=classes, checkpoint_path=options.initial_checkpoint).to(
-        memory_format=torch.channels_last
+        device=options.device, memory_format=torch.channels_last
     )
     optimizer = create_optimizer_v2(net, opt="adamw", lr=options.lr, weight_decay=0.05)
     ema = ModelEmaV3(net, decay=options.ema, use_warmup=True)
@@ -96,7 +97,8 @@ def train(options: argparse.Namespace) -> None:
         start, total = time.perf_counter(), 0.0
         for step, (images, labels) in enumerate(batches):
             schedule.step_update(epoch * steps + step)
-            loss = loss_of(net(images.to(memory_format=torch.channels_last)), labels)
+            images = images.to(device=options.device, memory_format=torch.channels_last)
+            loss = loss_of(net(images), labels.to(options.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -135,6 +137,7 @@ def main() -> None:
         verb.add_argument("--size", type=int, default=96)
         verb.add_argument("--batch-size", type=int, default=64)
         verb.add_argument("--threads", type=int, default=1)
+        verb.add_argument("--workers", type=int, default=1, help="processes that read pictures")
         if name == "train":
             verb.add_argument("--out", type=Path, required=True)
             verb.add_argument("--epochs", type=int, default=20)
@@ -142,6 +145,7 @@ def main() -> None:
             verb.add_argument("--lr", type=float, default=1e-3)
             verb.add_argument("--ema", type=float, default=0.99)
             verb.add_argument("--seed", type=int, default=0)
+            verb.add_argument("--device", default="cpu")
         else:
             verb.add_argument("--checkpoint", required=True)
             verb.add_argument("--ema-weights", action="store_true")

@@ -13,12 +13,13 @@ from leanconv.build import create_model
 from leanconv.deploy.forms import in_form
 from leanconv.deploy.forms.chains import ChainUnit
 from leanconv.deploy.forms.layers import ChannelwiseConv2d, ChannelwiseUnit, PaddedBatchNorm2d, PaddedConv2d
+from leanconv.deploy.forms.octaves import OctaveUnit
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.nets import CifarResNet
 from leanconv.ops import conv_maker
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
-from leanconv.ops.separable import DepthSeparable
+from leanconv.ops.separable import DepthSeparable, Depthwise
 
 SIZE = (3, 12, 12)
 
@@ -102,14 +103,36 @@ def test_inference(form: str, multiple: int, shortcut: str) -> None:
         assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("form", ["kernel", "fused"])
-def test_inference_of_depth_separable_ones(form: str) -> None:
-    """A folded norm leaves a bias before the pointwise stage, which composes too."""
+def test_inference_of_depth_separable_ones(form: str, multiple: int) -> None:
+    """A folded norm leaves a bias before the pointwise stage, which composes, and runs in one pass, too."""
     plain = net(DepthSeparable(between="bn"), shortcut="A").eval()
-    fast = in_form(plain, form, SIZE, multiple=8 if form == "fused" else 1)  # type: ignore[arg-type]
-    assert any(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == (form == "kernel")
+    fast = in_form(plain, form, SIZE, multiple=multiple)  # type: ignore[arg-type]
+    assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == (6 if form == "kernel" else 0)
     x = torch.randn(2, *SIZE)
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_inference_of_channelwise_ones() -> None:
+    plain = net(Depthwise(), shortcut="A").eval()
+    fast = in_form(plain, "kernel", SIZE)
+    assert sum(isinstance(module, ChannelwiseUnit) for module in fast.modules()) == 4
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(3, 64, 64), (3, 44, 52)])
+def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
+    """Odd sizes too: 11 x 13 in the second stage."""
+    plain = create_model("oct_resnet26", alpha=0.5, num_classes=10).eval()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+    fast = in_form(plain, "fused", size)
+    assert sum(isinstance(module, OctaveUnit) for module in fast.modules()) > 15
+    assert not any(isinstance(module, nn.ReLU) for name, module in fast.named_modules())
 
 
 def test_interleaved_groups_and_gradients_through_units() -> None:

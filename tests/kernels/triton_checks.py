@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanconv.deploy.forms.chains import ChainUnit
-from leanconv.kernels.triton import chained, channelwise
+from leanconv.deploy.forms.octaves import OctaveUnit as OctaveUnit  # registers the operator
+from leanconv.kernels.triton import chained, channelwise, octave
 from leanconv.ops.igc import InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparableConv2d
+from leanconv.ops.separable import DepthSeparableConv2d
 
 CHANNELWISE = [  # ndim, channels, size, kernel, stride, padding, type; the first few are enough for a quick look
     (3, 5, (3, 4, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), "float32"),
@@ -37,9 +39,12 @@ CHAINS = [  # inputs, outputs, kernel, stride, multiple, type
     ("igc", 16, 24, 3, 2, 1, "float32"),
     ("osep", 58, 116, 3, 2, 8, "float32"),
     ("osep", 20, 20, 5, 1, 8, "bfloat16"),
+    ("depth", 12, 16, 3, 2, 1, "float32"),
+    ("depth", 88, 40, 3, 1, 8, "bfloat16"),
 ]
 
 
+@torch.no_grad()
 def apart(found: Tensor, exact: Tensor) -> float:
     """||found - exact|| / ||exact||, NaN where an element was not written."""
     return float((found.double() - exact.double()).norm() / exact.double().norm())
@@ -79,7 +84,14 @@ def of_channelwise(device: str, rows: list[tuple[object, ...]]) -> Iterator[tupl
 def of_chains(device: str, rows: list[tuple[object, ...]]) -> Iterator[tuple[str, str, float]]:
     """With bias, residual and a clip at zero, against the dense convolution in double."""
     for kind, inputs, outputs, kernel, stride, multiple, dtype in rows:
-        make: object = OptimizedSeparableConv2d if kind == "osep" else InterleavedGroupConv2d
+        if device == "cpu" and dtype == "bfloat16":
+            dtype = "float16"  # the interpreter multiplies matrices of bfloat16 by their bits
+        makers = {
+            "osep": OptimizedSeparableConv2d,
+            "igc": InterleavedGroupConv2d,
+            "depth": DepthSeparableConv2d,
+        }
+        make: object = makers[str(kind)]
         chain = make(inputs, outputs, kernel, stride=stride, padding=int(kernel) // 2)  # type: ignore
         unit = ChainUnit(chain, relu=True, multiple=int(multiple)).to(device, getattr(torch, str(dtype)))  # type: ignore
         like = {"device": device, "dtype": unit.first.dtype}
@@ -104,12 +116,41 @@ def of_chains(device: str, rows: list[tuple[object, ...]]) -> Iterator[tuple[str
         )
 
 
+def of_octaves(device: str, rows: list[tuple[int, ...]]) -> Iterator[tuple[str, str, float]]:
+    """Both resolutions into one, against torch's convolutions in double."""
+    for high, low, outputs, kernel, up, height, width in rows:
+        kind = torch.float16 if device == "cpu" and up == 1 else torch.float32 if device == "cpu" else torch.bfloat16
+        last = torch.channels_last
+        a = torch.randn(2, high, height, width, device=device).to(kind).contiguous(memory_format=last)
+        sides = -(-height // up), -(-width // up)
+        b = torch.randn(2, low, *sides, device=device).to(kind).contiguous(memory_format=last)
+        first, second = (torch.randn(kernel**2, n, outputs, device=device).to(kind) for n in (high, low))
+        bias = torch.randn(outputs, device=device).to(kind)
+        residual = torch.randn(2, outputs, height, width, device=device).to(kind).contiguous(memory_format=last)
+        made = torch.full_like(residual, torch.nan)
+        octave.run(a, b, first, second, bias, residual, made, kernel, kernel // 2, up, True)
+        wide = [t.double() for t in (a, b, first, second, bias, residual)]
+        exact = torch.ops.leanconv.octave_conv(
+            *(t.cpu() for t in wide), kernel, kernel // 2, up, True, 0, 0
+        )  # the operator on a CPU is torch's convolutions
+        yield f"octave {high} {low} {outputs} {kernel} {up} {height}", str(kind)[6:], apart(made.cpu(), exact)
+
+
+OCTAVES = [  # high, low, outputs, kernel, up, height, width
+    (16, 16, 24, 1, 2, 5, 6),
+    (16, 24, 16, 3, 1, 5, 4),
+    (10, 6, 9, 3, 2, 5, 7),
+    (72, 40, 200, 3, 2, 6, 6),
+]
+
+
 def main() -> None:
     few, device = sys.argv[1] == "few", sys.argv[2] if len(sys.argv) > 2 else "cpu"
     torch.manual_seed(0)
     found = [
         *of_channelwise(device, CHANNELWISE[:1] if few else CHANNELWISE),
         *of_chains(device, CHAINS[:1] if few else CHAINS),
+        *of_octaves(device, OCTAVES[:1] if few else OCTAVES),
     ]
     print(json.dumps([{"name": name, "type": dtype, "error": error} for name, dtype, error in found]))
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from leanconv.ops.octave import OctConv2d
 from leanconv.ops.octave_map import RULES, OctaveMap, merge, settled, split
-from leanconv.ops.octave_parts import channels_of, double, halve, join_runs, take
+from leanconv.ops.octave_parts import _repeat, channels_of, double, halve, join_runs, take
 from leanconv.ops.octave_rules import POINTWISE
 
 RUNS = [(5, 3), (2, 2, 2, 2), (4, 1, 1, 2), (0, 3, 5), (0, 8)]
@@ -808,3 +808,17 @@ def test_autocast_does_not_widen_the_parts() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for x in (clip[:, :, 0], clip):
             assert double(x, None).dtype is halve(x).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [(5, 6), (2, 5, 6)])
+def test_up_sampling_by_repeating(size: tuple[int, ...]) -> None:
+    """What runs on a GPU: the numbers, the gradient and the layout of torch's own."""
+    layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    for x in (torch.randn(2, 3, *size), torch.randn(2, 3, *size).contiguous(memory_format=layout)):
+        x.requires_grad_()
+        wanted, made = double(x, None), _repeat(x)
+        assert torch.equal(made, wanted)
+        assert made.is_contiguous(memory_format=layout) == x.is_contiguous(memory_format=layout)
+        probe = torch.randn_like(wanted)
+        mine, theirs = (torch.autograd.grad(y, x, probe)[0] for y in (made, wanted))
+        torch.testing.assert_close(mine, theirs)

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,12 +25,14 @@ import tiny_nets
 import torch
 from guards import campaign, command, outcome
 from tiny_videos import write_video
+from torch import Tensor
 
 import leanconv as lc
 from leanconv.data import InputContract, attach, open_files
 from leanconv.errors import DataError
 from leanconv.query import QueryTable, Row
 from leanconv.query.rows import Time
+from leanconv.train import Classify, FitSettings, OptimSettings, fit
 from mutations import as_json, as_text, changed, damaged
 
 One = Callable[[random.Random], str]
@@ -42,6 +45,8 @@ FULL = {
     "settings": 2_500,
     "safetensors": 1_000,
     "checkpoints": 1_000,
+    "resumed": 200,
+    "exported": 500,
     "images": 1_000,
     "clips": 500,
     "lists": 2_000,
@@ -207,6 +212,51 @@ def checkpoints(folder: Path, capsys: Any) -> One:
     return one
 
 
+def resumed(folder: Path, capsys: Any) -> One:
+    """A run that goes on from a checkpoint that was changed where a schema may not see it, to its end."""
+    run, text = folder / "run", "stopped here"
+
+    class Stops(Classify):
+        def forward(self, inputs: Tensor, targets: Tensor, step: int) -> dict[str, Tensor]:
+            if step == 12:
+                raise RuntimeError(text)
+            return super().forward(inputs, targets, step)
+
+    def train(objective: Classify, *, resume: bool) -> None:
+        settings = FitSettings(epochs=2, optim=OptimSettings(lr=0.1))
+        fit(objective, tiny_nets.tiny_data(), settings, run, resume=resume, progress=False)
+
+    with pytest.raises(RuntimeError, match=text):
+        train(Stops(tiny_nets.tiny_net()), resume=False)
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    shutil.copytree(run, folder / "kept")
+
+    def one(draw: random.Random) -> str:
+        shutil.rmtree(run)
+        shutil.copytree(folder / "kept", run)
+        torch.save(changed(content, draw), run / "last.ckpt")
+        return outcome(lambda: train(Classify(tiny_nets.tiny_net()), resume=True), folder)
+
+    return one
+
+
+def exported(folder: Path, capsys: Any) -> One:
+    """Exported files, asked about a picture."""
+    from PIL import Image
+
+    Image.new("RGB", (40, 36), (200, 20, 90)).save(folder / "a.png")
+    net = attached(lc.create_model("timm/test_resnet", num_classes=10)).eval()
+    files = [lc.export(net, folder / f"net.{suffix}", size=(3, 32, 32)).path for suffix in ("onnx", "xml")]
+    whole = [file.read_bytes() for file in files]
+
+    def one(draw: random.Random) -> str:
+        which = draw.randrange(2)
+        files[which].write_bytes(damaged(whole[which], draw))
+        return outcome(lambda: lc.predict(files[which], [folder / "a.png"]), folder)
+
+    return one
+
+
 def images(folder: Path, capsys: Any) -> One:
     """Images of many formats, read as `predict` reads them."""
     from PIL import Image
@@ -315,6 +365,8 @@ FUZZERS: dict[str, Make] = {
     "settings": settings,
     "safetensors": safetensors,
     "checkpoints": checkpoints,
+    "resumed": resumed,
+    "exported": exported,
     "images": images,
     "clips": clips,
     "lists": lists,

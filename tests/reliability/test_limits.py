@@ -188,7 +188,9 @@ def test_a_worker_that_is_killed(tmp_path: Path, photographs: Path) -> None:
     done = begun.wait(60)
     line = done.err.splitlines()[-1]  # a process that is killed while it is forked leaves lines of Python's own
     assert (done.code, line.startswith("leanconv: ")) == (2, True), done.err
-    assert "killed by signal: Killed" in line or "ended while it sent what it had read" in line
+    # What torch says depends on what the worker did when it was killed.
+    said = ("killed by signal: Killed", "ended while it sent what it had read", "exited unexpectedly")
+    assert any(words in line for words in said), line
     assert "use fewer workers" in line
     check_readable(tmp_path)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -224,9 +225,8 @@ def test_a_recipe_under_torchrun(tmp_path: Path) -> None:
     checked(tmp_path / "run", done.stdout.splitlines())
 
 
-@pytest.mark.slow
-def test_a_recipe_under_slurm(tmp_path: Path) -> None:
-    """The variables that `srun --ntasks-per-node 2` gives its two tasks on one node."""
+def tasks_of_slurm(out: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """The demo with the variables that `srun --ntasks-per-node 2` gives its two tasks on one node."""
     job = {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "leanconv",
@@ -236,8 +236,8 @@ def test_a_recipe_under_slurm(tmp_path: Path) -> None:
         "SLURM_NODELIST": "127.0.0.1",
         "SLURM_NODEID": "0",
     }
-    command = [sys.executable, *CLI, "train", "demo", "--tiny", "--set", "devices=2", "--out", str(tmp_path / "run")]
-    tasks = [
+    command = [sys.executable, *CLI, "train", "demo", "--tiny", "--set", "devices=2", *options, "--out", str(out)]
+    return [
         subprocess.Popen(
             command,
             env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
@@ -247,6 +247,29 @@ def test_a_recipe_under_slurm(tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
+
+
+@pytest.mark.slow
+def test_a_recipe_under_slurm(tmp_path: Path) -> None:
+    tasks = tasks_of_slurm(tmp_path / "run")
     told = [task.communicate(timeout=300) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     checked(tmp_path / "run", "".join(out for out, _ in told).splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_has_lost_the_other_says_so_in_a_line(tmp_path: Path, victim: int) -> None:
+    tasks = tasks_of_slurm(tmp_path / "run", "--set", "epochs=1000")
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    tasks[victim].kill()
+    tasks[victim].communicate()
+    _, told = tasks[1 - victim].communicate(timeout=60)
+    assert tasks[1 - victim].returncode == 2, told
+    lines = [line for line in told.splitlines() if line.startswith("leanconv: ")]
+    assert len(lines) == 1, told
+    assert "Traceback" not in told
+    assert f"process {1 - victim} of 2 has lost another one, whose own output says why it ended (" in lines[0]
+    assert lines[0].endswith(f"; to go on: leanconv train --resume --out {tmp_path / 'run'}")

@@ -175,7 +175,22 @@ def _best(content: dict[str, Any]) -> dict[str, Any]:
             lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=torch.ones(7)),
             r"optimizer_states\[0\].state\[0\].momentum_buffer has shape \(7,\), not \(8, 3, 3, 3\)",
         ),
-        (lambda c: c["optimizer_states"][0]["param_groups"][0].pop("momentum"), "param_groups has no momentum"),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].pop("momentum"), r"param_groups\[0\] has no momentum"),
+        (
+            lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(completed=11),
+            r"loops.fit_loop.epoch_progress.current.completed is 11, in epoch 1",
+        ),
+        (
+            lambda c: c["optimizer_states"][0]["param_groups"][0].update(momentum="0.9"),
+            r"param_groups\[0\].momentum must be a number",
+        ),
+        (
+            lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=3),
+            r"state\[0\].momentum_buffer must be a tensor, got 3",
+        ),
+        (lambda c: c["lr_schedulers"][0].update(base_lrs=[0.1, 0.2]), r"base_lrs has 2 items, for 1 groups"),
+        (lambda c: c["lr_schedulers"][0].update(last_epoch="a"), r"lr_schedulers\[0\].last_epoch must be a whole"),
+        (lambda c: _best(c).update(kth_value="high"), r"kth_value'? must be a score, got 'high'"),
     ],
 )
 def test_a_checkpoint_is_what_a_run_writes(
@@ -184,6 +199,8 @@ def test_a_checkpoint_is_what_a_run_writes(
     shutil.copytree(reference[0], tmp_path / "run")
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     content["epoch"] = 1  # of three, so it is to go on
+    for counts in content["loops"]["fit_loop"]["epoch_progress"].values():
+        counts.update({name: min(count, 2) for name, count in counts.items()})
     change(content)
     torch.save(content, tmp_path / "run" / "last.ckpt")
     with pytest.raises(CheckpointError, match=told) as caught:

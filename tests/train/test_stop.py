@@ -200,9 +200,8 @@ def started(out: Path, *options: str) -> subprocess.Popen[str]:
         [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     begin = time.monotonic()
-    while not any(out.glob("tensorboard/*")) and process.poll() is None and time.monotonic() - begin < 120:
+    while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() - begin < 300:
         time.sleep(0.1)
-    time.sleep(1)
     return process
 
 

@@ -10,6 +10,7 @@
 stages never leaves the multiprocessor. The first stage is cut into blocks of `step` input channels,
 
     weights (blocks, k_h * k_w, K_in, M)   zeros where a block has no weights; K_in and M are powers of two from 16 on
+            (blocks, k_h * k_w, M)         of a depthwise first stage
     second  (blocks, M, C_out)             the second stage with both shuffles worked in, dense
     kernel  (channels, C_in, k_h, k_w)     the dense kernel that the chain equals: gradients go through it
 
@@ -46,6 +47,13 @@ def _ended(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     y = y if residual is None else y + residual
     y = y.relu() if relu else y
     return y.contiguous(memory_format=_layout(y))
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(W x + b) as one matrix product; x channels last."""
+    rows = x.movedim(1, -1)
+    flat: Tensor = torch.ops.aten._addmm_activation(bias, rows.reshape(-1, x.shape[1]), weight.flatten(1).t())
+    return flat.view(*rows.shape[:-1], len(weight)).movedim(-1, 1)
 
 
 def _chain_cpu(
@@ -116,6 +124,8 @@ def _unit_cuda(
         return _unit_cpu(x, weight, bias, residual, stride, padding, dilation, groups, relu)
     layout = _layout(x)
     x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+    if residual is None and bias is not None and {*weight.shape[2:], *stride} == {1} and set(padding) == {0}:
+        return _pointwise(x, weight, bias)
     if residual is None:
         made: Tensor = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
     else:

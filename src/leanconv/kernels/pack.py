@@ -29,6 +29,8 @@ _SLAB_FLOATS = {16: 12288, 8: 3072, 4: 3072}
 """What a single stage reads of a band for one tile, by lanes: a fraction of the first cache, which grew with them."""
 _MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
+_SORTED_FLOATS = 4608
+"""What is sorted for one tile and then forgotten stays in the first cache, with what it is sorted from."""
 _MASKED_TILES = 2
 """Groups of so many tiles of outputs read flat rows with masks, groups of more from copies."""
 
@@ -159,6 +161,12 @@ class _Packer:
         else:
             while band > max(2, least) and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS[self.lanes]:
                 band //= 2
+        stage = step.first
+        tiles = parts(len(stage.weight) // stage.groups)
+        if stage.stride[1] > 1 and not geometry.flat and len(tiles) == 1:
+            row = 2 * up(out.width, geometry.lanes) * stage.stride[1]
+            while band > 4 and stage.weight.shape[1] * band * stage.stride[0] * row > _SORTED_FLOATS:
+                band //= 2
         return min(band, out.height)
 
     # -------------------------------------------------------------------------------------------------------- steps
@@ -190,11 +198,11 @@ class _Packer:
         found, geometry = self.scratch[step.writes].sorted, self._to(step.writes)
         if found is None:
             return -1
-        table = self._table(self._origin(wire) - found.left for wire in read)
+        table = self._table(self._origin(wire) for wire in read)
         parts = self._table(number for part in found.parts for number in part)
         in_row = step.first.stride[0] * self._of(step.reads).pitch
         fields = [geometry.lanes, len(read), table, self.places.scratch, found.plane, in_row, step.first.stride[1]]
-        fields += [found.wanted, found.length, found.count, geometry.flat, len(found.parts), parts]
+        fields += [found.wanted, found.length, found.before, found.count, geometry.flat, len(found.parts), parts]
         return self._table(fields)
 
     def _first(self, step: Conv, scratch: _Scratch, targets: dict[int, list[int]]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from leanconv.kernels.layout import Geometry, odd_lines, up
+from leanconv.kernels.layout import LINE, Geometry, odd_lines, up
 from leanconv.kernels.program import Stage
 
 __all__ = ["Rows", "Sorted", "sorted_columns", "sorted_flat"]
@@ -32,14 +32,14 @@ class Rows(NamedTuple):
 class Sorted:
     """A channel of a band, sorted: its floats, what goes where, and where the taps find it.
 
-    `left` are floats left of the first column from which columns are sorted into `count` of each phase, `length` floats
-    from phase to phase; the bits of `wanted` say which phases. Of flat maps the parts say it all.
+    Columns are sorted into those from `before` before the first to `count` of each phase, `length` floats from phase to
+    phase; the bits of `wanted` say which phases. Of flat maps the parts say it all.
     """
 
     plane: int
-    left: int
     wanted: int
     length: int
+    before: int
     count: int
     parts: tuple[Rows, ...]
     rstep: int
@@ -53,23 +53,26 @@ def sorted_columns(stage: Stage, band: int, made: int, pitch: int, out: Geometry
     `made` columns are written; `pitch` is that of what is read.
     """
     (sy, sx), (dy, dx), (py, px) = stage.stride, stage.dilation, stage.padding
-    count = made + (stage.kernel[1] - 1) * dx // sx
-    length = up(count, out.lanes)
+    across = [tap * dx - px for tap in range(stage.kernel[1])]
+    before = max(0, -(across[0] // sx))
+    count = made + max(0, across[-1] // sx)
+    length = up(before, LINE) + up(count, out.lanes)
     row = length * sx
     alone = stage.kernel[0] == 1  # then the rows between are not read
     span = (stage.kernel[0] - 1) * dy + 1
     times, more = (1, 0) if alone else (sy, span - sy)
-    part = Rows(-py * pitch, (sy if alone else 1) * pitch, 0, row, times, more)
+    start = up(before, LINE)
+    part = Rows(-py * pitch, (sy if alone else 1) * pitch, start, row, times, more)
     return Sorted(
-        plane=odd_lines((band * times + more) * row),
-        left=px,
-        wanted=_bits({tap * dx % sx for tap in range(stage.kernel[1])}),
+        plane=odd_lines(start + (band * times + more) * row),
+        wanted=_bits({tap % sx for tap in across}),
         length=length,
+        before=before,
         count=count,
         parts=(part,),
         rstep=row * (1 if alone else sy),
-        rows=[tap * dy * row for tap in range(stage.kernel[0])],
-        columns=[tap * dx % sx * length + tap * dx // sx for tap in range(stage.kernel[1])],
+        rows=[start + tap * dy * row for tap in range(stage.kernel[0])],
+        columns=[tap % sx * length + tap // sx for tap in across],
     )
 
 

@@ -49,7 +49,7 @@ def tile(channels: int, width: int, lanes: int, *, registers: int, shares_rows: 
     Tile(kind=1, rows=3, vectors=1)
     """
     if shares_rows and channels <= 2:
-        return Tile(ROWS, 4, 1)
+        return Tile(ROWS, 8 if registers == 32 and channels == 1 else 4, 1)
     pixels, whole = _most_pixels(channels, registers), width // lanes
     vectors = next((v for v in (4, 2) if pixels % v == 0 and whole and whole % v == 0), 1)
     rows = pixels // vectors

@@ -64,12 +64,28 @@ def _in_its_type(function: Callable[..., Tensor], x: Tensor, **settings: Any) ->
 
 def double(x: Tensor, like: Tensor | None) -> Tensor:
     """Nearest up-sampling of the last two axes by two, cut to the size of `like` where that is odd."""
-    if x.is_floating_point():
+    if x.is_cuda:
+        x = _repeat(x)
+    elif x.is_floating_point():
         scale = (1.0, 2.0, 2.0) if x.ndim == 5 else (2.0, 2.0)
         x = _in_its_type(functional.interpolate, x, scale_factor=scale, mode="nearest")
     else:  # masks
         x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
     return x if like is None else x[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _repeat(x: Tensor) -> Tensor:
+    """Every number twice along the last two axes; as views and one copy, whose gradient is a plain sum.
+
+    For GPUs: compilers make of the gradient of `interpolate` a scatter, and autocast runs it in float32.
+    """
+    height, width = x.shape[-2:]
+    if x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d):
+        last = x.movedim(1, -1)  # so that the copy lies channels last, too
+        wide = last[..., :, None, :, None, :].expand(*last.shape[:-3], height, 2, width, 2, last.shape[-1])
+        return wide.reshape(*last.shape[:-3], 2 * height, 2 * width, last.shape[-1]).movedim(-1, 1)
+    wide = x[..., :, None, :, None].expand(*x.shape[:-2], height, 2, width, 2)
+    return wide.reshape(*x.shape[:-2], 2 * height, 2 * width)
 
 
 def match(low: Tensor, high: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanconv.errors import shown
-from leanconv.schema import Count, Either, Fault, ListOf, MapOf, Maybe, Number, Plain, Record
+from leanconv.schema import Count, Either, Fault, Flag, ListOf, MapOf, Maybe, Number, Plain, Record, Text
 
 __all__ = ["check_checkpoint", "check_optimizer"]
 
@@ -52,21 +52,40 @@ class _Nested:
 
 _GROUP = Record({"params": ListOf(Count()), "lr": Either(_Values(), Number(0, 1e9))}, others=_Nested())
 _STEPS = MapOf(Count(), longest=20)
-_PROGRESS = Record({"total": _STEPS, "current": _STEPS}, others=Plain(0))
+_PROGRESS = Record({"total": _STEPS, "current": _STEPS}, {"is_last_batch": Flag()})
 _FIT_LOOP = Record(
     {
         "state_dict": MapOf(Plain()),
         "epoch_progress": _PROGRESS,
-        "epoch_loop.state_dict": MapOf(Plain()),
+        "epoch_loop.state_dict": MapOf(Count()),
         "epoch_loop.batch_progress": _PROGRESS,
         "epoch_loop.scheduler_progress": _PROGRESS,
+        "epoch_loop.automatic_optimization.state_dict": MapOf(Plain()),
+        "epoch_loop.automatic_optimization.optim_progress": Record(
+            {"optimizer": Record({"step": _PROGRESS, "zero_grad": _PROGRESS})}
+        ),
+        "epoch_loop.manual_optimization.state_dict": MapOf(Plain()),
+        "epoch_loop.manual_optimization.optim_step_progress": _PROGRESS,
+        "epoch_loop.val_loop.state_dict": MapOf(Plain()),
+        "epoch_loop.val_loop.batch_progress": _PROGRESS,
     },
     others=_Nested(),
+)
+_SCHEDULE = Record(
+    {
+        "base_lrs": ListOf(Number(0, 1e9), longest=1000, shortest=1),
+        "last_epoch": Count(0, 10**12),
+        "_step_count": Count(0, 10**12),
+        "_last_lr": ListOf(Number(0, 1e9), longest=1000, shortest=1),
+        "lr_lambdas": ListOf(Maybe(MapOf(Plain())), longest=1000, shortest=1),
+    },
+    others=Plain(0),
 )
 _CHECKPOINT = Record(
     {
         "epoch": Count(0, 10**9),
         "global_step": Count(0, 10**12),
+        "pytorch-lightning_version": Text(),
         "state_dict": MapOf(_Values(), longest=10**6),
         "loops": Record({"fit_loop": _FIT_LOOP}, others=_Nested()),
         "callbacks": MapOf(_Nested()),
@@ -75,19 +94,23 @@ _CHECKPOINT = Record(
             longest=1,
             shortest=1,
         ),
-        "lr_schedulers": ListOf(MapOf(_Nested()), longest=1, shortest=1),
+        "lr_schedulers": ListOf(_SCHEDULE, longest=1, shortest=1),
     },
     {"averaging_state": Maybe(MapOf(_Values())), "current_model_state": Maybe(MapOf(_Values(), longest=10**6))},
     others=_Nested(),
 )
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+_SCORES = ("best_model_score", "current_score", "kth_value")
 _OURS = ("best.ckpt", "last.ckpt")
 
 
 def check_checkpoint(content: Any) -> None:
     """Raise `Fault` unless `content` is what a run writes."""
     _CHECKPOINT.check(content, "")
+    epoch, done = content["epoch"], content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if wrong := sorted(name for name, count in done.items() if count > epoch + 1):
+        raise Fault(f"loops.fit_loop.epoch_progress.current.{wrong[0]} is {done[wrong[0]]}, in epoch {epoch}")
     for key, state in content["callbacks"].items():
         if isinstance(state, Mapping) and "dirpath" in state:
             _check_paths(state, f"callbacks.{key.partition('{')[0]}")
@@ -100,24 +123,61 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
     """Raise `Fault` unless the states in `content`, which `check_checkpoint` has seen, are of these parameters."""
     [saved] = content["optimizer_states"]
     groups = saved["param_groups"]
-    mine: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     sizes = [len(group["params"]) for group in groups], [len(group["params"]) for group in optimizer.param_groups]
     if sizes[0] != sizes[1]:
         raise Fault(f"optimizer_states[0] has groups of {sizes[0][:8]} parameters, this run has {sizes[1][:8]}")
-    for group, own in zip(groups, optimizer.param_groups, strict=True):
+    for number, (group, own) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
+        place = f"optimizer_states[0].param_groups[{number}]"
         if missing := sorted(own.keys() - group.keys() - {"initial_lr"}):
-            raise Fault(f"optimizer_states[0].param_groups has no {missing[0]}")
-    shapes = {number: parameter.shape for number, parameter in zip(numbers, mine, strict=True)}
+            raise Fault(f"{place} has no {missing[0]}")
+        for name, value in own.items():
+            if name not in ("params", "lr", "initial_lr"):
+                _check_like(group[name], value, f"{place}.{name}")
+    [schedule] = content["lr_schedulers"]
+    for name in ("base_lrs", "_last_lr", "lr_lambdas"):
+        if len(schedule[name]) != len(groups):
+            raise Fault(f"lr_schedulers[0].{name} has {len(schedule[name])} items, for {len(groups)} groups")
+    kept = dict(zip(numbers, _stepped(optimizer), strict=True))
     for number, state in saved["state"].items():
         place = f"optimizer_states[0].state[{shown(number, 20)}]"
-        if number not in shapes or not isinstance(state, Mapping):
+        if number not in kept or not isinstance(state, Mapping):
             raise Fault(f"{place} is of no parameter of this network")
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != shapes[number]:
-                raise Fault(
-                    f"{place}.{shown(name, 40)[1:-1]} has shape {tuple(value.shape)}, not {tuple(shapes[number])}"
-                )
+        if wrong := sorted(map(str, state.keys() ^ kept[number].keys())):
+            raise Fault(f"{place}: {shown(wrong[0], 40)[1:-1]} is not what this optimizer keeps, or is missing")
+        for name, own in kept[number].items():
+            value = state[name]
+            if isinstance(own, Tensor) and not isinstance(value, Tensor):
+                raise Fault(f"{place}.{name} must be a tensor, got {shown(value, 60)}")
+            if isinstance(own, Tensor) and value.shape != own.shape:
+                raise Fault(f"{place}.{name} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimizer like this one keeps for each of its parameters after a step; nothing is computed."""
+    groups = [
+        {**group, "params": [torch.nn.Parameter(torch.empty_like(one, device="meta")) for one in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    trial: Any = type(optimizer)(groups, lr=1.0)  # type: ignore[call-arg]
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    trial.step()
+    return [dict(trial.state[parameter]) for group in groups for parameter in group["params"]]
+
+
+def _check_like(value: Any, own: Any, place: str) -> None:
+    """Raise `Fault` unless `value` is of the kind of `own`, what this run's optimizer has there."""
+    if isinstance(own, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(own):
+            raise Fault(f"{place} must have {len(own)} items, got {shown(value, 60)}")
+        for index, (item, mine) in enumerate(zip(value, own, strict=True)):
+            _check_like(item, mine, f"{place}[{index}]")
+    elif isinstance(own, int | float) and not isinstance(own, bool):
+        Number().check(value, place)
+    elif not isinstance(own, Tensor) and type(value) is not type(own):
+        raise Fault(f"{place} must be like {shown(own, 40)}, got {shown(value, 60)}")
 
 
 def _check_paths(state: Mapping[str, Any], place: str) -> None:
@@ -125,6 +185,9 @@ def _check_paths(state: Mapping[str, Any], place: str) -> None:
     best = state.get("best_k_models")
     if not isinstance(folder, str) or not isinstance(best, Mapping):
         raise Fault(f"{place} does not say where its checkpoints are")
+    for name, score in [*((name, state.get(name)) for name in _SCORES), *best.items()]:
+        if score is not None and not isinstance(score, float) and not (isinstance(score, Tensor) and score.ndim == 0):
+            raise Fault(f"{place}.{shown(name, 60)} must be a score, got {shown(score, 60)}")
     for path in (*(state.get(name, "") for name in _PATHS), *best):
         if path != "" and (not isinstance(path, str) or path not in [os.path.join(folder, name) for name in _OURS]):
             raise Fault(f"{place} names {shown(path)}, which is no checkpoint of this run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from leanconv.dryrun import one_line
 from leanconv.ends import EndRequest, asked_to_stop
 from leanconv.errors import CheckpointError, LeanconvError, need
 from leanconv.files import held
@@ -96,9 +98,17 @@ def fit(
             checkpoint = out / "last.ckpt" if resume and (out / "last.ckpt").exists() else None
         finished = checkpoint is not None and _restore_finished(checkpoint, objective, settings)
         if not finished:
-            _carry_out(trainer, task, Feed(data, _limit(data, settings), settings.train_sample), checkpoint, request)
+            try:
+                feed = Feed(data, _limit(data, settings), settings.train_sample)
+                _carry_out(trainer, task, feed, checkpoint, request)
+            except _Lost as lost:
+                raise LeanconvError(
+                    f"process {trainer.global_rank} of {trainer.world_size} has lost another one, whose own output says"
+                    f" why it ended ({lost}); " + _how_to_go_on(out, trainer, "stopped", recipe=config is not None)
+                ) from lost
         if request.signal is not None:
-            line = _how_to_go_on(out, trainer, request, recipe=config is not None)
+            why = "interrupted" if request.signal == signal.SIGINT else "terminated"
+            line = _how_to_go_on(out, trainer, why, recipe=config is not None)
             if main and request.unanswered:
                 print(line, file=sys.stderr)
             raise request.end(line)
@@ -119,18 +129,32 @@ def _carry_out(trainer: Any, task: nn.Module, feed: Any, checkpoint: Path | None
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt from None  # Lightning turns one into an exit of its own
-    except Exception:
+    except Exception as error:
         if request.signal is None:  # otherwise it came of the end: workers, or other processes, that ended first
+            if trainer.world_size > 1 and _is_of_the_connection(error):
+                raise _Lost(re.sub(r"\[[^]]*:\d+\] |\. This is .*", "", one_line(error))) from error
             raise
 
 
-def _how_to_go_on(out: Path, trainer: Any, request: EndRequest, *, recipe: bool) -> str:
-    """What is said of a run that a signal has stopped."""
-    why = "interrupted" if request.signal == signal.SIGINT else "terminated"
+class _Lost(Exception):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+def _is_of_the_connection(error: Exception) -> bool:
+    """Whether `error` is what gloo or NCCL say where another process does not answer any more."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+def _how_to_go_on(out: Path, trainer: Any, why: str, *, recipe: bool) -> str:
+    """What is said of a run that something has stopped."""
     if not (out / "last.ckpt").exists():
         return f"{why} before the first step was finished, nothing to go on from"
     again = f"leanconv train --resume --out {out}" if recipe else "the same call with resume=True"
-    return f"{why} in epoch {trainer.current_epoch + 1}, and everything is in {out / 'last.ckpt'}; to go on: {again}"
+    # A signal waits for the step at hand; a process that is lost takes the steps since the last checkpoint with it.
+    kept = "everything" if why != "stopped" else "the last whole epoch"
+    return f"{why} in epoch {trainer.current_epoch + 1}, and {kept} is in {out / 'last.ckpt'}; to go on: {again}"
 
 
 def _check(objective: nn.Module, data: Data, loader: Any, settings: FitSettings) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from leanconv.deploy.densify import densify
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import fold
-from leanconv.deploy.forms.chains import fits_unit
 from leanconv.deploy.forms.fuse import fused
 from leanconv.deploy.forms.layers import CHANNELWISE, PADDED, is_channelwise, materialized
 from leanconv.deploy.verify import compare, random_inputs
@@ -77,11 +76,11 @@ def in_form(
         else:
             new = folded
             changed = retype(new, "stages" if form == "kernel" else form, 1)
-        if multiple > 1:
-            _fill(new, size, multiple, keep=form == "kernel")
         if form in ("kernel", "fused"):
             new, units = fused(new, multiple=multiple, own=form == "kernel")
             changed += units
+        if multiple > 1:
+            _fill(new, size, multiple)
     if form != "stages" and not changed:
         raise NothingToRewrite(f"no layer of {type(network).__name__} runs in the form {form!r}")
     _prove(network, new, size, form, multiple, tolerance)
@@ -109,14 +108,10 @@ def retype(model: nn.Module, form: Form, multiple: int) -> int:
     return changed
 
 
-def _fill(model: nn.Module, size: Size, multiple: int, *, keep: bool) -> None:
-    """Fill the channels of a network for inference up, for good; with `keep` not those of chains that become units."""
-    inside: set[int] = set()
+def _fill(model: nn.Module, size: Size, multiple: int) -> None:
+    """Fill the channels of a network for inference up, for good; units of chains are filled up already."""
     for module in model.modules():
-        if keep and isinstance(module, ConvChain) and fits_unit(module):
-            module.run_as("composed", multiple=multiple, padded=True)
-            inside |= {id(part) for part in module.modules()}
-        if type(module) in PADDED and id(module) not in inside:
+        if type(module) in PADDED:
             module.__class__ = PADDED[type(module)]
             cast(Any, module).multiple = multiple
     features: dict[int, int] = {}

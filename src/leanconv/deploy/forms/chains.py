@@ -27,7 +27,6 @@ def fits_unit(chain: ConvChain) -> bool:
         and first.padding_mode == "zeros"
         and set(first.dilation) == {1}
         and len(set(first.stride)) == len(set(first.padding)) == 1
-        and all(conv.bias is None for conv in chain.convs[:-1])
     )
 
 
@@ -72,7 +71,8 @@ def packed(chain: ConvChain, channels: int) -> tuple[Tensor, Tensor, int]:
     one, two = (conv.weight.double() for conv in chain.convs)
     conv = plan.stages[0].conv
     groups, ins, outs = conv.groups, conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    per = _together(groups, ins, outs)
+    depthwise = ins == outs == 1
+    per = (LEAST if groups <= 4 * LEAST else 2 * LEAST) if depthwise else _together(groups, ins, outs)
     blocks = -(-groups // per)
     inputs, middle = (max(LEAST, 1 << (per * n - 1).bit_length()) for n in (ins, outs))
     taps = one.shape[2:].numel()
@@ -98,6 +98,8 @@ def packed(chain: ConvChain, channels: int) -> tuple[Tensor, Tensor, int]:
     for block in range(blocks):
         part = matrix[block * per * outs : (block + 1) * per * outs]
         second[block, : len(part), : plan.spec.out_channels] = part
+    if depthwise:
+        first = first.diagonal(dim1=2, dim2=3).contiguous()
     weight = chain.convs[0].weight
     return first.to(weight), second.to(weight), per * ins
 

@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from leanconv.deploy.forms.chains import ChainUnit, ConvUnit, fits_unit
 from leanconv.deploy.forms.layers import ChannelwiseUnit, is_channelwise
+from leanconv.deploy.forms.octaves import OctaveUnit, fits_octave_unit
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import OctConv
 
@@ -78,7 +79,8 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
     ours = isinstance(layer, ConvChain) and fits_unit(layer)
     channelwise = is_channelwise(layer)
     dense = type(layer) in (nn.Conv2d, nn.Conv3d) and not channelwise and layer.groups == 1
-    if not (channelwise or (ours if own else dense)) or _times(module, node) > 1:
+    octave = fits_octave_unit(layer)
+    if not (channelwise or (ours if own else dense or octave)) or _times(module, node) > 1:
         return 0
     end, residual = _skip(module, node), None
     relu = _is_relu(module, end)
@@ -97,6 +99,8 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
         unit: nn.Module = ChainUnit(layer, relu=relu is not None, multiple=multiple)  # type: ignore[arg-type]
     elif channelwise:
         unit = ChannelwiseUnit(layer, relu=relu is not None)  # type: ignore[arg-type]
+    elif octave:
+        unit = OctaveUnit(layer, relu=relu is not None)  # type: ignore[arg-type]
     else:
         unit = ConvUnit(layer, relu=True)  # type: ignore[arg-type]
     name = f"unit_{str(node.target).replace('.', '_')}"

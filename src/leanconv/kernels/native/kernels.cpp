@@ -13,18 +13,24 @@ void cut(float* row, int width) {
 }
 
 // Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
-void split(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count) {
-    if (phases == 2) {
-        for (ptrdiff_t i = 0; i < count; i += kLanes) {
-            const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
-            if (wanted & 1) store(to + i, every_second<0>(low, high));
-            if (wanted & 2) store(to + length + i, every_second<1>(low, high));
+void split(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, ptrdiff_t rows, const leanconv::Phases& by) {
+    const leanconv::Phases b = by;
+    for (; rows > 0; --rows, from += step, to += pitch) {
+        ptrdiff_t first = -b.before;
+        if (b.phases == 2) {
+            for (; first < 0; ++first)
+                for (int p = 0; p < 2; ++p) to[p * b.length + first] = from[first * 2 + p];
+            for (ptrdiff_t i = 0; i < b.count; i += kLanes) {
+                const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
+                if (b.wanted & 1) store(to + i, every_second<0>(low, high));
+                if (b.wanted & 2) store(to + b.length + i, every_second<1>(low, high));
+            }
+            continue;
         }
-        return;
+        for (int p = 0; p < b.phases; ++p)
+            if (b.wanted >> p & 1)
+                for (ptrdiff_t i = first; i < b.count; ++i) to[p * b.length + i] = from[i * b.phases + p];
     }
-    for (int p = 0; p < phases; ++p)
-        if (wanted >> p & 1)
-            for (ptrdiff_t i = 0; i < count; ++i) to[p * length + i] = from[i * phases + p];
 }
 
 void flatten(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last) {
@@ -99,4 +105,4 @@ float peak(int64_t rounds) {
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
-extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, tile, cut, split, flatten, activate, peak, sum};
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum};

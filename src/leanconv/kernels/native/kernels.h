@@ -32,15 +32,31 @@ using Kernel = void (*)(const Args&);
 enum TileKind { kFlat, kThree, kRows, kTwoRows };
 enum Activation { kNone, kSilu, kHardswish };
 
+constexpr int kMaxChannels = 6, kMaxRows = 8, kVectors = 4;  // 1, 2, 4 and 8 vectors
+constexpr int kTiles = 4 * 2 * kMaxChannels * kMaxRows * kVectors;
+constexpr int tile_index(int kind, int masked, int channels, int rows, int vectors) {
+    const int size = vectors == 8 ? 3 : vectors / 2;
+    return (((kind * 2 + masked) * kMaxChannels + channels - 1) * kMaxRows + rows - 1) * kVectors + size;
+}
+
+struct Phases {
+    int phases, wanted;
+    ptrdiff_t length, before, count;
+};
+
 struct Kernels {
     int lanes;
-    // The tile of `rows` x `vectors` x `channels`, null where there is none; `masked`: it looks at `left` and `right`. It stores whole vectors, over the end of a row
-    // too, where `cut` has to follow.
-    Kernel (*tile)(int kind, bool masked, int channels, int rows, int vectors);
+    const Kernel* tiles;
+    // The tile of `rows` x `vectors` x `channels`, null where there is none; `masked`: it looks at `left` and `right`. It
+    // stores whole vectors, over the end of a row too, where `cut` has to follow.
+    Kernel tile(int64_t kind, int64_t masked, int64_t channels, int rows, int vectors) const {
+        return tiles[tile_index(int(kind), int(masked), int(channels), rows, vectors)];
+    }
     // Zeros behind column `width` of one row, up to where its last vector ends: what the padding there has to be.
     void (*cut)(float* row, int width);
-    // One row, `count` columns of each of `phases`: to[p * length + i] = from[i * phases + p], for the p in the bits `wanted`.
-    void (*split)(const float* from, float* to, int phases, int wanted, ptrdiff_t length, ptrdiff_t count);
+    // Rows `step` apart to rows `pitch` apart: to[p * length + i] = from[i * phases + p] in each, for the p in the bits
+    // `wanted` and i from -before to count. May store a vector over the end.
+    void (*split)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, ptrdiff_t rows, const Phases& phases);
     // Rows `step` apart to rows `pitch` apart, with zeros for the columns before `first` and from `last` on:
     // to[x] = from[x * stride] in each. May store a vector over the end.
     void (*flatten)(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last);

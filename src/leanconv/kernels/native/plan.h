@@ -36,7 +36,7 @@ struct Tile {
 
 struct Sorting {  // the pixels that some tiles read, sorted by stride or shifted, band by band
     int64_t lanes, channels, table, to, plane, in_row, stride;  // in_row: as in a stage; stride: of columns
-    int64_t wanted, length, count;                              // Columns of each phase; length: from one phase to the next
+    int64_t wanted, length, before, count;                      // columns of each phase; length: from one phase to the next
     int64_t flat, parts, part;                                  // how many SortedRows, where; flat: whether they go to flat maps
 };
 

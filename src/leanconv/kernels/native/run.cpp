@@ -54,7 +54,7 @@ struct Run {
 int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
     int rows = t.rows < left ? int(t.rows) : left;
     if (rows > 2 && left == rows + 1) rows = (left + 1) / 2;
-    while (rows > 1 && !kernels.tile(int(t.kind), t.masked, int(t.channels), rows, vectors)) --rows;
+    while (rows > 1 && !kernels.tile(t.kind, t.masked, t.channels, rows, vectors)) --rows;
     return rows;
 }
 
@@ -68,7 +68,7 @@ void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, int rows
         a.in += y * a.rstep;
         a.out += y * a.opitch;
         if (a.residual) a.residual += y * a.opitch;
-        kernels.tile(int(t.kind), t.masked, int(t.channels), high, vectors)(a);
+        kernels.tile(t.kind, t.masked, t.channels, high, vectors)(a);
         y += now;
     }
 }
@@ -77,16 +77,15 @@ void sort(const Run& r, const Sorting& s, int y, int rows) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const ptrdiff_t* channels = r.table(s.table);
     const SortedRows* parts = &r.at<SortedRows>(s.part);
+    const Phases phases{int(s.stride), int(s.wanted), s.length, s.before, s.count};
     for (int64_t c = 0; c < s.channels; ++c)
         for (int64_t i = 0; i < s.parts; ++i) {
             const SortedRows& p = parts[i];
             const float* from = r.arena + channels[c] + y * s.in_row + p.from;
             float* to = r.arena + s.to + c * s.plane + p.to;
-            int64_t left = rows * p.times + p.more;
-            if (s.flat) kernels.flatten(from, p.step, to, int(p.pitch), int(left), int(s.stride), int(p.first), int(p.last));
-            else
-                for (; left > 0; --left, from += p.step, to += p.pitch)
-                    kernels.split(from, to, int(s.stride), int(s.wanted), s.length, s.count);
+            const int64_t count = rows * p.times + p.more;
+            if (s.flat) kernels.flatten(from, p.step, to, int(p.pitch), int(count), int(s.stride), int(p.first), int(p.last));
+            else kernels.split(from, p.step, to, p.pitch, count, phases);
         }
 }
 

@@ -122,85 +122,48 @@ void rows_tile(const Args& args) {
 
 // ------------------------------------------------------------------------------------------- which tiles there are
 
-constexpr int kMaxChannels = 6;
-
 // Most pixels (in vectors) of a tile by its output channels. Two FMA units of latency 4 need at least 8 accumulators.
 constexpr int most_pixels(int c) {
     if (kRegisters == 32) return c <= 3 ? 8 : 4;
     return c == 1 ? 8 : c <= 3 ? 4 : c == 4 ? 3 : 2;
 }
 
-template <int T, bool M, int R, int V, int C>
-Kernel sized() {
-    if constexpr (R * V > most_pixels(C) || (R > 4 && V > 1) || (V == 8 && kLanes < 16) || (M && R > 1)) return nullptr;
+template <int Kind, bool M, int R, int V, int C>
+constexpr Kernel sized() {
 #if defined(LEANCONV_FEW_TILES)  // for sanitizers, which make of every tile much code: those of one vector do all the work
-    else if constexpr (R > 1 || V > 1) return nullptr;
+    if constexpr (R > 1 || V > 1) return nullptr;
+    else
 #endif
-    else return conv_tile<T, M, R, V, C>;
-}
-
-template <int T, bool M, int V, int C>
-Kernel with_rows(int rows) {
-    switch (rows) {
-        case 1: return sized<T, M, 1, V, C>();
-        case 2: return sized<T, M, 2, V, C>();
-        case 3: return sized<T, M, 3, V, C>();
-        case 4: return sized<T, M, 4, V, C>();
-        case 8: return sized<T, M, 8, V, C>();
-        default: return nullptr;
+    if constexpr (Kind == leanconv::kRows || Kind == leanconv::kTwoRows) {
+        constexpr bool two = Kind == leanconv::kTwoRows, tall = R == 8 && kRegisters == 32 && !two;
+        if constexpr (V > 1 || C > 2 || (M && !two) || (R > 4 && !tall)) return nullptr;
+        else return rows_tile<two ? 2 : 1, M, R, C>;
+    } else {
+        constexpr bool three = Kind == leanconv::kThree;
+        if constexpr (R * V > most_pixels(C) || (R > 4 && (V > 1 || R < 8)) || (V == 8 && kLanes < 16)) return nullptr;
+        else if constexpr (M && (R > 1 || !three)) return nullptr;
+        else return conv_tile<three ? 3 : 1, M, R, V, C>;
     }
 }
 
-template <int T, bool M, int C>
-Kernel with_vectors(int rows, int vectors) {
-    switch (vectors) {
-        case 1: return with_rows<T, M, 1, C>(rows);
-        case 2: return with_rows<T, M, 2, C>(rows);
-        case 4: return with_rows<T, M, 4, C>(rows);
-        case 8: return with_rows<T, M, 8, C>(rows);
-        default: return nullptr;
+struct Tiles {
+    Kernel at[leanconv::kTiles] = {};
+    constexpr Tiles() {
+        using namespace leanconv;
+        unroll<4>([&](auto kind) {
+            unroll<2>([&](auto masked) {
+                unroll<kMaxChannels>([&](auto c) {
+                    unroll<kMaxRows>([&](auto r) {
+                        unroll<kVectors>([&](auto v) {
+                            constexpr int V = 1 << int(v);
+                            at[tile_index(kind, masked, c + 1, r + 1, V)] = sized<int(kind), (int(masked) > 0), r + 1, V, c + 1>();
+                        });
+                    });
+                });
+            });
+        });
     }
-}
-
-template <int T, bool M>
-Kernel with_channels(int channels, int rows, int vectors) {
-    switch (channels) {
-        case 1: return with_vectors<T, M, 1>(rows, vectors);
-        case 2: return with_vectors<T, M, 2>(rows, vectors);
-        case 3: return with_vectors<T, M, 3>(rows, vectors);
-        case 4: return with_vectors<T, M, 4>(rows, vectors);
-        case 5: return with_vectors<T, M, 5>(rows, vectors);
-        case 6: return with_vectors<T, M, 6>(rows, vectors);
-        default: return nullptr;
-    }
-}
-
-template <int Q, bool M, int C>
-Kernel sharing_rows(int rows) {
-    switch (rows) {
-        case 1: return rows_tile<Q, M, 1, C>;
-        case 2: return rows_tile<Q, M, 2, C>;
-        case 3: return rows_tile<Q, M, 3, C>;
-        case 4: return rows_tile<Q, M, 4, C>;
-        default: return nullptr;
-    }
-}
-
-template <int Q, bool M>
-Kernel few_channels(int channels, int rows) {
-    return channels == 1 ? sharing_rows<Q, M, 1>(rows) : channels == 2 ? sharing_rows<Q, M, 2>(rows) : nullptr;
-}
-
-Kernel tile(int kind, bool masked, int channels, int rows, int vectors) {
-    switch (kind) {
-        case leanconv::kFlat: return masked ? nullptr : with_channels<1, false>(channels, rows, vectors);
-        case leanconv::kThree:
-            return masked ? with_channels<3, true>(channels, rows, vectors) : with_channels<3, false>(channels, rows, vectors);
-        case leanconv::kRows: return vectors != 1 || masked ? nullptr : few_channels<1, false>(channels, rows);
-        case leanconv::kTwoRows:
-            return vectors != 1 ? nullptr : masked ? few_channels<2, true>(channels, rows) : few_channels<2, false>(channels, rows);
-        default: return nullptr;
-    }
-}
+};
+constexpr Tiles kAllTiles;
 
 }  // namespace

@@ -89,14 +89,14 @@ struct Number {
     constexpr operator int() const { return N; }
 };
 template <int From, int To, class F>
-INLINE inline void unroll_from(F&& f) {
+INLINE constexpr void unroll_from(F&& f) {
     if constexpr (From < To) {
         f(Number<From>{});
         unroll_from<From + 1, To>(static_cast<F&&>(f));
     }
 }
 template <int N, class F>
-INLINE inline void unroll(F&& f) {
+INLINE constexpr void unroll(F&& f) {
     unroll_from<0, N>(static_cast<F&&>(f));
 }
 

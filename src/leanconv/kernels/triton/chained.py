@@ -1,8 +1,9 @@
 """A chain of a grouped k x k and a grouped 1 x 1 in one pass over channels-last maps, its middle in registers.
 
 A program makes BM positions of all output channels. For each block of the first stage it sums the taps into a tile of
-the middle, rounds it to the type of the maps, multiplies it by the block's rows of the second stage and adds that to
-the output tile; bias, residual and the clip at zero come before the one store.
+the middle, by matrix products or, where it is depthwise, number by number; rounds it to the type of the maps,
+multiplies it by the block's rows of the second stage and adds that to the output tile. Bias, residual and the clip at
+zero come before the one store.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def _chain(  # type: ignore[no-untyped-def]
     STRIDE: tl.constexpr, PAD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     KI: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, EXACT: tl.constexpr, UNIT: tl.constexpr,
+    DEPTHWISE: tl.constexpr,
 ):  # fmt: skip
     C, CO, STEP = C * UNIT, CO * UNIT, STEP * UNIT  # so that the compiler sees what divides them, and reads 16 bytes
     p = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -40,8 +42,14 @@ def _chain(  # type: ignore[no-untyped-def]
             value = tl.load(
                 x + ((image + h * W + v) * C)[:, None] + c[None, :], mask=ok[:, None] & (c < C)[None, :], other=0.0
             )
-            weight = tl.load(first + ((block * KH * KW + tap) * KI + k)[:, None] * M + m[None, :])
-            if EXACT:
+            if DEPTHWISE:
+                weight = tl.load(first + (block * KH * KW + tap) * KI + k).to(tl.float32)
+                middle += value.to(tl.float32) * weight[None, :]
+            else:
+                weight = tl.load(first + ((block * KH * KW + tap) * KI + k)[:, None] * M + m[None, :])
+            if DEPTHWISE:
+                pass
+            elif EXACT:
                 middle = tl.dot(value, weight, middle, input_precision="ieee")
             else:
                 middle = tl.dot(value, weight, middle)
@@ -75,7 +83,9 @@ def run(
     relu: bool,
 ) -> None:
     """Fill y (B, C_out, h', w'); x and the residual channels last, `first` and `second` as `kernels.chained` says."""
-    blocks, _, inputs, middle = first.shape
+    depthwise = first.ndim == 3
+    blocks, _, inputs = first.shape[:3]
+    middle = second.shape[1]
     positions = y.shape[0] * y.shape[2] * y.shape[3]
     wide = max(16, triton.next_power_of_2(y.shape[1]))
     exact = x.dtype is torch.float32
@@ -88,6 +98,6 @@ def run(
         positions, x.shape[2], x.shape[3], x.shape[1] // unit, y.shape[2], y.shape[3], y.shape[1] // unit,
         step // unit, blocks,
         STRIDE=stride, PAD=padding, KH=kernel_size[0], KW=kernel_size[1], KI=inputs, M=middle, N=wide, BM=tile,
-        BIAS=bias is not None, RESIDUAL=residual is not None, RELU=relu, EXACT=exact, UNIT=unit,
+        BIAS=bias is not None, RESIDUAL=residual is not None, RELU=relu, EXACT=exact, UNIT=unit, DEPTHWISE=depthwise,
         num_warps=4 if wide <= 64 else 8, num_stages=3,
     )  # fmt: skip
