@@ -91,7 +91,7 @@ def test_what_became_of_the_layers() -> None:
 @pytest.mark.parametrize("form", ["stages", "composed", "merged", "kernel", "fused"])
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_inference(form: str, multiple: int, shortcut: str) -> None:
-    """Compared with the network by `in_form` itself, and here again at another size; no chain shape is left out."""
+    """Compared with the network by `in_form` itself, and here again at another size."""
     if form in ("stages", "merged") and multiple > 1:
         pytest.skip("channels that are shuffled cannot be filled up, see test_refusals")
     plain = net(OptimizedSeparable(), shortcut=shortcut).eval()
@@ -99,8 +99,6 @@ def test_inference(form: str, multiple: int, shortcut: str) -> None:
     x = torch.randn(2, 3, 10, 14)
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
-    if form == "kernel":
-        assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -163,6 +161,9 @@ def test_the_network_given_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
 
 
-def test_a_network_of_the_zoo() -> None:
+def test_where_a_chain_in_one_pass_pays() -> None:
+    """Wide chains of small groups; for narrow ones the composed convolution has hardly more products."""
     fast = in_form(create_model("igc_l24m2"), "kernel", (3, 8, 8))
-    assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 18
+    assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
+    unit = ChainUnit(create_model("igc_l4m8").stages[1][1][0], relu=False, multiple=8)  # type: ignore[index]
+    assert unit.first.shape == (1, 9, 64, 64)
