@@ -20,10 +20,10 @@ from leanconv.zoo import ZOO, list_models
 
 PREFIXES = ("", "dw_", "d_", "s_", "o_", "so_")
 OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
-CSN = {name for name in ZOO if name.startswith(("resnet3d", "ir_csn", "ip_csn"))}
+CSN = {name for name in ZOO if name.startswith(("resnet3d", "r2plus1d", "ir_csn", "ip_csn"))}
 SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN
 SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
-SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10"}
+SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10", "wideresnet", "preact_resnet", "resnext_cifar"}
 
 
 def test_every_name_of_the_paper_is_there() -> None:
@@ -35,6 +35,7 @@ def test_every_name_of_the_paper_is_there() -> None:
     octave |= {"oct_resnet152_deep", "oct_se_resnet152_deep", "c2d_resnet50", "i3d_resnet50"}
     octave |= {"oct_c2d_resnet50", "oct_i3d_resnet50"}
     csn = {f"resnet3d_{depth}" for depth in (18, 26, 34, 50, 101, 152)}
+    csn |= {"r2plus1d_34", "r2plus1d_152"}
     csn |= {f"{kind}_csn_{depth}" for kind in ("ir", "ip") for depth in (26, 50, 101, 152)}
     assert nets | mobile | octave | csn <= set(ZOO)
 

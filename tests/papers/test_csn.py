@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from meta_counts import count as counted
 from torch import Tensor, nn
 
 import leanconv as lc
@@ -37,6 +38,16 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net.positions(x)
+
+
+def test_r2plus1d_counts_as_its_own_papers_print() -> None:
+    """Tran et al. 2018 (63.7 M, 152.4 G) and Ghadiyaram et al. 2019 (118.2 M, 252.0 G at 112 pixels)."""
+    for name, params, macs in (("r2plus1d_34", 63.7, 152.4), ("r2plus1d_152", 118.2, 252.0)):
+        with torch.device("meta"):
+            net = create_model(name)
+        found = counted(net, (3, 32, 112, 112))
+        assert (round(found["params"] / 1e6, 1), round(found["macs"] / 1e9, 1)) == (params, macs)
+    assert create_model("r2plus1d_34").stem[0].conv.spatial.out_channels == 45
 
 
 def test_ir_csn_152_to_the_digit() -> None:

@@ -36,6 +36,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 NETWORKS = {key(row): row for row in PRESENT if row.counted}
 _HEAVY = ("oct_", "i3d", "c2d", "110", "152", "200", "d98", "d74", "d62", "d50", "darts", "vgg", "elastic", "usnet")
+_HEAVY += ("preact", "wideresnet", "densenet_cifar", "resnext_cifar")
 _HEAVY += ("101", "figure6", "56", "_20_", "l450", "l32m26", "densenet", "resnext", "mobilenet_v2_x", "mobilenet_v1_x")
 
 
@@ -203,7 +204,8 @@ def test_weights_that_recipes_start_from_are_left_by_recipes() -> None:
     """Under the name at which `leanconv train NAME` leaves them; weights of IG-65M are imported there."""
     starts = {name: made.weights for name in RECIPES if (made := RECIPES[name]()).weights is not None}
     others = {name: weights for name, weights in starts.items() if weights.removeprefix("runs/") not in RECIPES}
-    assert others == {f"{kind}_csn_152_kinetics_finetune_ig65m": f"runs/{kind}_csn_152_ig65m" for kind in ("ir", "ip")}
+    kinds = ("ir_csn_152", "ip_csn_152", "r2plus1d_152")
+    assert others == {f"{kind}_kinetics_finetune_ig65m": f"runs/{kind}_ig65m" for kind in kinds}
 
 
 _VIDEO = sorted(name for name in RECIPES if name.startswith(("oct_i3d", "oct_c2d", "i3d", "c2d")))

@@ -60,6 +60,17 @@ def run(
         raise LeanconvError(f"compare needs two or more run folders or saved models, got {', '.join(models) or 'none'}")
     if twice := sorted({name for name in models if models.count(name) > 1}):
         raise LeanconvError(f"compare: {twice[0]} is named twice, and it differs from itself by nothing")
+    from leanconv.recipes.detected import find_detector
+
+    detectors = [find_detector(name, trust_code=trust_code) for name in models]
+    if any(detectors):
+        from leanconv.cli.objects import compare_objects, refuse
+
+        refuse(size=size, clips=clips, out=out, mean=mean, std=std, crop=crop, interpolation=interpolation)
+        if None in detectors:
+            raise LeanconvError(f"{models[detectors.index(None)]} is no detector, and others here are")
+        compare_objects([one for one in detectors if one is not None], data, json=json)
+        return
     shape = read_size(size) if size else None
     given = read_contract(mean, std, crop, interpolation, exif)
     curves = {name: read_rows(Path(name) / "metrics.csv") for name in models}

@@ -22,6 +22,7 @@ from leanconv.cli.options import (
 )
 from leanconv.cli.output import print_json
 from leanconv.cli.values import read_contract, read_options, read_size
+from leanconv.errors import LeanconvError
 
 
 def run(
@@ -45,6 +46,10 @@ def run(
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the first of them with their predictions.")
     ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of a detector: draw boxes and masks into every image, here.")
+    ] = None,
+    least: Annotated[float, typer.Option(help="Of a detector: the least score that is shown.")] = 0.5,
     size: SizeOption = None,
     width: WidthOption = None,
     resolution: ResolutionOption = None,
@@ -56,11 +61,31 @@ def run(
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
-    """Predict the classes of images or videos.
+    """Predict the classes of images or videos, or find the objects in images.
 
     They are prepared as `eval` prepares them, by the model's input contract. What cannot be read is named, and the
-    others go on.
+    others go on. Of a detector --predictions FILE.json is written in COCO's format of results.
     """
+    from leanconv.recipes.detected import find_detector
+
+    if (detector := find_detector(model, trust_code=trust_code)) is not None:
+        from leanconv.cli.objects import predict_objects, refuse
+
+        refuse(set=settings, clips=clips, size=size, mean=mean, std=std, crop=crop, interpolation=interpolation)
+        predict_objects(
+            detector,
+            files,
+            width=width,
+            resolution=resolution,
+            least=least,
+            predictions=predictions,
+            contact_sheet=contact_sheet,
+            pictures=pictures,
+            json=json,
+        )
+        return
+    if pictures is not None:
+        raise LeanconvError(f"--pictures {pictures}: {model} finds no objects; draw its answers with --contact-sheet")
     from leanconv.recipes import predict
     from leanconv.report import predictions_table, print_table
     from leanconv.train import save_predictions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -72,9 +72,30 @@ def run(
     from leanconv.elastic import ElasticNet, calibrate
     from leanconv.query import QueryTable
     from leanconv.recipes import load_run
+    from leanconv.recipes.detected import find_detector, measure_objects, open_for
     from leanconv.report import print_table, query_table, save_curves
     from leanconv.train.runfolder import saved_model
 
+    if (detector := find_detector(model, trust_code=trust_code)) is not None:
+        from leanconv.cli.objects import refuse, table_text
+
+        refuse(size=size, mean=mean, std=std, crop=crop, interpolation=interpolation)
+        if out is not None and out.suffix not in (".json", ".csv"):
+            raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
+        kept = saved_model(model) if store and located(model) == model else None
+        opened = open_for(detector, data)
+        table = measure_objects(detector, opened, step=step, resolutions=resolutions, store=kept)
+        if latency:
+            table = table.timed(cast("ElasticNet", detector.network), _setups(backends or ["eager"], threads, batches))
+        if out is not None:
+            table.save(out)
+        if plots is not None:
+            save_curves(table, plots, title=model)
+        if json:
+            print_json([asdict(row) for row in table.rows])
+        else:
+            typer.echo(table_text(table))
+        return
     shape = read_size(size) if size else None
     given = read_contract(mean, std, crop, interpolation, exif)
     network, images, recipe = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)

@@ -108,6 +108,14 @@ def run(
     best = ""
     if fitted.best_accuracy is not None:
         best = f" (best {percent(fitted.best_accuracy, 2)} % in epoch {fitted.best_epoch})"
+    if result.detected is not None:
+        from leanconv.cli.objects import print_scores, table_text
+
+        typer.echo(f"{fitted.part}: {print_scores(result.detected.scores)} on {result.detected.images} images")
+        if result.table is not None:
+            typer.echo(table_text(result.table))
+        typer.echo(f"saved: {result.model_folder}; next: leanconv eval {folder}")
+        return
     typer.echo(f"{fitted.part} accuracy {percent(fitted.accuracy, 2)} %{best}, {fitted.seconds:.0f} s")
     if result.images is not None and fitted.part == "validation":
         tested = result.images

@@ -35,6 +35,7 @@ from leanconv.deploy.verify import (
     random_inputs,
 )
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module
+from leanconv.elastic.detector import is_detector
 from leanconv.errors import ExportError, LeanconvError
 from leanconv.files import unwritable, whole_folder
 
@@ -158,6 +159,13 @@ def export(
     start = time.perf_counter()
     model, path = as_module(model), Path(path)
     refuse_elastic(model, "export")
+    if is_detector(model):
+        for name, value, only in (("input_type", input_type, "float32"), ("precision", precision, "fp32")):
+            if value != only:
+                raise ExportError(f"{path}: a detector is written with {name}={only}, got {value!r}")
+        if path.suffix != ".onnx" or data is not None or compiled:
+            raise ExportError(f"{path}: a detector is written as .onnx, without data and not compiled")
+        return _export_detector(model, path, size, contract, tolerance, samples, opset, start)
     plan = planned(
         path,
         size,
@@ -217,6 +225,51 @@ def export(
         seconds=time.perf_counter() - start,
         bytes=sum(file.stat().st_size for file in files),
         files=files,
+    )
+
+
+def _export_detector(
+    model: nn.Module,
+    path: Path,
+    size: Size | None,
+    contract: InputContract | None,
+    tolerance: float | None,
+    samples: int,
+    opset: int | None,
+    start: float,
+) -> ExportReport:
+    """A detector for one image of any size, compared on several."""
+    from leanconv.deploy.detector_file import compared, write_detector
+
+    contract = contract_of(model) if contract is None else contract
+    shape = size or (None if contract is None else contract.size)
+    if shape is None:
+        transform: Any = model.transform
+        shape = (3, transform.min_size[-1], transform.max_size)
+    subject, accepted = eval_copy(model), PRECISIONS["fp32"] if tolerance is None else tolerance
+    with whole_folder(path.parent, lambda reason: unwritable(path, reason, error=ExportError), last=path.name) as room:
+        written = write_detector(subject, room / path.name, tuple(shape), contract, opset)
+        difference = compared(subject, onnxruntime_runner(room / path.name), tuple(shape), samples, accepted)
+    return ExportReport(
+        path=path,
+        precision="fp32",
+        input_type="float32",
+        max_abs_difference=difference.max_abs,
+        max_abs_output=difference.max_output,
+        tolerance=accepted,
+        samples=difference.samples,
+        backend="onnxruntime",
+        opset=written,
+        folded=0,
+        dynamic_batch=False,
+        dynamic_size=True,
+        size=tuple(shape),
+        contract=contract,
+        scores=None,
+        remarks=("one image (3, h, w) of values from 0 to 1, of any size; the file resizes it itself",),
+        seconds=time.perf_counter() - start,
+        bytes=path.stat().st_size,
+        files=(path,),
     )
 
 

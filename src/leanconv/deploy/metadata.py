@@ -42,6 +42,7 @@ class FileInput:
     def to_text(self) -> str:
         """JSON, the field names in a fixed order."""
         layout = "NCHW" if self.contract.clip is None else "NCTHW"
+        layout = "CHW" if self.contract.resize == "inside" else layout  # a detector's is one image
         return json.dumps({"dtype": self.dtype, "layout": layout, **self.contract.to_json()})
 
     @classmethod

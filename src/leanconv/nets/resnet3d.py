@@ -120,6 +120,7 @@ class ResNet3D(nn.Module):
         conv: makes the 3x3x3 convolutions of the blocks.
         expansion: how many times wider a block is outside than inside.
         frames: the length of the clips, which decides whether conv4 and conv5 halve time; others run as well.
+        stem: makes the 3x7x7.
         pool1: the max pool of the stem; some of the authors' other networks have none.
         dropout: share of the pooled features that training drops.
         norm_eps: of every BatchNorm, those of injected operators included.
@@ -141,6 +142,7 @@ class ResNet3D(nn.Module):
         expansion: int = 4,
         frames: int = 8,
         pool1: bool = True,
+        stem: ConvMaker = nn.Conv3d,
         dropout: float = 0.0,
         norm_eps: float = 1e-3,
     ) -> None:
@@ -153,10 +155,10 @@ class ResNet3D(nn.Module):
         at_least_one("frames", frames)
         if not 0 <= dropout < 1:
             raise LeanconvError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-        stem: list[nn.Module] = [ConvUnit3d(3, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3))]
+        first: list[nn.Module] = [ConvUnit3d(3, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3), conv=stem)]
         if pool1:
-            stem.append(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
-        self.stem = nn.Sequential(*stem)
+            first.append(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
+        self.stem = nn.Sequential(*first)
         channels = 64
         strides: list[Stride] = [(1, 1, 1), (2, 2, 2), (2 if frames >= 4 else 1, 2, 2), (2 if frames >= 8 else 1, 2, 2)]
         stages: list[nn.Module] = []

@@ -30,6 +30,7 @@ __all__ = [
     "finetune",
     "kinetics",
     "moving_digits",
+    "r2plus1d",
     "section_42",
     "sports1m",
     "ut_interaction",
@@ -145,6 +146,24 @@ def finetune(kind: str, depth: int, source: str = "sports1m") -> Recipe:
     )
 
 
+def r2plus1d(which: str) -> Recipe:
+    """R(2+1)D of tables 4 and 5 in the settings of this paper's own networks, at its own 112 (128 in the last row)."""
+    depth, side = (152, 128) if which == "ig65m" else (34, 112)
+    made = sports1m("ir_csn", 152) if which == "sports1m" else finetune("ir_csn", 152, which.removeprefix("from_"))
+    video = made.data.video
+    assert video is not None
+    near = (side * 8 // 7, side * 10 // 7)
+    name = {"sports1m": "sports1m", "from_sports1m": "kinetics_finetune", "ig65m": "kinetics_finetune_ig65m"}[which]
+    return replace(
+        made,
+        name=f"r2plus1d_{depth}_{name}",
+        note=f"R(2+1)D-{depth} {made.note.partition(' ')[2]}, at {side} pixels",
+        model=f"r2plus1d_{depth}",
+        weights=None if made.weights is None else f"runs/r2plus1d_{depth}_{which.removeprefix('from_')}",
+        data=replace(made.data, resolution=side, video=replace(video, short_side=near)),
+    )
+
+
 def moving_digits(model: str = "ip_csn_26", frames: int = 8) -> Recipe:
     """The embedded digits moving in six ways, which no single frame tells apart: a few minutes on a CPU."""
     single = frames == 1
@@ -207,6 +226,7 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     ),
     *(partial(section_42, variant) for variant in ("space_time", "relu_between")),
     *(partial(finetune, kind, 152, "ig65m") for kind in ("ir_csn", "ip_csn")),
+    *(partial(r2plus1d, which) for which in ("sports1m", "from_sports1m", "ig65m")),
     *(partial(moving_digits, frames=frames) for frames in (8, 1)),
     *(partial(ut_interaction, frames=frames) for frames in (8, 1)),
     *(partial(ut_interaction, model, frames=16, resolution=112) for model in ("ip_csn_50", "resnet3d_50")),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanconv.data.contract import attach, contract_of, match_classes
 from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError, LeanconvError
-from leanconv.recipes.settings import DataSettings, ElasticSettings, Recipe, VideoSettings
+from leanconv.recipes.settings import DataSettings, DetectionSettings, ElasticSettings, Recipe, VideoSettings
 from leanconv.train import OptimSettings, ScheduleSettings
 from leanconv.train.runfolder import saved_model
 
@@ -49,6 +49,8 @@ def finetune(
     """
     from leanconv.build import default_size, is_folder, located
 
+    if data.startswith(("coco:", "scattered-digits")):
+        return _finetune_detector(model, data, elastic=elastic, teacher=teacher, new_classifier=new_classifier)
     said, model = model, located(model)
     teacher = None if teacher is None else located(teacher)
     folder = saved_model(model)
@@ -81,6 +83,37 @@ def finetune(
         optim=OptimSettings(lr=0.01 if trained else 0.05, body=0.1 if trained and not elastic else 1.0),
         schedule=ScheduleSettings("cosine", warmup_epochs=1),
         ema=0.99 if trained and not elastic else None,
+    )
+
+
+def _finetune_detector(model: str, data: str, *, elastic: bool, teacher: str | None, new_classifier: bool) -> Recipe:
+    """The recipe for a detector on objects in COCO's format; a name is built at 600 x 1000 from fresh weights."""
+    from leanconv.build import default_size, is_folder, located
+
+    if teacher is not None:
+        raise LeanconvError("a detector learns from the objects themselves: leave --teacher out")
+    said, model = model, located(model)
+    folder = saved_model(model)
+    trained = is_folder(str(folder))
+    side, longest = default_size(str(folder) if trained else model)[-2:]
+    sides = tuple(dict.fromkeys(round(side * share) for share in (1, 0.8, 0.6, 0.4)))
+    masks = "faster" not in said
+    return Recipe(
+        name=f"finetune_{Path(said).name}" if trained else f"train_{Path(said).name}",
+        note=f"{said} on {data}, from {'its weights' if trained else 'fresh weights'}",
+        model=model,
+        new_classifier=new_classifier,
+        elastic=ElasticSettings(resolutions=sides, low_memory=True) if elastic else None,
+        data=DataSettings(
+            spec=data,
+            resolution=side,
+            batch_size=4,
+            detection=DetectionSettings(longest=longest, masks=masks),
+        ),
+        epochs=12 if trained else 36,
+        optim=OptimSettings(lr=0.0025 if trained else 0.005, weight_decay=1e-4),
+        schedule=ScheduleSettings("cosine", warmup_epochs=1),
+        clip=35.0,
     )
 
 

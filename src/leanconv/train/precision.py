@@ -1,8 +1,13 @@
-"""Average precision of boxes and masks as COCO computes it, by torchmetrics with faster-coco-eval."""
+"""Average precision of boxes and masks as COCO computes it, by faster-coco-eval.
+
+Not through torchmetrics, whose wrapper of it (1.9) sorts objects into small and large otherwise and differs from
+pycocotools on masks where there are crowds; a test holds this file to pycocotools.
+"""
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +19,18 @@ from leanconv.ranks import rank_and_world
 
 __all__ = ["SCORES", "AveragePrecision"]
 
-SCORES = {
-    "ap": "map",
-    "ap50": "map_50",
-    "ap75": "map_75",
-    "ap_small": "map_small",
-    "ap_medium": "map_medium",
-    "ap_large": "map_large",
-    "recall": "mar_100",
-}
-"""Our names and torchmetrics'; `ap` is the mean over intersections of .50, .55 to .95, `recall` that of 100 answers."""
+SCORES = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "recall": 8}
+"""Our names and their places in COCO's summary; `ap` is the mean over intersections of .50, .55 to .95, `recall` that
+of 100 answers."""
+
+Row = dict[str, Any]
 
 
 class AveragePrecision:
     """Collects detections and objects, and computes the scores of boxes and, with `masks`, of masks.
 
     In a distributed run every process adds its images, and all compute the scores of all of them.
-    Raises `MissingExtra` without torchmetrics or faster-coco-eval.
+    Raises `MissingExtra` without faster-coco-eval.
     """
 
     def __init__(self, *, masks: bool) -> None:
@@ -38,70 +38,96 @@ class AveragePrecision:
             import faster_coco_eval  # noqa: F401
         except ImportError as error:
             raise need("faster-coco-eval", "detect", "average precision") from error
-        try:
-            from torchmetrics.detection import MeanAveragePrecision
-        except ImportError as error:
-            raise need("torchmetrics", "detect", "average precision") from error
-        self.masks, self.images = masks, 0
-        kinds: Any = ("bbox", "segm") if masks else ("bbox",)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # It would gather image by image, for which every process must have as many.
-            self._metric = MeanAveragePrecision(iou_type=kinds, backend="faster_coco_eval", sync_on_compute=False)
-            self._metric.warn_on_many_detections = False
+        self.masks = masks
+        self._images: list[tuple[list[Row], list[Row]]] = []  # of each image the objects and the answers
+
+    @property
+    def images(self) -> int:
+        """How many this process has added."""
+        return len(self._images)
 
     def add(self, found: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> None:
         """What was found in some images, and what is in them; masks are shares (n, 1, h, w), cut at a half."""
-        self._metric.update([self._answer(one) for one in found], [self._object(one) for one in targets])
-        self.images += len(targets)
+        for answer, target in zip(found, targets, strict=True):
+            objects, answers = self._rows(target), self._rows(answer)
+            for row, crowd, area in zip(objects, target["iscrowd"].tolist(), target["area"].tolist(), strict=True):
+                row.update(iscrowd=int(crowd), area=float(area))
+            for row, score in zip(answers, answer["scores"].tolist(), strict=True):
+                row["score"] = float(score)
+            self._images.append((objects, answers))
 
     def scores(self) -> dict[str, float]:
         """`box_ap`, `box_ap50`, ... and `mask_ap`, ...; one that nothing can be said of (no small objects) is NaN."""
-        mine = {name: getattr(self._metric, name) for name in self._metric._defaults}
-        for name, of_all in _of_all(mine).items():
-            setattr(self._metric, name, of_all)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                values = self._metric.compute()
-        finally:
-            for name, before in mine.items():
-                setattr(self._metric, name, before)
-            self._metric._computed = None
-        kinds = {"box": "bbox_", "mask": "segm_"} if self.masks else {"box": ""}
-        found = {
-            f"{kind}_{ours}": float(values[f"{before}{theirs}"])
-            for kind, before in kinds.items()
-            for ours, theirs in SCORES.items()
-        }
+        images = _of_all(self._images)
+        found: dict[str, float] = {}
+        for kind, by in (("box", "bbox"), *((("mask", "segm"),) if self.masks else ())):
+            summary = _summary(images, by)
+            found |= {f"{kind}_{name}": float(summary[place]) for name, place in SCORES.items()}
         return {name: value if value >= 0 else float("nan") for name, value in found.items()}
 
-    def _answer(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        plain = {name: found[name].detach().cpu() for name in ("boxes", "labels", "scores")}
-        plain["scores"] = plain["scores"].float()
+    def _rows(self, of: dict[str, Tensor]) -> list[Row]:
+        """A row for every box, with its mask as run lengths."""
+        corners = of["boxes"].detach().double().cpu()
+        sides = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+        rows: list[Row] = [
+            {"bbox": box, "category_id": int(label)}
+            for box, label in zip(sides.tolist(), of["labels"].tolist(), strict=True)
+        ]
         if self.masks:
-            plain["masks"] = (
-                (found["masks"].detach() > 0.5).flatten(0, 1).cpu() if len(found["boxes"]) else _none(found)
-            )
-        return plain
-
-    def _object(self, target: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = ("boxes", "labels", "iscrowd", "area", *(("masks",) if self.masks else ()))
-        plain = {name: target[name].detach().cpu() for name in names}
-        if self.masks:
-            plain["masks"] = plain["masks"].bool()
-        return plain
+            masks = of["masks"].detach()
+            inside = (masks > 0.5)[:, 0] if masks.ndim == 4 else masks > 0
+            for row, rle in zip(rows, _run_lengths(inside), strict=True):
+                row["segmentation"] = rle
+        return rows
 
 
-def _of_all(mine: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The lists of all processes, one behind the other."""
+def _run_lengths(masks: Tensor) -> list[Row]:
+    import numpy as np
+    from faster_coco_eval.core import mask
+
+    if not len(masks):
+        return []
+    flat = np.asfortranarray(masks.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    return [dict(one) for one in mask.encode(flat)]
+
+
+def _of_all(mine: list[Any]) -> list[Any]:
+    """The images of all processes, one behind the other."""
     world = rank_and_world()[1]
     if world == 1:
         return mine
     parts: list[Any] = [None] * world
     torch.distributed.all_gather_object(parts, mine)
-    return {name: [item for part in parts for item in part[name]] for name in mine}
+    return [item for part in parts for item in part]
 
 
-def _none(found: dict[str, Tensor]) -> Tensor:
-    return torch.zeros(0, *found["masks"].shape[-2:], dtype=torch.bool)
+def _summary(images: Sequence[tuple[list[Row], list[Row]]], by: str) -> Any:
+    """COCO's twelve numbers."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    labels = sorted({row["category_id"] for pair in images for rows in pair for row in rows})
+    head = {
+        # Sizes are for polygons; ours are run lengths, which say their own.
+        "images": [{"id": number, "width": 1, "height": 1} for number in range(1, len(images) + 1)],
+        "categories": [{"id": label} for label in labels],
+    }
+    objects: list[Row] = []
+    answers: list[Row] = []
+    for number, (of_image, answered) in enumerate(images, 1):
+        objects += [{**row, "id": len(objects) + place, "image_id": number} for place, row in enumerate(of_image, 1)]
+        wanted = ("category_id", "score", "bbox" if by == "bbox" else "segmentation")
+        answers += [{"image_id": number, **{name: row[name] for name in wanted}} for row in answered]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _indexed(COCO(), {**head, "annotations": objects})
+        told = truth.loadRes(answers) if answers else _indexed(COCO(), {**head, "annotations": []})
+        judge = COCOeval_faster(truth, told, iouType=by, print_function=lambda *_: None)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge.stats
+
+
+def _indexed(made: Any, dataset: dict[str, Any]) -> Any:
+    made.dataset = dataset
+    made.createIndex()
+    return made

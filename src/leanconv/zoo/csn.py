@@ -3,6 +3,7 @@
     resnet3d_*   dense 3x3x3: simple blocks at 18 and 34 layers, bottlenecks elsewhere
     ir_csn_*     interaction-reduced: the 3x3x3 of every bottleneck depthwise (the ablation's bottleneck-D)
     ip_csn_*     interaction-preserved: a dense 1x1x1 before that
+    r2plus1d_*   what tables 4 and 5 compare with: every K x K x K as a spatial and a temporal one, without pool1
     resnet3d     the ablation's blocks simple-G, simple-D, bottleneck-G, bottleneck-D, bottleneck-DG
 
 The bottlenecks of 26 layers do not expand: only so do they have the parameters of table 2. The names of the parameters
@@ -17,6 +18,7 @@ from typing import Literal
 
 from torch import nn
 
+from leanconv.nets.r2plus1d import Decomposed3d
 from leanconv.nets.resnet3d import LAYERS_3D, resnet3d
 from leanconv.ops import conv_maker
 from leanconv.ops.chain import Between
@@ -28,6 +30,9 @@ __all__ = ["CSN"]
 CLIP = (3, 8, 224, 224)
 LONG_CLIP = (3, 32, 224, 224)
 """Of the ablation, and of the networks of 152 layers, which the paper trains on these alone."""
+
+SMALL_CLIP = (3, 32, 112, 112)
+"""Of R(2+1)D."""
 
 
 def _dense(
@@ -99,6 +104,29 @@ def _ip_csn(
     return _separated(depth, step, num_classes, frames, dropout, norm_eps)
 
 
+def _r2plus1d(
+    depth: int,
+    /,
+    *,
+    num_classes: int = 400,
+    frames: int = 32,
+    dropout: float = 0.0,
+    norm_eps: float = 1e-3,
+) -> nn.Module:
+    """R(2+1)D of 34 or 152 layers, tables 4 and 5."""
+    return resnet3d(
+        block="simple" if depth == 34 else "bottleneck",
+        layers=LAYERS_3D[depth],
+        conv=Decomposed3d,
+        stem=partial(Decomposed3d, middle=45),
+        pool1=False,
+        num_classes=num_classes,
+        frames=frames,
+        dropout=dropout,
+        norm_eps=norm_eps,
+    )
+
+
 def _expansion(depth: int) -> int:
     return 4 if depth >= 50 else 1
 
@@ -135,6 +163,7 @@ SEPARATED = (26, 50, 101, 152)
 
 CSN: dict[str, Entry] = {
     "resnet3d": Entry(_ablation, CLIP),
+    **{f"r2plus1d_{depth}": Entry(partial(_r2plus1d, depth), SMALL_CLIP) for depth in (34, 152)},
     **{f"resnet3d_{depth}": Entry(partial(_dense, depth), LONG_CLIP if depth == 152 else CLIP) for depth in LAYERS_3D},
     **{f"ir_csn_{depth}": Entry(partial(_ir_csn, depth), LONG_CLIP if depth == 152 else CLIP) for depth in SEPARATED},
     **{f"ip_csn_{depth}": Entry(partial(_ip_csn, depth), LONG_CLIP if depth == 152 else CLIP) for depth in SEPARATED},

@@ -15,7 +15,7 @@ from leanconv.data.contract import InputContract, match_classes
 from leanconv.data.detection.coco import Annotated, CocoSet, Thing, read_coco
 from leanconv.data.detection.digits import scattered_digits
 from leanconv.data.detection.masks import pixels_of
-from leanconv.data.images.modes import to_rgb
+from leanconv.data.images.modes import orientation, to_rgb, upright
 from leanconv.data.limits import open_image
 from leanconv.data.loaders import epoch_order, every_nth, share_out
 from leanconv.data.sets.splits import Problem
@@ -321,8 +321,8 @@ class DetectionData:
         return pixels
 
 
-def read_pixels(path: str | os.PathLike[str]) -> Tensor:
-    """A picture as uint8 (3, h, w) as it lies in the file, without EXIF's turns, as COCO's annotations have it."""
+def read_pixels(path: str | os.PathLike[str], *, exif: bool = False) -> Tensor:
+    """A picture as uint8 (3, h, w): as it lies in the file, as COCO's annotations have it, or turned as EXIF says."""
     import numpy as np
 
     if str(path).startswith("digits:"):
@@ -330,6 +330,7 @@ def read_pixels(path: str | os.PathLike[str]) -> Tensor:
 
         return canvas(str(path))
     with open_image(Path(path)) as image:
+        image = upright(image, orientation(image)) if exif else image
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).contiguous()
 
 

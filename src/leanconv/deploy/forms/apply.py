@@ -80,7 +80,10 @@ def in_form(
             new, units = fused(new, multiple=multiple, own=form == "kernel")
             changed += units
         if multiple > 1:
-            _fill(new, size, multiple)
+            try:
+                _fill(new, size, multiple)
+            except (RuntimeError, ValueError) as error:
+                raise _counts(network, form, multiple, error) from error
     if form != "stages" and not changed:
         raise NothingToRewrite(f"no layer of {type(network).__name__} runs in the form {form!r}")
     _prove(network, new, size, form, multiple, tolerance)
@@ -116,32 +119,41 @@ def _fill(model: nn.Module, size: Size, multiple: int) -> None:
             cast(Any, module).multiple = multiple
     features: dict[int, int] = {}
 
+    def rule(name: str, module: nn.Module) -> nn.Module | None:
+        new = materialized(module, features.get(id(module)))
+        return None if new is module else new
+
+    swap_(model, rule)  # convolutions; what they give says how many features a linear layer is given
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+
     def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         features[id(module)] = given[0].shape[-1]
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(note) for module in linear]
     with torch.no_grad():
         model(*random_inputs(model, size, 2, seed=0))
     for hook in hooks:
         hook.remove()
-    swap_(
-        model, lambda name, module: None if (new := materialized(module, features.get(id(module)))) is module else new
-    )
+    swap_(model, rule)
 
 
 def _prove(old: nn.Module, new: nn.Module, size: Size, form: str, multiple: int, tolerance: float) -> None:
     try:
         difference = compare(_on_cpu(old), _on_cpu(new), size)
     except (RuntimeError, ValueError) as error:
-        raise LeanconvError(
-            f"{type(old).__name__} does not run in the form {form!r} with channels filled up to a multiple of "
-            f"{multiple}: some layer counts its channels ({error}); leave multiple=1"
-        ) from error
+        raise _counts(old, form, multiple, error) from error
     if difference.beyond(tolerance):
         raise LeanconvError(
             f"in the form {form!r} with channels filled up to a multiple of {multiple} the outputs of "
             f"{type(old).__name__} differ by {difference.max_abs:.1e}: it cuts or joins channels; leave multiple=1"
         )
+
+
+def _counts(model: nn.Module, form: str, multiple: int, error: Exception) -> LeanconvError:
+    return LeanconvError(
+        f"{type(model).__name__} does not run in the form {form!r} with channels filled up to a multiple of "
+        f"{multiple}: some layer counts its channels ({error}); leave multiple=1"
+    )
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

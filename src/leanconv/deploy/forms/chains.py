@@ -11,7 +11,7 @@ from torch.nn import functional
 from leanconv.kernels.chained import LEAST
 from leanconv.ops.chain import ConvChain
 
-__all__ = ["ChainUnit", "ConvUnit", "fits_unit"]
+__all__ = ["ChainUnit", "ConvUnit", "fits_unit", "pays"]
 
 
 def fits_unit(chain: ConvChain) -> bool:
@@ -105,16 +105,31 @@ def packed(chain: ConvChain, channels: int) -> tuple[Tensor, Tensor, int]:
 
 
 def _together(groups: int, ins: int, outs: int) -> int:
-    """How many groups make a block: blocks begin where reads of 8 channels may, and have few zeros."""
-    least = next(n for n in range(1, groups + 1) if n * max(ins, outs) >= LEAST or n == groups)
-    choices = [n for n in range(1, groups + 1) if n * ins % 8 == 0 and n * max(ins, outs) <= 64]
-    good = [n for n in choices if n >= least] or choices
-    return min(good, key=lambda n: (_work(n, groups, ins, outs), n)) if good else least
+    """How many groups make a block: as many as fill 64 channels, the depth at which matrix units are busy.
+
+    Where there is a choice, blocks begin where 16 bytes may be read at once.
+    """
+    choices = [n for n in range(1, groups + 1) if n * max(ins, outs) <= _DEEP] or [1]
+    return max([n for n in choices if n * ins % 8 == 0] or choices)
 
 
-def _work(n: int, groups: int, ins: int, outs: int) -> int:
-    sides = [max(LEAST, 1 << (n * side - 1).bit_length()) for side in (ins, outs)]
-    return -(-groups // n) * sides[0] * sides[1]
+_DEEP = 64
+
+
+def pays(chain: ConvChain) -> bool:
+    """Whether a chain in blocks has less than .6 of the products of the one dense convolution that it equals.
+
+    With more the dense one, which libraries run best, is as fast. A depthwise first stage takes no products at all.
+    """
+    first, second = (stage.conv for stage in chain.plan.stages)
+    ins, outs = first.in_channels // first.groups, first.out_channels // first.groups
+    if ins == outs == 1:
+        return True
+    per = _together(first.groups, ins, outs)
+    inputs, middle = (max(LEAST, 1 << (per * n - 1).bit_length()) for n in (ins, outs))
+    taps = first.kernel_size[0] * first.kernel_size[1]
+    mine = -(-first.groups // per) * middle * (inputs * taps + second.out_channels)
+    return mine < 0.6 * first.in_channels * second.out_channels * taps
 
 
 class ConvUnit(nn.Module):

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from leanconv.deploy.forms.chains import ChainUnit, ConvUnit, fits_unit
+from leanconv.deploy.forms.chains import ChainUnit, ConvUnit, fits_unit, pays
 from leanconv.deploy.forms.layers import ChannelwiseUnit, is_channelwise
 from leanconv.deploy.forms.octaves import OctaveUnit, fits_octave_unit
 from leanconv.ops.chain import ConvChain
@@ -48,7 +48,7 @@ class _Tracer(fx.Tracer):
 def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.Module, int]:
     """`model` (in eval mode, its BatchNorms folded) with such units, and how many there are; `model` is used up.
 
-    Channelwise convolutions become units always; chains with `own`, on our own kernel; dense convolutions without it.
+    Chains, where they pay, run on our own kernel with `own`; dense convolutions on cuDNN's.
     """
     try:
         graph = _Tracer(model).trace(model)
@@ -80,7 +80,7 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
     channelwise = is_channelwise(layer)
     dense = type(layer) in (nn.Conv2d, nn.Conv3d) and not channelwise and layer.groups == 1
     octave = fits_octave_unit(layer)
-    if not (channelwise or (ours if own else dense or octave)) or _times(module, node) > 1:
+    if not (channelwise or dense or octave or (own and ours)) or _times(module, node) > 1:
         return 0
     end, residual = _skip(module, node), None
     relu = _is_relu(module, end)
@@ -95,8 +95,11 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
                 relu = residual = None
     if relu is None and dense:
         return 0
-    if ours:
-        unit: nn.Module = ChainUnit(layer, relu=relu is not None, multiple=multiple)  # type: ignore[arg-type]
+    if ours and not pays(layer):  # type: ignore[arg-type]
+        whole = layer.dense_conv()  # type: ignore[operator]
+        unit: nn.Module = whole if relu is None else ConvUnit(whole, relu=True)
+    elif ours:
+        unit = ChainUnit(layer, relu=relu is not None, multiple=multiple)  # type: ignore[arg-type]
     elif channelwise:
         unit = ChannelwiseUnit(layer, relu=relu is not None)  # type: ignore[arg-type]
     elif octave:

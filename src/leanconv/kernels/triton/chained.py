@@ -9,6 +9,7 @@ zero come before the one store.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 import torch
@@ -89,9 +90,9 @@ def run(
     positions = y.shape[0] * y.shape[2] * y.shape[3]
     wide = max(16, triton.next_power_of_2(y.shape[1]))
     exact = x.dtype is torch.float32
-    tile = 64 if wide > 128 or exact else 128
+    tile = 64 if exact or wide > 128 else 128
     given: Any = x
-    unit = 8 if x.shape[1] % 8 == y.shape[1] % 8 == step % 8 == 0 else 1
+    unit = gcd(8, x.shape[1], y.shape[1], step)
     _chain[(triton.cdiv(positions, tile),)](
         x, first.contiguous(), second.contiguous(), given if bias is None else bias,
         given if residual is None else residual, y,
