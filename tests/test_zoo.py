@@ -23,7 +23,7 @@ OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
 CSN = {name for name in ZOO if name.startswith(("resnet3d", "r2plus1d", "ir_csn", "ip_csn"))}
 SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN
 SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
-SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10"}
+SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10", "wideresnet", "preact_resnet", "resnext_cifar"}
 
 
 def test_every_name_of_the_paper_is_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.build import create_model
-from leanconv.deploy.forms import in_form
+from leanconv.deploy.forms import fastest, in_form
 from leanconv.deploy.forms.chains import ChainUnit
 from leanconv.deploy.forms.layers import ChannelwiseConv2d, ChannelwiseUnit, PaddedBatchNorm2d, PaddedConv2d
 from leanconv.deploy.forms.octaves import OctaveUnit
@@ -167,3 +168,27 @@ def test_where_a_chain_in_one_pass_pays() -> None:
     assert sum(isinstance(module, ChainUnit) for module in fast.modules()) == 6
     unit = ChainUnit(create_model("igc_l4m8").stages[1][1][0], relu=False, multiple=8)  # type: ignore[index]
     assert unit.first.shape == (1, 9, 64, 64)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_fastest(training: bool, tmp_path: Path) -> None:
+    """All that can run is timed, the first is returned untouched, and the file spares the timing."""
+    plain, cache = net(OptimizedSeparable()), tmp_path / "forms.json"
+    settings = {"training": training, "rounds": 3, "cache": cache, "multiples": (1,), "batch": 2}
+    found = fastest(plain, SIZE, **settings)  # type: ignore[arg-type]
+    tried = {choice.form for choice in found.choices}
+    assert tried == {"stages", "composed", "merged", *(() if training else ("kernel", "fused"))}
+    assert [c.median_ms for c in found.choices] == sorted(c.median_ms for c in found.choices)
+    assert next(c for c in found.choices if c.form == "stages").ratio == 1.0
+    assert len(found.left) == 5 - len(tried)
+    x = torch.randn(2, *SIZE)
+    plain.eval()
+    torch.testing.assert_close(found.model.eval()(x), plain(x), rtol=1e-3, atol=1e-4)
+    if training:
+        assert all(p.grad is None for p in found.model.parameters())
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in found.model.state_dict().items())
+    again = fastest(plain.train(training), SIZE, **settings)  # type: ignore[arg-type]
+    assert [choice.form for choice in again.choices] == [found.choices[0].form]
+    cache.write_text("[]")
+    with pytest.raises(LeanconvError, match="a JSON object was expected"):
+        fastest(plain, SIZE, **settings)  # type: ignore[arg-type]

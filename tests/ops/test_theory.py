@@ -95,7 +95,10 @@ def test_classics_are_the_columns_of_table_1() -> None:
         "depthwise": 64 * 9,
         "depth separable": 64 * (64 + 9),
         "spatial separable": 2 * 64 * 64 * 3,
+        "grouped (g=8)": 64 * 64 * 9 // 8,
+        "point-wise": 64 * 64,
     }
+    assert [row.name for row in classics(conv(62, 93)) if "grouped" in row.name] == ["grouped (g=1)"]
     missing = {row.name: row.reason for row in classics(conv(64, 100)) if row.plan is None}
     assert list(missing) == ["depthwise"]
 

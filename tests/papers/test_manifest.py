@@ -36,6 +36,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 NETWORKS = {key(row): row for row in PRESENT if row.counted}
 _HEAVY = ("oct_", "i3d", "c2d", "110", "152", "200", "d98", "d74", "d62", "d50", "darts", "vgg", "elastic", "usnet")
+_HEAVY += ("preact", "wideresnet", "densenet_cifar", "resnext_cifar")
 _HEAVY += ("101", "figure6", "56", "_20_", "l450", "l32m26", "densenet", "resnext", "mobilenet_v2_x", "mobilenet_v1_x")
 
 

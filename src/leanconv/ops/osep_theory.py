@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, prod
+from math import ceil, gcd, inf, prod
 
 from leanconv.errors import PlanError
 from leanconv.ops.drop_in import ChainRewrite
@@ -81,14 +81,27 @@ def overlap_sweep(
 
 
 def classics(spec: ConvSpec) -> tuple[Choice, ...]:
-    """The other columns of table 1: conventional, depthwise, depth separable, spatial separable."""
+    """The other columns of table 1: conventional, depthwise, depth separable, spatial separable, grouped, point-wise.
+
+    The groups are the divisor of both channel counts that is nearest to the root of the smaller one; the point-wise
+    convolution has the stride of the layer and sees nothing around.
+    """
+    both, root = gcd(spec.in_channels, spec.out_channels), min(spec.in_channels, spec.out_channels) ** 0.5
+    groups = min((g for g in range(1, both + 1) if both % g == 0), key=lambda g: abs(g - root))
+    ones = (1,) * spec.ndim
+    pointwise = replace(spec, kernel_size=ones, padding=(0,) * spec.ndim, dilation=ones)
     forms: tuple[tuple[str, ChainRewrite], ...] = (
         ("conventional", Grouped(groups=1)),
         ("depthwise", Depthwise()),
         ("depth separable", DepthSeparable()),
         ("spatial separable", SpatialSeparable()),
     )
-    return tuple(_choice(name, spec, step, None) for name, step in forms)
+    made = tuple(_choice(name, spec, step, None) for name, step in forms)
+    return (
+        *made,
+        _choice(f"grouped (g={groups})", spec, Grouped(groups=groups), None),
+        _choice("point-wise", pointwise, Grouped(groups=1), None),
+    )
 
 
 def _choice(name: str, spec: ConvSpec, step: ChainRewrite, relaxed: float | None) -> Choice:

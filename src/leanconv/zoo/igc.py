@@ -17,7 +17,9 @@ from typing import Any
 from torch import nn
 
 from leanconv.errors import LeanconvError
+from leanconv.nets.cifar_deep import DeepDenseNet, DeepResNeXt, PreActResNet
 from leanconv.nets.igcnet import IgcNet, SummedBranches, blocks_per_stage
+from leanconv.nets.wideresnet import WideResNet
 from leanconv.ops import conv_maker
 from leanconv.ops.chain import Between
 from leanconv.ops.igc import InterleavedGroup
@@ -149,6 +151,26 @@ def _regconv_resnet18(width: int, /, *, num_classes: int = 1000) -> nn.Module:
     return _imagenet(width, (width, 2 * width, 4 * width, 8 * width), nn.Conv2d, nn.Conv2d, num_classes)
 
 
+def _preact_resnet(*, num_classes: int = 10, depth: int = 164) -> nn.Module:
+    """Table 7, 164 and 1001 layers."""
+    return PreActResNet(depth, num_classes=num_classes)
+
+
+def _wideresnet(*, num_classes: int = 10, depth: int = 28, widen: int = 10, dropout: float = 0.0) -> nn.Module:
+    """Table 7, 16 layers of 8 (or, with dropout, 4) and 28 of 10 times the width."""
+    return WideResNet(depth, widen, num_classes=num_classes, dropout=dropout)
+
+
+def _densenet_cifar(*, num_classes: int = 10, depth: int = 40, growth: int = 12, compact: bool = False) -> nn.Module:
+    """Table 7; `compact` is DenseNet-BC."""
+    return DeepDenseNet(depth, growth, compact=compact, num_classes=num_classes)
+
+
+def _resnext_cifar(*, num_classes: int = 10, depth: int = 29, groups: int = 8, width: int = 64) -> nn.Module:
+    """Table 7."""
+    return DeepResNeXt(depth, groups=groups, width=width, num_classes=num_classes)
+
+
 PARTITIONS = ((4, 8), (24, 2), (32, 26), (16, 32), (450, 2))
 
 IGC: dict[str, Entry] = {
@@ -156,6 +178,10 @@ IGC: dict[str, Entry] = {
     **{f"igc_l{l}m{m}": Entry(partial(_named, l, m), CIFAR) for l, m in PARTITIONS},
     **{f"regconv_w{width}": Entry(partial(_regconv, width), CIFAR) for width in (16, 18)},
     "sumfusion": Entry(_sumfusion, CIFAR),
+    "preact_resnet": Entry(_preact_resnet, CIFAR),
+    "wideresnet": Entry(_wideresnet, CIFAR),
+    "densenet_cifar": Entry(_densenet_cifar, CIFAR),
+    "resnext_cifar": Entry(_resnext_cifar, CIFAR),
     **{f"igc_resnet18_l{l}m{m}": Entry(partial(_resnet18, l, m), IMAGENET) for l, m in ((4, 32), (16, 16))},
     "igc_resnet18_l100m2": Entry(_resnet18_l100m2, IMAGENET),
     **{f"regconv_resnet18_w{width}": Entry(partial(_regconv_resnet18, width), IMAGENET) for width in (64, 69)},

@@ -16,5 +16,6 @@ notices. For inference kernels are composed and filled up once.
 from __future__ import annotations
 
 from leanconv.deploy.forms.apply import FORMS, Form, in_form
+from leanconv.deploy.forms.choose import Choice, Fastest, fastest
 
-__all__ = ["FORMS", "Form", "in_form"]
+__all__ = ["FORMS", "Choice", "Fastest", "Form", "fastest", "in_form"]
