@@ -121,7 +121,7 @@ def test_inference_of_channelwise_ones() -> None:
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(3, 64, 64), (3, 44, 52)])
+@pytest.mark.parametrize("size", [pytest.param((3, 64, 64), marks=pytest.mark.slow), (3, 44, 52)])
 def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
     """Odd sizes too: 11 x 13 in the second stage."""
     plain = create_model("oct_resnet26", alpha=0.5, num_classes=10).eval()
