@@ -121,7 +121,7 @@ def test_inference_of_channelwise_ones() -> None:
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(3, 64, 64), (3, 44, 52)])
+@pytest.mark.parametrize("size", [pytest.param((3, 64, 64), marks=pytest.mark.slow), (3, 44, 52)])
 def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
     """Odd sizes too: 11 x 13 in the second stage."""
     plain = create_model("oct_resnet26", alpha=0.5, num_classes=10).eval()
@@ -129,7 +129,7 @@ def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.bias, -0.1, 0.1)
-    fast = in_form(plain, "fused", size)
+    fast = in_form(plain, "kernel", size)
     assert sum(isinstance(module, OctaveUnit) for module in fast.modules()) > 15
     assert not any(isinstance(module, nn.ReLU) for name, module in fast.named_modules())
 

@@ -6,6 +6,7 @@ the same time, given back and used again.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import os
@@ -49,6 +50,7 @@ class Library:
         except (OSError, AttributeError) as error:
             raise NoLibrary(f"{path} is no library of leanconv's kernels: {error}") from error
         if built_from != digest():
+            _ctypes.dlclose(library._handle)  # or the one that is built next would not be loaded: it has the same path
             raise NoLibrary(
                 f"{path} was built from other sources than those beside it: build it again, "
                 "python -m leanconv.kernels.build"

@@ -127,9 +127,10 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
             b.to = b.rstep = b.opitch = lanes;
             run_tile(kernels, t, b, (width + lanes - 1) / lanes, 1);
         } else {
-            const int across = lanes * int(t.vectors);
+            const int vectors = kernels.tile(t.kind, t.masked, t.channels, 1, int(t.vectors)) ? int(t.vectors) : 1;
+            const int across = lanes * vectors;  // one vector at a time does it too, where a build has few tiles
             a.to = width / across * across;
-            if (a.to) run_tile(kernels, t, a, rows, int(t.vectors));
+            if (a.to) run_tile(kernels, t, a, rows, vectors);
             if (a.to < width) {
                 a.from = a.to;
                 a.to = width;
