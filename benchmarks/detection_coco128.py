@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--longest", type=int, default=400)
     parser.add_argument("--backbone", default="torchvision/resnet18")
     parser.add_argument("--images", type=int, default=0, help="tested on so many; 0: all")
+    parser.add_argument("--first", type=int, default=0, help="overfit: train and test on so many of them; 0: all")
     return parser.parse_args()
 
 
@@ -149,6 +150,8 @@ def main() -> None:
         seed=given.seed,
         validation=0.0 if given.how == "overfit" else 0.25,
     )
+    if given.first and given.how == "overfit":
+        data.train_images = data.test_images = data.train_images[: given.first]
     net = network(given, data.num_classes).to(device).train()
     kept = samples(data, data.train_images, device)
     begun = time.perf_counter()

@@ -56,16 +56,16 @@ def networks(strategy: Any, share: float = 1.0) -> Callable[[Property], Any]:
     return decorate
 
 
-def draw_the_same() -> None:
+def draw_the_same(seed: int = 0) -> None:
     """Whatever is drawn from now on is what was drawn after the last call."""
-    torch.manual_seed(0)
-    random.seed(0)
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
-def run(net: nn.Module, xs: tuple[Tensor, ...]) -> list[Tensor]:
+def run(net: nn.Module, xs: tuple[Tensor, ...], seed: int = 0) -> list[Tensor]:
     """All tensors that come out, drawn numbers being the same; `net` stays as it is."""
     kept = {name: value.clone() for name, value in net.state_dict().items()}
-    draw_the_same()
+    draw_the_same(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = [x.detach().clone() for x in pytree.tree_leaves(net(*xs))]
@@ -90,6 +90,13 @@ def is_steady(net: nn.Module, xs: tuple[Tensor, ...]) -> bool:
             if a.numel() and float((a - b).abs().max()) > 1e-10 * max(1.0, float(b.abs().max())):
                 return False
     return True
+
+
+def draws_numbers(net: nn.Module, xs: tuple[Tensor, ...]) -> bool:
+    """Whether outputs hang on drawn numbers. torch deals them out in the order of memory, so that the same numbers fall
+    on other values where a layer leaves its output in channels-last order and an equal one does not."""
+    wanted = run(net, xs)
+    return any(not torch.equal(a, b) for a, b in zip(run(net, xs, seed=1), wanted, strict=True))
 
 
 def trained(net: nn.Module, xs: tuple[Tensor, ...]) -> bool | None:
@@ -228,8 +235,9 @@ def test_chains_that_can_express_the_kernels_keep_the_outputs(
         step = lc.OptimizedSeparable(init="fresh", where="groups=1")
         first = lc.rewrite(net, step, size=sizes(spec))
         state.assert_kept(draws=True)
-        dense = densify(first).model.eval()
-        assert_same(run(dense, xs), run(first.model.eval(), xs), 1e-4, "densified")
+        dense, comparable = densify(first).model.eval(), not draws_numbers(net, xs)
+        if comparable:
+            assert_same(run(dense, xs), run(first.model.eval(), xs), 1e-4, "densified")
         again = lc.rewrite(dense, lc.OptimizedSeparable(where="groups=1"), size=sizes(spec))
         back = densify(again).model
         for change in again.changes:
@@ -240,7 +248,7 @@ def test_chains_that_can_express_the_kernels_keep_the_outputs(
                 assert error < 5e-3, f"{change}: a chain can express this kernel"
             else:  # a local optimum, and said so by its error
                 event(f"chains: {'exact' if error < 5e-3 else 'a local optimum'}")
-        if all(change.weights == "exact" for change in again.changes):
+        if comparable and all(change.weights == "exact" for change in again.changes):
             assert_same(run(again.model, xs), run(dense, xs), 1e-3, "rewritten again")
 
 

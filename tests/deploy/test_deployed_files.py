@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -352,3 +353,13 @@ def test_compiled_for_this_machine(tmp_path: Path) -> None:
     assert report.backend.startswith("AOTInductor")
     assert report.max_abs_difference < 1e-4
     assert input_of(report.path) == FileInput(contract=CONTRACT)
+
+
+def test_running_a_file_leaves_nothing_and_reports_nothing(tmp_path: Path) -> None:
+    """onnxruntime's reports begin with a file of its own in the temporary folder."""
+    file = export(network(), tmp_path / "a.onnx", contract=CONTRACT).path
+    (tmp_path / "tmp").mkdir()
+    code = f"from leanconv.deploy import onnxruntime_runner; onnxruntime_runner({str(file)!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env={**environment, "TMPDIR": str(tmp_path / "tmp")}, check=True)
+    assert list((tmp_path / "tmp").iterdir()) == []

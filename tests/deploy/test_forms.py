@@ -129,7 +129,7 @@ def test_inference_of_octave_networks(size: tuple[int, ...]) -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(module.bias, -0.1, 0.1)
-    fast = in_form(plain, "fused", size)
+    fast = in_form(plain, "kernel", size)
     assert sum(isinstance(module, OctaveUnit) for module in fast.modules()) > 15
     assert not any(isinstance(module, nn.ReLU) for name, module in fast.named_modules())
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from leanconv.build import create_model, load, save
 from leanconv.data.contract import InputContract
+from leanconv.deploy import export
 from leanconv.elastic import ElasticDetector, make_elastic
 from leanconv.elastic.inputs import sides_at
-from leanconv.errors import LeanconvError
+from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.nets.stages import body_of
+from leanconv.recipes.detection import take_body
 
 FEW = {"rpn_post_nms_top_n_test": 30, "rpn_post_nms_top_n_train": 50, "box_detections_per_img": 20}
 SMALL = {"num_classes": 5, "min_size": 64, "max_size": 96, "channels": 32, "box_features": 64, "rcnn": FEW}
@@ -125,6 +127,26 @@ def test_other_bodies_train_a_step_and_come_back_from_a_folder(backbone: str, op
     with torch.no_grad():
         wanted, found = net(batch()[0]), back(batch()[0])
     assert all(torch.equal(wanted[0][name], found[0][name]) for name in wanted[0])
+    if backbone in ("oct_resnet50", "torchvision/resnet50"):
+        static = net.extract(width=0.5, resolution=48, calibrated=False)
+        report = export(static, tmp_path / "small.onnx", size=(3, 70, 100), samples=2)
+        assert report.max_abs_difference < 1e-2  # of boxes in pixels
+
+
+def test_the_body_starts_from_a_classifier_of_the_same_network(tmp_path: Any) -> None:
+    torch.manual_seed(3)
+    classifier = make_elastic(create_model("torchvision/resnet18", num_classes=7), resolutions=(64, 32))
+    folder = save(classifier, tmp_path / "classifier")
+    net = make_elastic(detector("torchvision/resnet18", "faster_rcnn"), resolutions=(64, 48))
+    taken = take_body(net, folder)
+    assert len(taken.copied) == 120
+    assert all(name.startswith(("backbone.fpn", "rpn", "roi_heads")) for name in taken.fresh)
+    given = classifier.state_dict()
+    for name, tensor in net.model.backbone.body.state_dict().items():
+        assert torch.equal(tensor, given[f"model.{name}"])
+    other = make_elastic(detector("torchvision/mobilenet_v2", "faster_rcnn"), resolutions=(64, 48))
+    with pytest.raises(CheckpointError, match="its weights are not for the body of this detector"):
+        take_body(other, folder)
 
 
 def test_stages_have_the_names_of_the_network_and_nothing_behind_the_last() -> None:

@@ -53,9 +53,8 @@ def scene(seed: int, images: int = 12) -> tuple[list[dict[str, Tensor]], list[di
         answers = np.concatenate([moved, np.concatenate([extra, extra + 30], 1)]).clip(0, 120)
         answers[:, 2:] = np.maximum(answers[:, 2:], answers[:, :2] + 4)
         named = np.concatenate([labels[kept], draws.integers(1, 4, len(extra))])
-        scores = (
-            np.round(draws.permutation(np.linspace(0.1, 0.9, 997))[: len(answers)], 3) + number * 1e-5
-        )  # no two alike
+        scores = draws.permutation(np.linspace(0.1, 0.9, 997))[: len(answers)].round(3)
+        scores += number * 1e-5  # no two alike
         masks = filled(boxes)
         area = np.array([float(mask.sum()) for mask in masks])
         targets.append(

@@ -63,13 +63,14 @@ def run(
         raise LeanconvError(
             "--set, --data and --tiny change recipes, and none is named: a study in --out stays as it is"
         )
-    chosen, originals = [], {name: make() for name, make in RECIPES.items() if (out / name).exists()}
+    chosen = []
     for name in recipes or []:
         recipe = read_recipe(name) if name.endswith((".yaml", ".yml")) else get_recipe(name)
-        originals.setdefault(recipe.name, recipe)
         recipe = recipe.tiny() if tiny else recipe
         recipe = recipe if data is None else replace(recipe, data=replace(recipe.data, spec=data))
         chosen.append(change(recipe, settings))
+    names = {recipe.name for recipe in chosen} | {name for name in RECIPES if (out / name).exists()}
+    originals = {name: RECIPES[name]() for name in names & RECIPES.keys()}
     results = study(
         chosen,
         range(seeds if seeds is not None else 3 if chosen and not resume else 0),

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# onnxruntime reports on its use over the network, from its first import on, unless this is said before; whoever wants
+# that says ORT_DISABLE_TELEMETRY=0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from leanconv.deploy.accelerate import Accelerated, accelerate
 from leanconv.deploy.bench import BACKENDS, BenchRow, bench
 from leanconv.deploy.densify import Densified, densify

@@ -31,6 +31,7 @@ __all__ = [
     "elastic_wideresnet_cifar",
     "independent_imagenet",
     "independent_transfer",
+    "mask_rcnn_alone",
     "transfer",
     "usnet_imagenet",
 ]
@@ -229,6 +230,20 @@ def detection_coco(*, us_net: bool = False) -> Recipe:
     )
 
 
+def mask_rcnn_alone() -> Recipe:
+    """Figure 8's independent VGG-16, from torchvision's weights, as the full network is trained."""
+    made = detection_coco()
+    return replace(
+        made,
+        name="mask_rcnn_vgg16_coco",
+        note="Mask R-CNN with FPN on VGG-16 alone, COCO, figure 8",
+        model_args={**made.model_args, "backbone_args": {"weights": "IMAGENET1K_V1"}},
+        tiny_args={**made.tiny_args, "backbone_args": {}},
+        weights=None,
+        elastic=None,
+    )
+
+
 def elastic_resnet20_cifar10() -> Recipe:
     """ResNet-20 on CIFAR-10 with the settings of the paper's WideResNet: the smallest network to try it on."""
     return Recipe(
@@ -271,6 +286,7 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     *(partial(elastic_wideresnet_cifar, classes) for classes in (10, 100)),
     *(partial(transfer, data, us_net=us_net) for us_net in (False, True) for data in _TRANSFER),
     *(partial(detection_coco, us_net=us_net) for us_net in (False, True)),
+    mask_rcnn_alone,
 )
 
 MUTUAL: dict[str, Callable[[], Recipe]] = {make().name: make for make in _MAKERS}

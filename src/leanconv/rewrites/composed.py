@@ -2,7 +2,8 @@
 
 A chain with nothing between its stages is one linear convolution. Composing its kernel from the weights of the stages
 at every step and convolving once gives the same outputs and gradients, up to rounding, with the multiply-adds of the
-dense convolution: on a GPU, whose grouped convolutions are slow, that is faster in training; on a CPU it is slower.
+dense convolution: worth it where grouped convolutions are slower than their counts, as on GPUs
+(`benchmarks/studies.md`).
 """
 
 from __future__ import annotations

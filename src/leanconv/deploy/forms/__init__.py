@@ -3,8 +3,8 @@
     stages      layer by layer, as it was made
     composed    every chain with nothing between its stages as the one dense convolution that it equals
     merged      every stage of a chain in fewer and wider groups, zeros where it has no weights
-    kernel      leanconv's own GPU kernels: channelwise convolutions; for inference chains in one pass where that has
-                less than .6 of the products, and everything else as in "fused"
+    kernel      leanconv's own GPU kernels: channelwise convolutions; for inference octave convolutions, and chains in
+                one pass where that has less than .6 of the products, and everything else as in "fused"
     fused       for inference: chains composed, and every convolution in one kernel with its residual sum and its ReLU
 
 Beside any of them all channel counts can be filled up to a multiple, which the matrix units of GPUs want.

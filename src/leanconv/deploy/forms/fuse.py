@@ -48,7 +48,7 @@ class _Tracer(fx.Tracer):
 def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.Module, int]:
     """`model` (in eval mode, its BatchNorms folded) with such units, and how many there are; `model` is used up.
 
-    Chains, where they pay, run on our own kernel with `own`; dense convolutions on cuDNN's.
+    Chains, where they pay, and octave convolutions run on our own kernels with `own`; dense ones on cuDNN's.
     """
     try:
         graph = _Tracer(model).trace(model)
@@ -80,7 +80,7 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
     channelwise = is_channelwise(layer)
     dense = type(layer) in (nn.Conv2d, nn.Conv3d) and not channelwise and layer.groups == 1
     octave = fits_octave_unit(layer)
-    if not (channelwise or dense or octave or (own and ours)) or _times(module, node) > 1:
+    if not (channelwise or dense or (own and (ours or octave))) or _times(module, node) > 1:
         return 0
     end, residual = _skip(module, node), None
     relu = _is_relu(module, end)
