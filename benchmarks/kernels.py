@@ -5,7 +5,8 @@
 One thread, batch 1 and 16, all networks and back-ends of a group interleaved in one run. A ratio is the network's best
 back-end over the dense network's best of torch.compile, onnxruntime and openvino, and beside it over the dense network
 on the same kernels: medians over medians, and in brackets tenth percentiles, what the machine does when it is quiet.
-The bars are those of the plan. Then the steps of each program, timed alone, beside what the core's multiply-adds reach.
+The bars are those of the plan. Then a batch on two threads, by the wall clock, and the steps of each program, timed
+alone, beside what the core's multiply-adds reach.
 """
 
 from __future__ import annotations
@@ -116,6 +117,28 @@ def steps(name: str, network: Any, rounds: int) -> list[str]:
     return lines
 
 
+def two_threads(name: str, network: Any, rounds: int, images: int = 16) -> str:
+    """One line of a table: a batch on one thread and on two, by turns, and how many times faster two are."""
+    import numpy as np
+    import torch
+
+    from leanconv.deploy import accelerate
+    from leanconv.kernels.library import Runnable
+
+    (program,) = accelerate(network, SIZE).programs
+    runnable = Runnable(program)
+    x, y = torch.randn(images, *SIZE), torch.zeros(images, *runnable.outputs[0])
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(rounds + 3):
+        for threads, times in taken.items():
+            start = time.perf_counter()
+            runnable.run([x.data_ptr()], [y.data_ptr()], images, threads)
+            if turn >= 3:
+                times.append((time.perf_counter() - start) * 1e3)
+    one, two = (float(np.median(times)) for times in taken.values())
+    return f"| {name} | {one:.2f} | {two:.2f} | {one / two:.2f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
@@ -150,6 +173,12 @@ def main() -> None:
             chosen = [row for row in rows if row.batch == batch and row.model in networks[dense]]
             table = bench_table(chosen)
             print(f"\n{table.title}:\n\n{markdown(table)}\n\n{' '.join(table.notes)}")
+    if (os.cpu_count() or 1) > 1:
+        print("\n## Two threads\n\nBatch 16 of the programs alone, milliseconds, medians; the bar is 1.7.\n")
+        print("| network | one thread | two | times as fast |\n|---|---:|---:|---:|")
+        for names in networks.values():
+            for name, network in names.items():
+                print(two_threads(name, network, args.rounds))
     print("\n## Step by step\n\nTenth percentiles of single steps, batch 1.")
     for names in networks.values():
         for name, network in names.items():
