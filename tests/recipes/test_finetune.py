@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+import leanconv as lc
 from leanconv.build import create_model, save
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.recipes import change, get_recipe, run_recipe
-from leanconv.recipes.finetuning import take_weights
+from leanconv.recipes.finetuning import finetune, take_weights
 from leanconv.rewrites.inflate import inflated_kernel
 from leanconv.train import Classify
 
@@ -68,6 +70,21 @@ def test_the_weights_of_another_network_are_refused(name: str, options: dict[str
     net = create_model("resnet20", num_classes=10)
     with pytest.raises(CheckpointError, match=r"its weights are not for this network: \d+ of \d+ tensors"):
         take_weights(net, folder, num_classes=10)
+
+
+def test_a_rewritten_network_learns_everywhere_and_a_trained_one_with_care(tmp_path: Path) -> None:
+    net = create_model("resnet20", num_classes=10)
+    dense = save(net, tmp_path / "dense", size=(3, 32, 32))
+    lean = save(lc.rewrite(net, lc.Octave(alpha=0.5), size=(3, 32, 32)).model, tmp_path / "lean", size=(3, 32, 32))
+    run = tmp_path / "run"  # of the rewritten one: trained since
+    shutil.copytree(lean, run / "model")
+    rates = {
+        folder: (recipe.optim.lr, recipe.optim.body, recipe.epochs)
+        for folder in (dense, lean, run)
+        for recipe in [finetune(str(folder), "digits")]
+    }
+    assert rates == {dense: (0.01, 0.1, 10), lean: (0.05, 1.0, 16), run: (0.01, 0.1, 10)}
+    assert finetune("resnet20", "digits").optim.lr == 0.05
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

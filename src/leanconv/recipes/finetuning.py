@@ -16,6 +16,7 @@ from leanconv.data.contract import attach, contract_of, match_classes
 from leanconv.elastic import ElasticNet
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.recipes.settings import DataSettings, DetectionSettings, ElasticSettings, Recipe, VideoSettings
+from leanconv.story import Story
 from leanconv.train import OptimSettings, ScheduleSettings
 from leanconv.train.runfolder import saved_model
 
@@ -38,11 +39,12 @@ def finetune(
 ) -> Recipe:
     """The recipe that trains `model` on `data`: a saved model or run goes on from its weights, a name from fresh ones.
 
-    Trained weights are handled with care: a tenth of the rate for all but the classifier, a warm-up, a cosine, averaged
-    weights, no mixup. Inputs have the size that the network was made for. `elastic` makes it elastic and trains it by
-    mutual learning from a quarter of its width, and from its resolution down to about half of it. `teacher` is a run
-    folder or a saved model with the same classes. "hf:OWNER/NAME" is fetched now: the recipe names the folder. Raises
-    `LeanconvError` where nothing says the size of the inputs.
+    Trained weights are handled with care: a fifth of the rate, a tenth of that for all but the classifier, a warm-up, a
+    cosine, averaged weights, no mixup. A network that was rewritten and not trained since has to find its weights
+    again, so it learns at the full rate everywhere, and longer. Inputs have the size that the network was made for.
+    `elastic` makes it elastic and trains it by mutual learning from a quarter of its width, and from its resolution
+    down to about half of it. `teacher` is a run folder or a saved model with the same classes. "hf:OWNER/NAME" is
+    fetched now: the recipe names the folder. Raises `LeanconvError` where nothing says the size of the inputs.
 
     >>> finetune("resnet20", "folder:pictures").data.resolution
     32
@@ -55,6 +57,8 @@ def finetune(
     teacher = None if teacher is None else located(teacher)
     folder = saved_model(model)
     trained = is_folder(str(folder))
+    rewritten = trained and folder == Path(model) and _is_rewritten(folder)
+    careful = trained and not elastic and not rewritten
     size = default_size(str(folder) if trained else model)
     side = size[-1]
     video = VideoSettings(frames=size[1]) if len(size) == 4 else None
@@ -79,11 +83,20 @@ def finetune(
             batch_size=batch,
             video=video,
         ),
-        epochs=10 if trained else 30,
-        optim=OptimSettings(lr=0.01 if trained else 0.05, body=0.1 if trained and not elastic else 1.0),
+        epochs=16 if rewritten else 10 if trained else 30,
+        optim=OptimSettings(lr=0.05 if rewritten or not trained else 0.01, body=0.1 if careful else 1.0),
         schedule=ScheduleSettings("cosine", warmup_epochs=1),
         ema=0.99 if trained and not elastic else None,
     )
+
+
+def _is_rewritten(folder: Path) -> bool:
+    """Whether the last steps of the model saved in `folder` replaced layers, which changed what it computes."""
+    from leanconv.build.folder import read_record
+    from leanconv.rewrites import STEPS
+
+    steps = Story.from_json(read_record(folder)["story"]).steps
+    return any(stem in STEPS and stem != "inflate" for stem, _ in steps)
 
 
 def _finetune_detector(model: str, data: str, *, elastic: bool, teacher: str | None, new_classifier: bool) -> Recipe:
