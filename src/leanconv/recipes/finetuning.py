@@ -93,7 +93,7 @@ def finetune(
 def _is_rewritten(folder: Path) -> bool:
     """Whether the last steps of the model saved in `folder` replaced layers, which changed what it computes."""
     from leanconv.build.folder import read_record
-    from leanconv.rewrites import STEPS
+    from leanconv.rewrites.steps import STEPS
 
     steps = Story.from_json(read_record(folder)["story"]).steps
     return any(stem in STEPS and stem != "inflate" for stem, _ in steps)
