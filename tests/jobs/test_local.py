@@ -56,7 +56,8 @@ def test_what_cannot_be(tmp_path: Path) -> None:
 
 
 MAIN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may have it ignored
 from pathlib import Path
 from leanconv.ends import ended_in_order, Terminated
 from leanconv.jobs import Job, run_local

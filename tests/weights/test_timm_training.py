@@ -38,17 +38,24 @@ class Trained(NamedTuple):
         return sum(map(int.__eq__, self.answers[which], self.labels))
 
 
-def draw(root: Path, count: int, seed: int) -> None:
-    """Noisy stripes of a direction for each class, as JPEG files of many shapes."""
+def draw(root: Path, count: int, seed: int, *, mistaken: bool = False) -> None:
+    """Noisy stripes of a direction for each class, as JPEG files of many shapes.
+
+    If `mistaken` a tenth lies in the folder of another class, so that no network knows all of them.
+    """
     generator = np.random.default_rng(seed)
-    for number, name in enumerate(CLASSES):
+    for name in CLASSES:
         (root / name).mkdir(parents=True)
+    for number in range(len(CLASSES)):
         for index in range(count):
             height, width = generator.integers(40, 64, 2)
             rows, columns = np.mgrid[:height, :width] / 6
             waves = np.sin((rows, columns, rows + columns)[number] + generator.uniform(0, 6))
             pixels = 128 + 25 * waves[..., None] + generator.normal(0, 50, (height, width, 3))
-            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(root / name / f"{index:02}.jpg", quality=90)
+            name = CLASSES[(number + (mistaken and index % 10 == 0)) % len(CLASSES)]
+            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(
+                root / name / f"{number}{index:02}.jpg", quality=90
+            )
 
 
 def batches(root: Path, training: bool) -> Any:
@@ -82,7 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("timm")
     random_seed(0)
     draw(root / "photos" / "train", 24, 0)
-    draw(root / "photos" / "test", 20, 1)
+    draw(root / "photos" / "test", 20, 1, mistaken=True)
     options = argparse.Namespace(model="test_resnet", lr=5e-3, epochs=12, data_dir=str(root), img_size=None)
     net = timm.create_model(options.model, num_classes=len(CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), options.lr)

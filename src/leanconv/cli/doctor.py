@@ -14,6 +14,7 @@ _NEEDED_BY = {
     "train": "train, demo, eval and table on data sets, and pictures of curves",
     "video": "everything that reads videos",
     "export": "export, bench on onnxruntime and openvino, predict with exported files",
+    "detect": "train, eval, table and compare of detectors",
     "hub": "push, and models named hf:OWNER/NAME",
 }
 """Extra -> the verbs that cannot do without; a test compares the names."""

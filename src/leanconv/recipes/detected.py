@@ -26,7 +26,7 @@ from leanconv.recipes.asked import configured
 from leanconv.recipes.config import read_recipe
 from leanconv.recipes.detection import coco_results, open_objects
 from leanconv.recipes.settings import DetectionSettings, Recipe
-from leanconv.train.detection import Detected, evaluate_detector, has_masks
+from leanconv.train.detected import Detected, evaluate_detector, has_masks
 from leanconv.train.runfolder import saved_model
 
 __all__ = ["Found", "LoadedDetector", "detect", "evaluate_objects", "find_detector", "measure_objects", "open_for"]

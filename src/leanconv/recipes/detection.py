@@ -22,7 +22,7 @@ from leanconv.recipes.config import to_data
 from leanconv.recipes.finetuning import Taken, check_classes, knows_others
 from leanconv.recipes.settings import DetectionSettings, ElasticSettings, Recipe
 from leanconv.train import fit, is_main_process
-from leanconv.train.detection import evaluate_detector
+from leanconv.train.detected import evaluate_detector
 from leanconv.train.runfolder import saved_model
 from leanconv.train.settings import FitResult
 

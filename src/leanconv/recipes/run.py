@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from leanconv.data import ImageData, InputContract, VideoData
     from leanconv.elastic import ElasticNet
     from leanconv.query import QueryTable
-    from leanconv.train.detection import Detected
+    from leanconv.train.detected import Detected
 
 __all__ = ["RunResult", "build_model", "open_data", "run_recipe"]
 
