@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -51,7 +52,14 @@ def test_builds_with_its_class_count_and_runs_forward_and_backward(name: str) ->
     assert all(p.grad is not None for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - SMALL))
+def deep() -> Iterator[Any]:
+    """The others; the deepest octave networks take seconds to build, and `tests/papers` builds and counts them."""
+    for name in sorted(set(ZOO) - SMALL):
+        heavy = name in OCTAVE and any(part in name for part in ("101", "152", "200", "densenet"))
+        yield pytest.param(name, marks=pytest.mark.slow) if heavy else name
+
+
+@pytest.mark.parametrize("name", [*deep()])
 def test_deep_ones_build(name: str) -> None:
     with torch.device("meta"):
         assert isinstance(create_model(name), nn.Module)
