@@ -78,12 +78,18 @@ def test_a_rewritten_network_learns_everywhere_and_a_trained_one_with_care(tmp_p
     lean = save(lc.rewrite(net, lc.Octave(alpha=0.5), size=(3, 32, 32)).model, tmp_path / "lean", size=(3, 32, 32))
     run = tmp_path / "run"  # of the rewritten one: trained since
     shutil.copytree(lean, run / "model")
+    (run / "config.yaml").touch()
     rates = {
         folder: (recipe.optim.lr, recipe.optim.body, recipe.epochs)
-        for folder in (dense, lean, run)
+        for folder in (dense, lean, run, run / "model")
         for recipe in [finetune(str(folder), "digits")]
     }
-    assert rates == {dense: (0.01, 0.1, 10), lean: (0.05, 1.0, 16), run: (0.01, 0.1, 10)}
+    assert rates == {
+        dense: (0.01, 0.1, 10),
+        lean: (0.05, 1.0, 16),
+        run: (0.01, 0.1, 10),
+        run / "model": (0.01, 0.1, 10),
+    }
     assert finetune("resnet20", "digits").optim.lr == 0.05
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -76,33 +77,35 @@ def run(
     from leanconv.report import print_table, query_table, save_curves
     from leanconv.train.runfolder import saved_model
 
+    def leave(found: QueryTable, show: Callable[[], None]) -> None:
+        """Write the table to where it is wanted, and print it."""
+        if out is not None:
+            found.save(out)
+        if plots is not None:
+            save_curves(found, plots, title=model)
+        if json:
+            print_json([asdict(row) for row in found.rows])
+        else:
+            show()
+
+    if out is not None and out.suffix not in (".json", ".csv"):
+        raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
     if (detector := find_detector(model, trust_code=trust_code)) is not None:
         from leanconv.cli.objects import refuse, table_text
 
         refuse(size=size, mean=mean, std=std, crop=crop, interpolation=interpolation)
-        if out is not None and out.suffix not in (".json", ".csv"):
-            raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
         kept = saved_model(model) if store and located(model) == model else None
         opened = open_for(detector, data)
         table = measure_objects(detector, opened, step=step, resolutions=resolutions, store=kept)
         if latency:
             table = table.timed(cast("ElasticNet", detector.network), _setups(backends or ["eager"], threads, batches))
-        if out is not None:
-            table.save(out)
-        if plots is not None:
-            save_curves(table, plots, title=model)
-        if json:
-            print_json([asdict(row) for row in table.rows])
-        else:
-            typer.echo(table_text(table))
+        leave(table, lambda: typer.echo(table_text(table)))
         return
     shape = read_size(size) if size else None
     given = read_contract(mean, std, crop, interpolation, exif)
     network, images, recipe = load_run(model, data=data, size=shape, given=given, trust_code=trust_code)
     if not isinstance(network, ElasticNet):
         raise LeanconvError(f"{model} is one network as it is: a query table is for elastic networks")
-    if out is not None and out.suffix not in (".json", ".csv"):
-        raise LeanconvError(f"--out {out}: expected a name that ends in .json or .csv")
     setups = _setups(backends or ["eager"], threads, batches) if latency else []
     sides = [network.checked(network.widths[1], side).resolution for side in resolutions] or network.resolutions
     configs = [config for config in network.configurations(step) if config.resolution in sides]
@@ -120,14 +123,7 @@ def run(
             save(network, saved_model(model))
     measured = QueryTable.measure(network, images.eval_loader(), configs=configs, latency=False)
     measured = measured.timed(network, setups)
-    if out is not None:
-        measured.save(out)
-    if plots is not None:
-        save_curves(measured, plots, title=model)
-    if json:
-        print_json([asdict(row) for row in measured.rows])
-    else:
-        print_table(query_table(measured.rows, title=model))
+    leave(measured, lambda: print_table(query_table(measured.rows, title=model)))
 
 
 def _setups(backends: list[str], threads: list[int], batches: list[int]) -> list[TimingSetup]:

@@ -22,6 +22,22 @@ from leanconv.nets._shared import at_least_one
 __all__ = ["DeepDenseNet", "DeepResNeXt", "PreActResNet"]
 
 
+class _Classifier(nn.Module):
+    """Features, their mean over the map, and a linear layer."""
+
+    def __init__(self, features: nn.Sequential, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.fc = nn.Linear(channels, at_least_one("num_classes", num_classes))
+        _draw(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to class scores (b, num_classes)."""
+        scores: Tensor = self.fc(self.flatten(self.pool(self.features(x))))
+        return scores
+
+
 class _PreActBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +54,7 @@ class _PreActBlock(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(_Classifier):
     """Bottlenecks with BatchNorm and ReLU before every convolution; `depth` is 9n + 2.
 
     >>> sum(p.numel() for p in PreActResNet(164).parameters())
@@ -46,7 +62,6 @@ class PreActResNet(nn.Module):
     """
 
     def __init__(self, depth: int = 164, *, num_classes: int = 10) -> None:
-        super().__init__()
         blocks = _blocks(depth, 9, 2, "pre-activation ResNet")
         layers: list[nn.Module] = [_conv(3, 16, 3)]
         channels = 16
@@ -54,15 +69,7 @@ class PreActResNet(nn.Module):
             for block in range(blocks):
                 layers.append(_PreActBlock(channels, 16 * 2**stage, 2 if stage and not block else 1))
                 channels = 64 * 2**stage
-        self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.fc = nn.Linear(channels, at_least_one("num_classes", num_classes))
-        _draw(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, 3, h, w) to class scores (b, num_classes)."""
-        scores: Tensor = self.fc(self.flatten(self.pool(self.features(x))))
-        return scores
+        super().__init__(nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU()), channels, num_classes)
 
 
 class _DenseLayer(nn.Module):
@@ -77,7 +84,7 @@ class _DenseLayer(nn.Module):
         return torch.cat([x, self.steps(x)], 1)
 
 
-class DeepDenseNet(nn.Module):
+class DeepDenseNet(_Classifier):
     """Three dense blocks of growth `growth`; with `compact` bottlenecks and halved transitions, DenseNet-BC.
 
     >>> sum(p.numel() for p in DeepDenseNet(100, 12, compact=True).parameters())
@@ -85,7 +92,6 @@ class DeepDenseNet(nn.Module):
     """
 
     def __init__(self, depth: int = 100, growth: int = 24, *, compact: bool = False, num_classes: int = 10) -> None:
-        super().__init__()
         layers = _blocks(depth, 6 if compact else 3, 4, "DenseNet")
         channels = 2 * growth if compact else 16
         steps: list[nn.Module] = [_conv(3, channels, 3)]
@@ -98,15 +104,7 @@ class DeepDenseNet(nn.Module):
                 kept = channels // 2 if compact else channels
                 steps += [_conv(channels, kept, 1), nn.AvgPool2d(2)]
                 channels = kept
-        self.features = nn.Sequential(*steps)
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.fc = nn.Linear(channels, at_least_one("num_classes", num_classes))
-        _draw(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, 3, h, w) to class scores (b, num_classes)."""
-        scores: Tensor = self.fc(self.flatten(self.pool(self.features(x))))
-        return scores
+        super().__init__(nn.Sequential(*steps), channels, num_classes)
 
 
 class _GroupedBlock(nn.Module):
@@ -126,7 +124,7 @@ class _GroupedBlock(nn.Module):
         return out
 
 
-class DeepResNeXt(nn.Module):
+class DeepResNeXt(_Classifier):
     """ResNeXt for small images: `groups` groups of `width` channels in the first stage; `depth` is 9n + 2.
 
     >>> round(sum(p.numel() for p in DeepResNeXt(29, groups=8, width=64).parameters()) / 1e6, 1)
@@ -134,7 +132,6 @@ class DeepResNeXt(nn.Module):
     """
 
     def __init__(self, depth: int = 29, *, groups: int = 8, width: int = 64, num_classes: int = 10) -> None:
-        super().__init__()
         blocks = _blocks(depth, 9, 2, "ResNeXt")
         at_least_one("groups", groups)
         at_least_one("width", width)
@@ -146,15 +143,7 @@ class DeepResNeXt(nn.Module):
                 stride = 2 if stage and not block else 1
                 layers.append(_GroupedBlock(channels, groups * width * 2**stage, out, stride, groups))
                 channels = out
-        self.features = nn.Sequential(*layers)
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.fc = nn.Linear(channels, at_least_one("num_classes", num_classes))
-        _draw(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, 3, h, w) to class scores (b, num_classes)."""
-        scores: Tensor = self.fc(self.flatten(self.pool(self.features(x))))
-        return scores
+        super().__init__(nn.Sequential(*layers), channels, num_classes)
 
 
 def _blocks(depth: int, each: int, rest: int, what: str) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leanconv.ops.project import behind
 from leanconv.plan import Plan
 
 __all__ = ["composed_kernel", "merged_kernel", "merged_mask", "prepare"]
@@ -64,11 +65,7 @@ def composed_kernel(chain: nn.Module, plan: Plan, weights: list[Tensor], multipl
             elif dense.shape[2:].numel() == 1:
                 kernel = (dense.flatten(1) @ kernel.flatten(1)).view(len(dense), *kernel.shape[1:])
             else:
-                product = torch.einsum("omb,mia->oiba", dense.flatten(2), kernel.flatten(2))
-                product = product.reshape(*product.shape[:2], *dense.shape[2:], *kernel.shape[2:])
-                axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
-                sizes = [a * b for a, b in zip(dense.shape[2:], kernel.shape[2:], strict=True)]
-                kernel = product.permute(0, 1, *axes).reshape(*product.shape[:2], *sizes)
+                kernel = behind(kernel, dense)
             order = getattr(chain, f"order{index}")
             if order is not None:
                 kernel = kernel.index_select(0, order)

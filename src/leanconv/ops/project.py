@@ -31,23 +31,31 @@ _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
 
 
+def behind(kernel: Tensor, after: Tensor) -> Tensor:
+    """The dense kernel (O, I, *K) of a convolution by `kernel` (M, I, *K1) and one by `after` (O, M, *K2) behind it.
+
+    Along every axis one of the two has a single tap.
+    """
+    ndim = kernel.ndim - 2
+    product = torch.einsum("omb,mia->oiba", after.flatten(2), kernel.flatten(2))
+    product = product.reshape(*product.shape[:2], *after.shape[2:], *kernel.shape[2:])
+    axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
+    sizes = [a * b for a, b in zip(after.shape[2:], kernel.shape[2:], strict=True)]
+    return product.permute(0, 1, *axes).reshape(*product.shape[:2], *sizes)
+
+
 def compose(plan: Plan, weights: Sequence[Tensor]) -> Tensor:
     """The dense kernel (C_out, C_in, *K) of `plan` with these stage weights; differentiable in them.
 
     Each axis is convolved by one stage, so taps multiply, never add.
     """
-    ndim = plan.spec.ndim
     kernel: Tensor | None = None
     for index, (stage, weight) in enumerate(zip(plan.stages, weights, strict=True)):
         dense = _block_diagonal(weight, stage.conv.groups)
         if kernel is None:
             kernel = dense[:, : plan.spec.in_channels]
         else:
-            product = torch.einsum("omb,mia->oiba", dense.flatten(2), kernel.flatten(2))
-            product = product.reshape(*product.shape[:2], *dense.shape[2:], *kernel.shape[2:])
-            axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
-            sizes = [a * b for a, b in zip(dense.shape[2:], kernel.shape[2:], strict=True)]
-            kernel = product.permute(0, 1, *axes).reshape(*product.shape[:2], *sizes)
+            kernel = behind(kernel, dense)
         kernel = kernel[list(plan.wiring(index))]
     assert kernel is not None  # a plan has at least one stage
     return kernel

@@ -57,7 +57,7 @@ def finetune(
     teacher = None if teacher is None else located(teacher)
     folder = saved_model(model)
     trained = is_folder(str(folder))
-    rewritten = trained and folder == Path(model) and _is_rewritten(folder)
+    rewritten = trained and said == model and _is_rewritten(folder)
     careful = trained and not elastic and not rewritten
     size = default_size(str(folder) if trained else model)
     side = size[-1]
@@ -91,12 +91,14 @@ def finetune(
 
 
 def _is_rewritten(folder: Path) -> bool:
-    """Whether the last steps of the model saved in `folder` replaced layers, which changed what it computes."""
+    """Whether layers of the model saved in `folder` were replaced, and no run of ours has trained it since: then the
+    folder is not the one that a run has left its model in."""
     from leanconv.build.folder import read_record
     from leanconv.rewrites.steps import STEPS
 
     steps = Story.from_json(read_record(folder)["story"]).steps
-    return any(stem in STEPS and stem != "inflate" for stem, _ in steps)
+    replaced = any(stem in STEPS and stem != "inflate" for stem, _ in steps)
+    return replaced and not (folder.absolute().parent / "config.yaml").exists()
 
 
 def _finetune_detector(model: str, data: str, *, elastic: bool, teacher: str | None, new_classifier: bool) -> Recipe:
