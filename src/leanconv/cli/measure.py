@@ -17,6 +17,9 @@ def run(
     rewrites: RewriteOption = [],
     sizes: SizesOption = [],
     modules: Annotated[int, typer.Option("--modules", metavar="N", help="Also show the N most expensive layers.")] = 0,
+    all_operations: Annotated[
+        bool, typer.Option("--all-operations", help="Count norms, pools, sums and activations, too, each by itself.")
+    ] = False,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
@@ -30,9 +33,11 @@ def run(
     costs: dict[str, Cost] = {}
     for name in models:
         found = find(name, options, rewrites, sizes, trust_code=trust_code)
-        costs[name] = measure(found.model, found.size)
+        costs[name] = measure(found.model, found.size, all_operations=all_operations)
         if found.rewritten:
-            costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.final_size)
+            costs[f"{name} + {' + '.join(rewrites)}"] = measure(
+                found.final, found.final_size, all_operations=all_operations
+            )
     if json:
         print_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
         return

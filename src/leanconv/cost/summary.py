@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from leanconv.cost.metrics import activation_bytes, not_counted, outside, weights
+from leanconv.cost.other_operations import other_operations
 from leanconv.cost.products import Product, products
 from leanconv.cost.receptive_field import receptive_field
 from leanconv.cost.recorder import record
-from leanconv.cost.records import ModuleRef
+from leanconv.cost.records import ModuleRef, OpRecord
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, unwrapped
 from leanconv.errors import LeanconvError
 
@@ -83,7 +85,9 @@ class Cost:
     receptive_field: input positions per spatial axis that can reach one position of the last feature map, far from the
         borders (it may exceed the input); None when every position sees the whole input, as with squeeze-excitation.
     receptive_field_note: which map that is, or why there is no number.
-    not_counted: operators that compute and are in no `macs`, by ATen name, with how often they ran.
+    other_operations: by kind ("norms", "pools", "sums", ...) what everything but convolutions and linear layers does,
+        see `cost.other_operations`; empty unless asked for.
+    not_counted: operators that compute and are in no number above, by ATen name, with how often they ran.
     params_not_counted: parameters that no convolution or linear layer read, by the operator that read them first.
     params_not_run: parameters that nothing on the way from the input read, such as a head for training only.
     """
@@ -102,6 +106,7 @@ class Cost:
     not_counted: dict[str, int]
     params_not_counted: dict[str, int]
     params_not_run: int
+    other_operations: dict[str, int]
     operators: dict[str, int] = field(repr=False)
     modules: tuple[ModuleCost, ...] = field(repr=False)
 
@@ -109,6 +114,11 @@ class Cost:
     def total_macs(self) -> int:
         """`macs` and `attention_macs`: what torch's FlopCounterMode counts as twice as many operations."""
         return self.macs + self.attention_macs
+
+    @property
+    def all_operations(self) -> int:
+        """`total_macs` and all `other_operations`, which are there only when `measure` was asked for them."""
+        return self.total_macs + sum(self.other_operations.values())
 
     @property
     def share_not_counted(self) -> float:
@@ -143,6 +153,9 @@ class Cost:
         out["params_not_counted"] = dict(self.params_not_counted)
         out["share_not_counted"] = self.share_not_counted
         out["params_not_run"] = self.params_not_run
+        if self.other_operations:
+            out["other_operations"] = dict(self.other_operations)
+            out["all_operations"] = self.all_operations
         if modules:
             out["modules"] = [module.to_json() for module in self.modules]
         return out
@@ -160,7 +173,9 @@ class _Sum:
     products: list[Product] = field(default_factory=list)
 
 
-def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1) -> Cost:
+def measure(
+    model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1, all_operations: bool = False
+) -> Cost:
     """Measure what `model` costs for one image of `size`, without computing anything.
 
     The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
@@ -177,6 +192,8 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
         size: None takes what the model itself says: the native size of an elastic network, the one in timm's
             `pretrained_cfg`.
         batch: images at once.
+        all_operations: also count norms, pools, sums, activations and the rest, by kind, as `Cost.other_operations`:
+            some papers' totals hold one or the other of them. `macs` stays what it is.
 
     Raises `LeanconvError` when the network cannot run on that size, its forward depends on tensor values, or it says no
     size and none is given.
@@ -184,6 +201,8 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
     >>> cost = measure(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
     >>> cost.params, cost.conv_params, cost.macs, cost.interactions, cost.receptive_field
     (224, 216, 221184, 24, (3, 3))
+    >>> measure(nn.Sequential(nn.BatchNorm2d(3), nn.MaxPool2d(2)), (3, 32, 32), all_operations=True).other_operations
+    {'norms': 3072, 'pools': 3072}
     """
     network = unwrapped(as_module(model))
     size = default_size(network) if size is None else size
@@ -226,6 +245,10 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
     whole = modules[0]
     seen = receptive_field(recorded)
     beside = outside(recorded.records, found, recorded.parameters)
+    missed = not_counted(recorded.records, found)
+    others: dict[str, int] = {}
+    if all_operations:
+        others, missed = _others(recorded.records, found, batch)
     return Cost(
         size=size,
         batch=batch,
@@ -238,12 +261,27 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
         peak_activation_bytes=-(-recorded.peak_bytes // batch),
         receptive_field=seen.size,
         receptive_field_note=seen.note,
-        not_counted=not_counted(recorded.records, found),
+        not_counted=missed,
         params_not_counted=beside.read,
         params_not_run=beside.unread,
+        other_operations=others,
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )
+
+
+def _others(
+    records: Sequence[OpRecord], found: Sequence[Sequence[Product]], batch: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations per image beside the layers, by kind, the most first; and the operators that no rule knows."""
+    kinds: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for one, made in zip(records, found, strict=True):
+        known = other_operations(one, made)
+        unknown[one.name] += known is None
+        for kind, operations in known or ():
+            kinds[kind] += _per_image(operations, batch)
+    return dict(kinds.most_common()), {name: times for name, times in unknown.most_common() if times}
 
 
 def _refuse_packed(network: nn.Module) -> None:
