@@ -68,6 +68,7 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         ("parameters", si(cost.params), f"{cost.params:,}"),
         ("conv and linear weights", si(cost.conv_params), f"{cost.conv_params:,}"),
         ("MACs", si(cost.macs), f"{cost.macs:,}"),
+        *((f"  {part.name}", si(part.macs), f"{part.macs:,}") for part in cost.parts),
         *((("attention MACs", si(cost.attention_macs), f"{cost.attention_macs:,}"),) if cost.attention_macs else ()),
         *((kind, si(count), f"{count:,}") for kind, count in cost.other_operations.items()),
         *((("all operations", si(cost.all_operations), f"{cost.all_operations:,}"),) if cost.other_operations else ()),
@@ -84,8 +85,20 @@ def cost_table(name: str, cost: Cost) -> TextTable:
             MACS_NOTE,
             *((OTHERS_NOTE,) if cost.other_operations else ()),
             *((f"receptive field: {cost.receptive_field_note}.",) if cost.receptive_field_note else ()),
+            *_parts_note(cost),
             *count_notes({name: cost}),
         ),
+    )
+
+
+def _parts_note(cost: Cost) -> tuple[str, ...]:
+    """What the parts of a detector are given."""
+    if not cost.parts:
+        return ()
+    regions = [f"{part.name} {part.times} of {_size(part.size)}" for part in cost.parts if part.times > 1]
+    return (
+        f"the detector makes an image of {_size(cost.parts[0].size)} of the input; counted for the most regions that"
+        f" it keeps: {', '.join(regions)}; an image with fewer costs less.",
     )
 
 
