@@ -17,7 +17,7 @@ SIGNATURES = {
     "create_model": "(name, /, **options)",
     "list_models": "(pattern='*')",
     "rewrite": "(model, *steps, size=None, optimizer=None, source=None, source_options=None)",
-    "measure": "(model, size=None, *, batch=1)",
+    "measure": "(model, size=None, *, batch=1, all_operations=False)",
     "make_elastic": (
         "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, size=None, "
         "keep=(), ratios=None, source=None, source_options=None)"

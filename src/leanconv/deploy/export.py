@@ -36,8 +36,7 @@ from leanconv.deploy.verify import (
     openvino_runner,
     random_inputs,
 )
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module
-from leanconv.elastic.detector import is_detector
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, is_detector
 from leanconv.errors import ExportError, LeanconvError
 from leanconv.files import unwritable, whole_folder
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from leanconv.data.contract import attach
 from leanconv.data.detection.data import DetectionData, open_detection
+from leanconv.dryrun import classes_of, is_detector
 from leanconv.elastic import DetectionObjective, ElasticDetector, ElasticNet, calibrate, make_elastic
-from leanconv.elastic.detector import classes_of, is_detector
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.files import held, write_text
 from leanconv.query import QueryTable
