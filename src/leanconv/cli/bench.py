@@ -23,7 +23,7 @@ def run(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="What runs the models; our own kernels are leanconv (in torch) and onnxruntime+kernels.",
+            help="What runs the models; our own kernels are leanconv (in torch) and onnxruntime_kernels.",
         ),
     ] = "eager,compile,onnxruntime,openvino",
     batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
