@@ -27,6 +27,9 @@ def run(
     width: WidthOption = None,
     resolution: ResolutionOption = None,
     modules: Annotated[int, typer.Option("--modules", metavar="N", help="Also show the N most expensive layers.")] = 0,
+    all_operations: Annotated[
+        bool, typer.Option("--all-operations", help="Count norms, pools, sums and activations, too, each by itself.")
+    ] = False,
     json: JsonOption = False,
     trust_code: TrustOption = False,
 ) -> None:
@@ -44,9 +47,11 @@ def run(
         model, size = found.model, found.size
         if width is not None or resolution is not None:
             model, size = configuration(model, size, width, resolution, calibrated=False)
-        costs[name] = measure(model, size)
+        costs[name] = measure(model, size, all_operations=all_operations)
         if found.rewritten:
-            costs[f"{name} + {' + '.join(rewrites)}"] = measure(found.final, found.final_size)
+            costs[f"{name} + {' + '.join(rewrites)}"] = measure(
+                found.final, found.final_size, all_operations=all_operations
+            )
     if json:
         print_json([{"model": name, **cost.to_json()} for name, cost in costs.items()])
         return

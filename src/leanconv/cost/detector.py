@@ -4,7 +4,7 @@
 
 P and D are the most proposals and detections that it keeps of an image, so that the count does not depend on what is in
 it; an image with fewer costs less. The image is resized and padded as the detector does it. Cutting regions out of maps
-and suppressing boxes are no products with weights, and are not counted.
+and suppressing boxes are no products with weights, and are not counted, nor are they among other operations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Measured:
     cost: Cost
 
 
-def measure_detector(detector: nn.Module, size: Sizes, *, batch: int = 1) -> Cost:
+def measure_detector(detector: nn.Module, size: Sizes, *, batch: int = 1, all_operations: bool = False) -> Cost:
     """The cost for one image of `size`, see `measure`; its `parts` add up to it.
 
     The peak of activations is the largest of the parts: of the backbone for an image, of a head for all regions at
@@ -45,9 +45,9 @@ def measure_detector(detector: nn.Module, size: Sizes, *, batch: int = 1) -> Cos
     kept: int = in_evaluation(detector.rpn).post_nms_top_n()
     backbone: Any = detector.backbone
     levels = [shape[1:] for shape in DryRun(backbone, given, batch=1).run().shapes]
-    whole = measure_forward(backbone, given, batch=batch)
+    whole = measure_forward(backbone, given, batch=batch, all_operations=all_operations)
     body = measure_forward(detector.get_submodule(inner), given, batch=batch)
-    rpn = measure_forward(detector.rpn.head, ([*levels],))  # type: ignore[union-attr, arg-type]
+    rpn = measure_forward(detector.rpn.head, ([*levels],), all_operations=all_operations)  # type: ignore[union-attr, arg-type]
     parts = [PartCost("body", given, 1, body.params, body.macs)]
     if whole.params > body.params or whole.macs > body.macs:
         parts.append(PartCost("neck", given, 1, whole.params - body.params, whole.macs - body.macs))
@@ -62,7 +62,9 @@ def measure_detector(detector: nn.Module, size: Sizes, *, batch: int = 1) -> Cos
             continue
         names = [f"roi_heads.{stem}_head", f"roi_heads.{stem}_predictor"]
         region = (levels[0][0], *getattr(heads, f"{stem}_roi_pool").output_size)
-        cost = measure_forward(nn.Sequential(*map(detector.get_submodule, names)), region)
+        cost = measure_forward(
+            nn.Sequential(*map(detector.get_submodule, names)), region, all_operations=all_operations
+        )
         parts.append(PartCost(part, region, times, cost.params, cost.macs * times))
         measured.append(_Measured(dict(zip("01", names, strict=True)), times, cost))
     return _summed(detector, tuple(size), batch, measured, parts)
@@ -96,6 +98,7 @@ def _summed(detector: nn.Module, size: Sizes, batch: int, measured: list[_Measur
         not_counted=counted("not_counted"),
         params_not_counted=counted("params_not_counted", once=True),
         params_not_run=params - sum(one.cost.params - one.cost.params_not_run for one in measured),
+        other_operations=counted("other_operations"),
         operators=counted("operators"),
         modules=(own, *modules),
         parts=tuple(parts),

@@ -21,7 +21,9 @@ from leanconv.errors import LeanconvError
 __all__ = ["measure"]
 
 
-def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1) -> Cost:
+def measure(
+    model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1, all_operations: bool = False
+) -> Cost:
     """Measure what `model` costs for one image of `size`, without computing anything.
 
     The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
@@ -41,6 +43,8 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
         size: None takes what the model itself says: the native size of an elastic network, the one in timm's
             `pretrained_cfg`, the shorter and the longest side of a detector.
         batch: images at once.
+        all_operations: also count norms, pools, sums, activations and the rest, by kind, as `Cost.other_operations`:
+            some papers' totals hold one or the other of them. `macs` stays what it is.
 
     Raises `LeanconvError` when the network cannot run on that size, its forward depends on tensor values, or it says no
     size and none is given.
@@ -48,6 +52,8 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
     >>> cost = measure(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
     >>> cost.params, cost.conv_params, cost.macs, cost.interactions, cost.receptive_field
     (224, 216, 221184, 24, (3, 3))
+    >>> measure(nn.Sequential(nn.BatchNorm2d(3), nn.MaxPool2d(2)), (3, 32, 32), all_operations=True).other_operations
+    {'norms': 3072, 'pools': 3072}
     """
     network = unwrapped(as_module(model))
     size = default_size(network) if size is None else size
@@ -59,5 +65,5 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
     size = check_sizes(size)
     refuse_one_stage(network, "measure")
     if (detector := detector_in(network)) is not None:
-        return measure_detector(detector, size, batch=batch)
-    return measure_forward(network, size, batch=batch)
+        return measure_detector(detector, size, batch=batch, all_operations=all_operations)
+    return measure_forward(network, size, batch=batch, all_operations=all_operations)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from leanconv.cost.metrics import activation_bytes, not_counted, outside, weights
+from leanconv.cost.other_operations import other_operations
 from leanconv.cost.products import Product, products
 from leanconv.cost.receptive_field import receptive_field
 from leanconv.cost.recorder import record
-from leanconv.cost.records import ModuleRef
+from leanconv.cost.records import ModuleRef, OpRecord
 from leanconv.dryrun import Sizes
 from leanconv.errors import LeanconvError
 
@@ -101,7 +103,9 @@ class Cost:
     receptive_field: input positions per spatial axis that can reach one position of the last feature map, far from the
         borders (it may exceed the input); None when every position sees the whole input, as with squeeze-excitation.
     receptive_field_note: which map that is, or why there is no number.
-    not_counted: operators that compute and are in no `macs`, by ATen name, with how often they ran.
+    other_operations: by kind ("norms", "pools", "sums", ...) what everything but convolutions and linear layers does,
+        see `cost.other_operations`; empty unless asked for.
+    not_counted: operators that compute and are in no number above, by ATen name, with how often they ran.
     params_not_counted: parameters that no convolution or linear layer read, by the operator that read them first.
     params_not_run: parameters that nothing on the way from the input read, such as a head for training only.
     parts: of a detector, what its parts cost, of which the other numbers are the sums; empty for any other network.
@@ -121,6 +125,7 @@ class Cost:
     not_counted: dict[str, int]
     params_not_counted: dict[str, int]
     params_not_run: int
+    other_operations: dict[str, int]
     operators: dict[str, int] = field(repr=False)
     modules: tuple[ModuleCost, ...] = field(repr=False)
     parts: tuple[PartCost, ...] = ()
@@ -129,6 +134,11 @@ class Cost:
     def total_macs(self) -> int:
         """`macs` and `attention_macs`: what torch's FlopCounterMode counts as twice as many operations."""
         return self.macs + self.attention_macs
+
+    @property
+    def all_operations(self) -> int:
+        """`total_macs` and all `other_operations`, which are there only when `measure` was asked for them."""
+        return self.total_macs + sum(self.other_operations.values())
 
     @property
     def share_not_counted(self) -> float:
@@ -163,6 +173,9 @@ class Cost:
         out["params_not_counted"] = dict(self.params_not_counted)
         out["share_not_counted"] = self.share_not_counted
         out["params_not_run"] = self.params_not_run
+        if self.other_operations:
+            out["other_operations"] = dict(self.other_operations)
+            out["all_operations"] = self.all_operations
         if self.parts:
             out["parts"] = [part.to_json() for part in self.parts]
         if modules:
@@ -182,7 +195,7 @@ class _Sum:
     products: list[Product] = field(default_factory=list)
 
 
-def measure_forward(network: nn.Module, size: Sizes, *, batch: int = 1) -> Cost:
+def measure_forward(network: nn.Module, size: Sizes, *, batch: int = 1, all_operations: bool = False) -> Cost:
     """What one forward of `network` costs, which can be followed from its inputs to its outputs; see `measure`."""
     _refuse_packed(network)
     recorded = record(network, size, batch=batch)
@@ -217,6 +230,10 @@ def measure_forward(network: nn.Module, size: Sizes, *, batch: int = 1) -> Cost:
     whole = modules[0]
     seen = receptive_field(recorded)
     beside = outside(recorded.records, found, recorded.parameters)
+    missed = not_counted(recorded.records, found)
+    others: dict[str, int] = {}
+    if all_operations:
+        others, missed = _others(recorded.records, found, batch)
     return Cost(
         size=size,
         batch=batch,
@@ -229,12 +246,27 @@ def measure_forward(network: nn.Module, size: Sizes, *, batch: int = 1) -> Cost:
         peak_activation_bytes=-(-recorded.peak_bytes // batch),
         receptive_field=seen.size,
         receptive_field_note=seen.note,
-        not_counted=not_counted(recorded.records, found),
+        not_counted=missed,
         params_not_counted=beside.read,
         params_not_run=beside.unread,
+        other_operations=others,
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )
+
+
+def _others(
+    records: Sequence[OpRecord], found: Sequence[Sequence[Product]], batch: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations per image beside the layers, by kind, the most first; and the operators that no rule knows."""
+    kinds: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for one, made in zip(records, found, strict=True):
+        known = other_operations(one, made)
+        unknown[one.name] += known is None
+        for kind, operations in known or ():
+            kinds[kind] += _per_image(operations, batch)
+    return dict(kinds.most_common()), {name: times for name, times in unknown.most_common() if times}
 
 
 def _refuse_packed(network: nn.Module) -> None:
