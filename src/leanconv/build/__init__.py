@@ -69,7 +69,7 @@ __all__ = [
 def default_size(name_or_folder: str) -> tuple[int, ...]:
     """The input size a name, or a folder made by `save`, was made for, without the batch axis: (3, H, W), (3, T, H, W).
 
-    Raises `LeanconvError` where nobody has said it (a dotted path, a detector), asking for the size.
+    Raises `LeanconvError` where nobody has said it (a dotted path, a one-stage detector), asking for the size.
 
     >>> default_size("o_resnet20")
     (3, 32, 32)
