@@ -1,9 +1,9 @@
 """MutualNet's journal version: Slow-only, SlowFast and X3D on Kinetics-400, elastic in width, resolution and frames.
 
 Its text was not at hand, so widths, frames and the sizes of the table are ours, and the optimisation is that of the
-papers the networks are from, which the journal version takes over: from scratch, 256 epochs of a half cosine after a
-linear warm-up of 34 (X3D 35), SGD with Nesterov momentum .9, 1024 clips a step at a rate of 1.6, half of the features
-dropped, no decay on BatchNorm; shorter sides of 256 to 320, crops of 224, tests of 10 clips x 3 crops of 256.
+papers that the networks are from, as far as we know it: from scratch, 256 epochs of a half cosine after a linear
+warm-up of 34 (X3D 35), SGD with Nesterov momentum .9, 1024 clips a step at a rate of 1.6, half of the features dropped,
+no decay on BatchNorm; shorter sides of 256 to 320, crops of 224, tests of 10 clips x 3 crops of 256.
 """
 
 from __future__ import annotations
