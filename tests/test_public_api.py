@@ -27,7 +27,7 @@ SIGNATURES = {
     "export": (
         "(model, path, *, size=None, contract=None, input_type='float32', precision='fp32', data=None, "
         "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "
-        "fold=True, compiled=False)"
+        "fold=True, compiled=False, kernels=False)"
     ),
     "predict": (
         "(model, files, *, top=5, options=None, size=None, width=None, resolution=None, clips=None, given=None, "

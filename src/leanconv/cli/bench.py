@@ -26,8 +26,9 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="What runs the models: eager, compile, onnxruntime, openvino, and leanconv, its own kernels; with "
-            "--train eager, compile.  [default: eager,compile,onnxruntime,openvino; with --train eager]",
+            help="What runs the models: eager, compile, onnxruntime, openvino, and our own kernels, leanconv (in "
+            "torch) and onnxruntime+kernels; with --train eager, compile.  [default: eager,compile,onnxruntime,"
+            "openvino; with --train eager]",
             show_default=False,
         ),
     ] = None,

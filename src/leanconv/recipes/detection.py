@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +22,22 @@ from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import to_data
 from leanconv.recipes.finetuning import Taken, check_classes, knows_others
 from leanconv.recipes.settings import DetectionSettings, ElasticSettings, Recipe
+from leanconv.rewrites import parse_step, rewrite
 from leanconv.train import fit, is_main_process
-from leanconv.train.detected import evaluate_detector
+from leanconv.train.detected import Detected, evaluate_detector
 from leanconv.train.runfolder import saved_model
 from leanconv.train.settings import FitResult
 
-__all__ = ["DetectionRun", "build_detector", "coco_results", "open_objects", "run_detection", "take_body"]
+__all__ = [
+    "DetectionRun",
+    "build_detector",
+    "coco_results",
+    "finite",
+    "interval_figures",
+    "open_objects",
+    "run_detection",
+    "take_body",
+]
 
 
 class DetectionRun(dict[str, Any]):
@@ -61,6 +72,7 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
     folder, settings = saved_model(recipe.model), recipe.data.detection or DetectionSettings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        left = recipe.rewrites
         if is_folder(str(folder)):
             model = load(folder, trust_code=trust_code)
             inner = model.model if isinstance(model, ElasticNet) else model
@@ -77,13 +89,19 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
                     f" {data.num_classes}, or others: let it begin with a fresh classifier: --new-classifier"
                 )
             else:
-                model, _ = with_new_classifier(folder, data.num_classes, trust_code=trust_code)
+                model = _for_classes(
+                    lambda count: with_new_classifier(folder, count, trust_code=trust_code)[0], data.num_classes
+                )
         else:
-            sizes = {"min_size": recipe.data.resolution, "max_size": settings.longest}
-            rewrites = {"rewrites": list(recipe.rewrites)} if recipe.rewrites else {}
-            model = create_model(
-                recipe.model, **{"num_classes": data.num_classes, **sizes, **rewrites, **recipe.model_args}
+            options: dict[str, Any] = {"min_size": recipe.data.resolution, "max_size": settings.longest}
+            if left and recipe.model.startswith("detection/"):  # a body is rewritten before it is one
+                options, left = {**options, "rewrites": list(left)}, ()
+            options |= recipe.model_args
+            model = _for_classes(
+                lambda count: create_model(recipe.model, **{"num_classes": count, **options}), data.num_classes
             )
+        if left:
+            model = rewrite(model, *map(parse_step, left)).model
         elastic = recipe.elastic
         if elastic is not None and not isinstance(model, ElasticNet):
             model = make_elastic(model, widths=elastic.widths, resolutions=elastic.resolutions, divisor=elastic.divisor)
@@ -95,6 +113,23 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
             " set elastic.resolutions and data.resolution to the same"
         )
     return model.train()
+
+
+def _for_classes(build: Callable[[int], nn.Module], count: int) -> nn.Module:
+    """What `build` makes for so many classes. torchvision's builders count the background as one more, ours do not.
+
+    Raises `LeanconvError` for a detector that needs more than boxes and masks to learn from.
+    """
+    model = build(count)
+    inner = model.model if isinstance(model, ElasticNet) else model
+    if not is_detector(inner):
+        return model
+    if inner.roi_heads.has_keypoint():  # type: ignore[union-attr, operator]
+        raise LeanconvError(
+            f"{type(inner).__name__} learns from keypoints, and what is read of COCO's files are boxes and masks: name"
+            " a Mask or Faster R-CNN"
+        )
+    return build(count + 1) if classes_of(inner) == count - 1 else model
 
 
 def take_body(net: nn.Module, folder: str | Path, *, trust_code: bool = False) -> Taken:
@@ -198,37 +233,42 @@ def _finished(
             table.save(out / "table.json")
             table.save(out / "table.csv")
         save(net, folder, size=recipe.data.input_size)
-        figures = {"part": data.part, "images": detected.images, **_finite(detected.scores)}
+        figures = {
+            "part": data.part,
+            "images": detected.images,
+            **finite(detected.scores),
+            **interval_figures(detected),
+        }
         write_text(out / "evaluation.json", json.dumps(figures, indent=2) + "\n")
         if world == 1:
-            names = [one.id for one in data.test_images]
-            write_text(out / "detections.json", json.dumps(coco_results(detected.found, names, data.class_ids)) + "\n")
+            results = coco_results(detected.answers, detected.image_ids, data.class_ids)
+            write_text(out / "detections.json", json.dumps(results) + "\n")
     return DetectionRun(fit=result, net=net, model_folder=folder, table=table, detected=detected)
 
 
 def coco_results(
-    found: Any, image_ids: list[int], class_ids: tuple[int, ...], masks: list[list[Any]] | None = None
+    answers: Iterable[Sequence[dict[str, Any]]], image_ids: Iterable[int], class_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Answers in COCO's format of results: image_id, category_id, bbox (x, y, width, height), score, segmentation."""
-    rows = []
-    for number, (one, image_id) in enumerate(zip(found, image_ids, strict=False)):
-        for place, (box, label, score) in enumerate(
-            zip(one["boxes"].tolist(), one["labels"].tolist(), one["scores"].tolist(), strict=True)
-        ):
-            x1, y1, x2, y2 = (round(value, 2) for value in box)
-            row = {
-                "image_id": image_id,
-                "category_id": class_ids[label - 1],
-                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                "score": round(score, 5),
-            }
-            if masks is not None:
-                rle = masks[number][place]
-                row["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
-            rows.append(row)
-    return rows
+    """Answers in COCO's format of results: image_id, category_id, bbox (x, y, width, height), score, segmentation.
+
+    `answers` are the rows of `coco_rows` for each image.
+    """
+    results = []
+    for rows, image_id in zip(answers, image_ids, strict=True):
+        for row in rows:
+            result = {"image_id": image_id, **row, "category_id": class_ids[row["category_id"] - 1]}
+            if "segmentation" in row:
+                rle = row["segmentation"]
+                result["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+            results.append(result)
+    return results
 
 
-def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+def interval_figures(detected: Detected) -> dict[str, list[float] | None]:
+    """The intervals of a test as plain data, by the names of the scores with _interval."""
+    return {f"{name}_interval": None if one is None else list(one) for name, one in detected.intervals.items()}
+
+
+def finite(scores: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: value if value == value else None for name, value in scores.items()}
