@@ -27,7 +27,7 @@ def run(
         typer.Option(
             metavar="NAME,...",
             help="What runs the models: eager, compile, onnxruntime, openvino, and our own kernels, leanconv (in "
-            "torch) and onnxruntime+kernels; with --train eager, compile.  [default: eager,compile,onnxruntime,"
+            "torch) and onnxruntime_kernels; with --train eager, compile.  [default: eager,compile,onnxruntime,"
             "openvino; with --train eager]",
             show_default=False,
         ),
