@@ -2,10 +2,12 @@
 
     torchrun --nproc_per_node 6 benchmarks/detection_coco128.py DATA OUT --how overfit --minutes 2
     python benchmarks/detection_coco128.py DATA OUT --how mutual --steps 300 --seed 1
+    python benchmarks/detection_coco128.py DATA OUT --weights OUT/weights.pt
 
 DATA is a folder with instances.json (COCO's format) and images/train2017. `overfit` trains and tests on all images,
 `usnet` and `mutual` on 96 and 32 of them. Images, boxes and masks are brought to half their size once, which is still
-more than the network sees. OUT gets table.json, table.csv, run.json and sheets of predictions.
+more than the network sees. OUT gets weights.pt (in half precision; with --weights they are tested, where there is more
+time, without training), table.json, table.csv, run.json and sheets of predictions.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--longest", type=int, default=400)
     parser.add_argument("--backbone", default="torchvision/resnet18")
     parser.add_argument("--images", type=int, default=0, help="tested on so many; 0: all")
+    parser.add_argument("--calibrate", type=int, default=96, help="images for the statistics of each configuration")
+    parser.add_argument("--weights", type=Path, help="of an earlier run: test them, train nothing")
+    parser.add_argument("--only-train", action="store_true", help="leave the test for --weights")
     parser.add_argument("--first", type=int, default=0, help="overfit: train and test on so many of them; 0: all")
     return parser.parse_args()
 
@@ -156,11 +161,37 @@ def main() -> None:
     kept = samples(data, data.train_images, device)
     begun = time.perf_counter()
     torch.manual_seed(1000 * given.seed + rank)
-    record = train(given, net, data, kept)
+    if given.weights:
+        net.load_state_dict(torch.load(given.weights, map_location=device, weights_only=True))
+        record: dict[str, Any] = {}
+    else:
+        record = train(given, net, data, kept)
+        if rank == 0:
+            halves = {name: one.half() if one.is_floating_point() else one for name, one in net.state_dict().items()}
+            torch.save(halves, given.out / "weights.pt")
+            (given.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if not given.only_train:
+        test(given, net, data, kept, record, begun)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def test(
+    given: argparse.Namespace,
+    net: ElasticDetector,
+    data: DetectionData,
+    kept: list[Sample],
+    record: dict[str, Any],
+    begun: float,
+) -> None:
+    """Statistics, query table and sheets of every configuration."""
+    rank, world = rank_and_world()
+    device = next(net.parameters()).device
     configs = [(width, side) for side in given.sides for width in WIDTHS]
     tested = samples(data, data.test_images[: given.images or None], device)
     chunks = data.train_loader(rank=rank, world=world).chunks
-    calibrate(net, batches(kept, chunks, None), configs, max_images=96, min_images=1)
+    calibrate(net, batches(kept, chunks, None), configs, max_images=given.calibrate, min_images=1)
     mine = [(number,) for number in range(rank, len(tested), world)]
     table = QueryTable.measure(net, batches(tested, mine, None), configs=configs, latency=False)
     if rank == 0:
@@ -180,9 +211,6 @@ def main() -> None:
             pairs = zip(tested[:16], found, strict=True)
             drawn = [draw_detections(image, one, data.class_names) for (image, _), one in pairs]
             save_sheet(drawn, given.out / f"sheet_{width:g}_{side}.jpg")
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 The separate steps are those of the extracted networks, one after the other, on images that have their resolution
 already; the elastic step slices, resizes and distills as well. Both zero the gradients, run forward and backward, and
-leave out the optimizer. For every plan of a few steps all candidates run interleaved; what is shown is the ratio within
-a round. Memory is what autograd keeps for the backward at its peak, weights apart.
+leave out the optimizer. Memory that is freed is kept, as by `leanconv train`, unless --system-allocator is given. For
+every plan of a few steps all candidates run interleaved; what is shown is the ratio within a round. Memory is what
+autograd keeps for the backward at its peak, weights apart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from leanconv.build import create_model
 from leanconv.cost import Latency, compare_latency
 from leanconv.elastic import ElasticNet, MutualObjective
 from leanconv.elastic.net import resized
-from leanconv.machine import this_machine
+from leanconv.machine import keep_freed_memory, this_machine
 
 CASES = (
     ("elastic_resnet20", {"widths": (0.25, 1.0), "resolutions": (32, 28, 24, 20)}, 128),
@@ -116,9 +117,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--system-allocator", action="store_true", help="as in a program that does not keep memory")
     options = parser.parse_args()
+    kept = "as the system does" if options.system_allocator or not keep_freed_memory() else "kept"
     gpu = f"{torch.cuda.get_device_name()}, " if options.device.startswith("cuda") else ""
-    print(f"{gpu}{this_machine()}, {options.threads} threads, torch {torch.__version__}")
+    print(f"{gpu}{this_machine()}, {options.threads} threads, torch {torch.__version__}, freed memory: {kept}")
     for name, settings, batch in CASES:
         if options.only in name:
             measured(name, settings, batch, options)

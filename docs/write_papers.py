@@ -61,6 +61,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{name} {_like(row.counted[name], row.printed.get(name))}" for name in COUNTS if name in row.counted
     )
     remarks = [row.absent or "", row.open or "", row.rule or ""]
+    if row.beside:
+        remarks.append(f"macs with {' and '.join(row.beside)}: {_like(row.total, row.printed['macs'])}")
     remarks += [f"{name}: {why}" for name, why in row.differs.items()]
     return row.row, _behind(row), printed, ours, "; ".join(text for text in remarks if text)
 

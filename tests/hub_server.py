@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +46,7 @@ class Hub:
     """The address of the server, its repositories, its large files by SHA-256, and every request it had.
 
     Large files are `elsewhere`, under another name of this machine: their redirect is not followed for the headers.
+    `meets` is called with the number of every request, from 1, before it is answered.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    meets: Callable[[int], object] = lambda number: None
 
     def add(self, name: str, files: dict[str, bytes], **options: bool) -> str:
         """A repository with `files`; returns its commit."""
@@ -97,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._get()
 
     def _get(self) -> None:
-        self.hub.asked.append(f"{self.command} {self.path}")
+        self._note()
         if found := re.fullmatch(r"/large/(\w+)", self.path):
             self._answer(200, self.hub.large[found[1]], {"ETag": f'"{found[1]}"'})
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
@@ -129,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, content, {"ETag": f'"{blob}"', "X-Repo-Commit": commit})
 
     def do_PUT(self) -> None:
-        self.hub.asked.append(f"PUT {self.path}")
+        self._note()
         content = self._body()
         digest = self.path.rpartition("/")[2]
         if hashlib.sha256(content).hexdigest() != digest:
@@ -138,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, b"")
 
     def do_POST(self) -> None:
-        self.hub.asked.append(f"POST {self.path}")
+        self._note()
         body = self._body()
         if self.path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
@@ -193,6 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.large[value["oid"]]
         commit = self.hub.repositories[name].commit(files)
         self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
+
+    def _note(self) -> None:
+        self.hub.asked.append(f"{self.command} {self.path}")
+        self.hub.meets(len(self.hub.asked))
 
     def _is_owner(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"

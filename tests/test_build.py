@@ -165,7 +165,8 @@ def test_default_sizes(tmp_path: Path, saved: Path) -> None:
     assert default_size(str(saved)) == (3, 32, 32)
     sized = save(create_model("resnet20"), tmp_path / "sized", size=(3, 20, 20))
     assert default_size(str(sized)) == (3, 20, 20)
-    for name in ("users_nets:build", "torchvision/fasterrcnn_resnet50_fpn"):
+    assert default_size("torchvision/fasterrcnn_resnet50_fpn") == (3, 800, 1333)
+    for name in ("users_nets:build", "torchvision/retinanet_resnet50_fpn"):
         with pytest.raises(LeanconvError, match="its input size is not known: give it"):
             default_size(name)
     with pytest.raises(UnknownName, match="did you mean"):

@@ -143,8 +143,11 @@ def _pytest(place: str, words: list[str]) -> None:
 
 def _around(place: str, words: list[str]) -> None:
     """A program that starts another one."""
-    assert "leanconv" in words, f"{place}: expected a leanconv command"
-    _leanconv(place, words[words.index("leanconv") + 1 :])
+    script = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
+    if script is not None:
+        return _python(place, words[script:])
+    assert "leanconv" in words, f"{place}: expected a leanconv command or a script"
+    return _leanconv(place, words[words.index("leanconv") + 1 :])
 
 
 def _fine(place: str, words: list[str]) -> None:

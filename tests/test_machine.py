@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,36 @@ def test_versions_of_what_is_there_and_what_is_not() -> None:
     found = machine.versions(["numpy", "no-such-package"])
     assert found["numpy"][0].isdigit()
     assert found["no-such-package"] is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+def test_freed_memory_is_kept_unless_the_user_says_how() -> None:
+    """In a process of its own, page faults of a block of 64 MiB that is used again and again: once, or every time."""
+    program = """
+import ctypes, resource, sys
+from leanconv.machine import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1:] else None)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    block = libc.malloc(ctypes.c_size_t(64 << 20))
+    ctypes.memset(block, 1, 64 << 20)
+    libc.free(block)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (64 << 20))
+"""
+
+    def said(*words: str, **variables: str) -> list[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    kept, times = said("keep")
+    assert (kept, float(times) < 2) == ("True", True), times
+    assert said("keep", MALLOC_TOP_PAD_="0")[0] == "False"

@@ -17,7 +17,7 @@ SIGNATURES = {
     "create_model": "(name, /, **options)",
     "list_models": "(pattern='*')",
     "rewrite": "(model, *steps, size=None, optimizer=None, source=None, source_options=None)",
-    "measure": "(model, size=None, *, batch=1)",
+    "measure": "(model, size=None, *, batch=1, all_operations=False)",
     "make_elastic": (
         "(model, widths=(0.25, 1.0), resolutions=(224, 192, 160, 128), *, frames=(), divisor=8, size=None, "
         "keep=(), ratios=None, source=None, source_options=None)"
@@ -27,7 +27,7 @@ SIGNATURES = {
     "export": (
         "(model, path, *, size=None, contract=None, input_type='float32', precision='fp32', data=None, "
         "calibration=128, dynamic_batch=True, dynamic_size=False, tolerance=None, samples=3, seed=0, opset=None, "
-        "fold=True, compiled=False)"
+        "fold=True, compiled=False, kernels=False)"
     ),
     "predict": (
         "(model, files, *, top=5, options=None, size=None, width=None, resolution=None, clips=None, given=None, "

@@ -24,6 +24,8 @@ int main(int, char** names) {
         const int64_t* sizes = static_cast<int64_t*>(take(in, 8, head[4] + head[5]));
         const int64_t* plan = static_cast<int64_t*>(take(in, 8, head[0]));
         const float* weights = static_cast<float*>(take(in, 4, head[1]));
+        int64_t read = 0;
+        if (leanconv_check(plan, head[0], &read) || read > head[1]) return 7;
         float* arena = static_cast<float*>(aligned_alloc(64, (size_t(head[2]) / 16 + 2) * 64));
         memset(arena, 0, 64);
         const float* inputs[8];

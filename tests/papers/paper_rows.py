@@ -11,7 +11,8 @@ A `[[place]]` is a table, a figure or a section of a paper. Each of its rows nam
 
 `printed` holds the figures as the paper prints them. Those of them that are counts ("4.1 G", params, weights, macs,
 interactions) must be what `counted` rounds to, or `differs` says why they are not; `rule` says how an option was chosen
-that the paper does not print.
+that the paper does not print. Where a printed total holds more than convolutions and linear layers, `beside` has what
+else was counted, by kind as `measure(all_operations=True)` does, and `macs` with it must be what is printed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COUNTS", "MANIFEST", "PAPERS", "Row", "amount", "nearest", "read_rows"]
+__all__ = ["BESIDE", "COUNTS", "MANIFEST", "PAPERS", "Row", "amount", "nearest", "read_rows"]
 
 MANIFEST = Path(__file__).parent / "manifest.toml"
 
@@ -36,6 +37,9 @@ PAPERS = {
 
 COUNTS = ("params", "weights", "macs", "interactions")
 """Parameters; those of convolutions and linear layers alone; multiply-adds; channel interactions."""
+
+BESIDE = ("norms", "pools")
+"""What some printed totals hold, too: norms and pools, as `measure(all_operations=True)` counts them."""
 
 _KINDS = ("recipe", "network", "tested", "absent", "open")
 _UNITS = {"k": 1e3, "M": 1e6, "e8": 1e8, "G": 1e9}
@@ -60,6 +64,7 @@ class Row:
     rule: str | None = None
     printed: Mapping[str, str] = field(default_factory=dict)
     counted: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +76,8 @@ class Row:
         for name, keys in (("counted", self.counted), ("differs", self.differs)):
             if wrong := set(keys) - set(COUNTS):
                 raise ValueError(f"{self}: {name} has {', '.join(sorted(wrong))}, expected {', '.join(COUNTS)}")
+        if wrong := set(self.beside) - set(BESIDE):
+            raise ValueError(f"{self}: beside has {', '.join(sorted(wrong))}, expected {', '.join(BESIDE)}")
         if self.present and (missing := set(COUNTS) & self.printed.keys() - self.counted.keys()):
             raise ValueError(f"{self}: {', '.join(sorted(missing))} is printed and not counted")
 
@@ -78,6 +85,16 @@ class Row:
     def present(self) -> bool:
         """Whether a network of leanconv stands behind it."""
         return self.recipe is not None or self.network is not None
+
+    @property
+    def total(self) -> int:
+        """`macs` and what was counted beside them."""
+        return self.counted["macs"] + sum(self.beside.values())
+
+    def fits(self, name: str) -> bool:
+        """Whether a count, rounded, is what is printed; of `macs` also with what was counted beside them."""
+        counts = [self.counted[name], *([self.total] if name == "macs" and self.beside else [])]
+        return any(nearest(count, self.printed[name]) for count in counts)
 
     def __str__(self) -> str:
         return f"{self.paper}, {self.place}, {self.row}"

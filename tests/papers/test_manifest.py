@@ -14,7 +14,7 @@ import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
 from meta_counts import classes_of, count, network_of
-from paper_rows import COUNTS, PAPERS, Row, amount, nearest, read_rows
+from paper_rows import COUNTS, PAPERS, Row, amount, read_rows
 
 from leanconv.build import create_model
 from leanconv.cost import measure
@@ -117,8 +117,7 @@ def test_reasons_are_not_lack_of_work() -> None:
 def test_every_count_is_what_is_printed_or_says_why_not() -> None:
     for row in PRESENT:
         for name in set(COUNTS) & row.printed.keys():
-            fits = nearest(row.counted[name], row.printed[name])
-            assert fits != (name in row.differs), f"{row}: {name} {row.counted[name]} for {row.printed[name]}"
+            assert row.fits(name) != (name in row.differs), f"{row}: {name} {row.counted[name]} for {row.printed[name]}"
 
 
 def test_what_differs_is_near() -> None:
@@ -136,6 +135,7 @@ def test_what_differs_is_near() -> None:
         ('row = "x"', "octave, Table 2, x: a row names one of recipe, network, tested, absent, open, got none"),
         ('row = "x", recipe = "a", open = "b"', "got recipe, open"),
         ('row = "x", recipe = "a", printed = { macs = "1 G" }', "macs is printed and not counted"),
+        ('row = "x", recipe = "a", beside = { sums = 1 }', "beside has sums, expected norms, pools"),
         ('row = "x", recipe = "a", counted = { flops = 1 }', "counted has flops, expected params, weights, macs"),
         ('row = "x", recipes = "a"', "octave, Table 2, x: .*unexpected keyword argument 'recipes'"),
     ],
@@ -159,14 +159,22 @@ def test_counts(row: Row) -> None:
             assert dict(other.counted) == {name: counted[name] for name in other.counted}, other
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param(row, id=str(row)) for row in NETWORKS.values()])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=str(row), marks=[] if row.recipe == "oct_resnet26_alpha500_imagenet" else pytest.mark.slow)
+        for row in NETWORKS.values()
+    ],
+)
 def test_counts_by_measure(row: Row) -> None:
-    """The same by `leanconv.measure`."""
+    """The same by `leanconv.measure`, and what stands beside convolutions and linear layers."""
     net, size = network_of(row)
-    cost = measure(net, size)
+    cost = measure(net, size, all_operations=True)
     ours = {"params": cost.params, "weights": cost.conv_params, "macs": cost.macs, "interactions": cost.interactions}
     assert dict(row.counted) == {name: ours[name] for name in row.counted}
+    for other in PRESENT:
+        if key(other) == key(row):
+            assert dict(other.beside) == {name: cost.other_operations[name] for name in other.beside}, other
 
 
 # -------------------------------------------------------------------------------------------------------- the recipes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ def test_every_configuration_is_a_point_and_the_best_are_a_line(tmp_path: Path, 
     assert axes.get_ylabel() == "accuracy [%]"
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert labels == ["Pareto front", "224 px", "192 px", "160 px", "128 px"]
+
+
+def test_detectors_are_drawn_by_their_average_precision(tmp_path: Path, figures: list[Figure]) -> None:
+    rows = [replace(row, scores={"box_ap": row.accuracy, "mask_ap": 0.1}) for row in table().rows]
+    plot_accuracy_macs(replace(table(), rows=tuple(rows)), tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_ylabel(), axes.get_title(loc="left")) == ("box AP [%]", "Box AP over MACs")
 
 
 def test_latency_has_bars_from_low_to_high(tmp_path: Path, figures: list[Figure]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.video.resnet import BasicStem, Bottleneck, VideoResNet
+from torchvision.models.video.resnet import BasicBlock, BasicStem, Bottleneck, R2Plus1dStem, VideoResNet
 
 
 def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv3d:
@@ -40,7 +40,22 @@ class Preserved(nn.Sequential):
     get_downsample_stride = Depthwise.get_downsample_stride
 
 
+class Decomposed(nn.Sequential):
+    """R(2+1)D with the channels between that VMZ computes from its own, not from the block's."""
+
+    def __init__(self, cin: int, cout: int, middle: int, stride: int = 1) -> None:
+        between = 27 * cin * cout // (9 * cin + 3 * cout)
+        spatial = nn.Conv3d(cin, between, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
+        temporal = nn.Conv3d(between, cout, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
+        super().__init__(spatial, nn.BatchNorm3d(between), nn.ReLU(), temporal)
+
+    get_downsample_stride = Depthwise.get_downsample_stride
+
+
 def vmz(kind: str, layers: Sequence[int], classes: int) -> nn.Module:
+    if kind.startswith("r2plus1d"):
+        block = BasicBlock if kind == "r2plus1d_simple" else Bottleneck
+        return VideoResNet(block, [Decomposed] * 4, list(layers), R2Plus1dStem, num_classes=classes)
     makers = [Preserved if kind == "ip" else Depthwise] * 4
     stem = lambda: nn.Sequential(*BasicStem(), stem_pool())  # noqa: E731
     return VideoResNet(Bottleneck, makers, list(layers), stem, num_classes=classes)

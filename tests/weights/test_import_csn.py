@@ -1,15 +1,15 @@
-"""Channel-separated networks of other projects: complete in both directions, the same function, all else refused."""
+"""Other projects' channel-separated networks and R(2+1)D: complete both ways, the same function, all else refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from foreign_caffe2 import caffe2, csn
+from foreign_caffe2 import caffe2, csn, r2plus1d
 from foreign_csn import EPS, NETWORKS, PAIRS, Affine, build
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from writers import blobs
 
 from leanconv.build import create_model
 from leanconv.errors import CheckpointError, UnknownName
+from leanconv.nets.r2plus1d import Decomposed3d
 from leanconv.nets.resnet3d import LAYERS_3D, resnet3d
 from leanconv.ops import conv_maker
 from leanconv.ops.csn import ChannelSeparated
@@ -41,8 +42,8 @@ def test_every_format_has_a_network_to_be_compared_with() -> None:
     of_csn = {name: one for name, one in FORMATS.items() if isinstance(one, CsnFormat) and name != "vmz-caffe2"}
     assert set(of_csn) == set(NETWORKS) == {project for project, _ in PAIRS}
     assert [(name, kind) for name, naming in of_csn.items() for kind in naming.middle] == [
-        ("mmaction2", "ip"), ("mmaction2", "ir"), ("vmz", "ip"), ("vmz", "ir"), ("pytorchvideo", "ir"),
-        ("gluoncv", "ir"),
+        ("mmaction2", "ip"), ("mmaction2", "ir"), ("vmz", "ip"), ("vmz", "ir"), ("vmz", "r2plus1d"),
+        ("vmz", "r2plus1d_simple"), ("pytorchvideo", "ir"), ("gluoncv", "ir"),
     ]  # fmt: skip
 
 
@@ -181,6 +182,91 @@ def test_safetensors_half_precision_and_data_parallel_prefix(tmp_path: Path) -> 
     assert torch.equal(net.fc.weight, state["module.fc.weight"].float())
 
 
+# ------------------------------------------------------------------------------------------------------------- R(2+1)D
+
+SHORT = (1, 1, 1, 1)
+TOLD = {True: "r2plus1d with 1, 1, 1, 1 blocks (10 layers)", False: "r2plus1d with 1, 1, 1, 1 bottlenecks (14 layers)"}
+
+
+def our_r2plus1d(simple: bool, **options: Any) -> nn.Module:
+    stem = partial(Decomposed3d, middle=45)
+    given = {"layers": SHORT, "num_classes": 5, "pool1": False, **options}
+    return resnet3d(block="simple" if simple else "bottleneck", conv=Decomposed3d, stem=stem, **given).eval()
+
+
+@pytest.mark.parametrize("simple", [True, False])
+def test_r2plus1d_of_caffe2_computes_what_its_network_does(simple: bool, tmp_path: Path) -> None:
+    drawn, clip = caffe2(), torch.randn(2, 3, 8, 32, 32)
+    wanted = r2plus1d(drawn, clip, simple, SHORT, 5)
+    (tmp_path / "w.pkl").write_bytes(blobs(drawn.tensors))
+    net, read = our_r2plus1d(simple), read_tensors(tmp_path / "w.pkl")
+    done = fill(net, read, find_format(read), source="w.pkl")
+    assert (done.format, done.tensors, done.network) == ("vmz-caffe2", len(drawn.tensors), TOLD[simple])
+    with torch.no_grad():
+        torch.testing.assert_close(net(clip), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("simple", [True, False])
+def test_r2plus1d_of_pytorch_computes_what_its_network_does(simple: bool) -> None:
+    foreign = theirs("vmz", "r2plus1d_simple" if simple else "r2plus1d", SHORT)
+    state, net = foreign.state_dict(), our_r2plus1d(simple)
+    done = fill(net, state, find_format(state), source="f")
+    assert (done.format, done.tensors, done.network) == ("vmz", len(state), TOLD[simple])
+    assert done.notes[0].endswith("the network was built without it")
+    clip = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(clip), foreign(clip), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "block"), [("r2plus1d_34", "comp_12_conv_2_middle_w"), ("r2plus1d_152", "")])
+def test_r2plus1d_maps_are_complete(name: str, block: str) -> None:
+    """As deep as they were released, in both projects' names."""
+    simple, depth = name.endswith("34"), int(name.rpartition("_")[2])
+    with torch.device("meta"):
+        mine = create_model(name).state_dict()
+        foreign = build("vmz", "r2plus1d_simple" if simple else "r2plus1d", LAYERS_3D[depth]).state_dict()
+    names = key_map(FORMATS["vmz"], mine)
+    assert sorted(map(str, names.values())) == sorted(foreign)
+    assert {name: mine[name].shape for name in mine} == {name: foreign[str(names[name])].shape for name in mine}
+    caffe = key_map(FORMATS["vmz-caffe2"], mine)
+    assert len(set(caffe.values())) == len(caffe)
+    wanted = {
+        "stem.0.conv.spatial.weight": "conv1_middle_w",
+        "stem.0.conv.bn.running_var": "conv1_middle_spatbn_relu_riv",
+        "stem.0.conv.temporal.weight": "conv1_w",
+        "stem.0.bn.bias": "conv1_spatbn_relu_b",
+        "layer2.0.conv2.conv.bn.weight": "comp_3_spatbn_2_middle_s",
+        "layer2.0.shortcut.bn.running_mean": "shortcut_projection_3_spatbn_rm",
+    }
+    wanted |= (
+        {"layer3.5.conv2.conv.spatial.weight": block, "layer4.0.conv1.conv.temporal.weight": "comp_13_conv_1_w"}
+        if simple
+        else {"layer4.2.conv3.bn.running_var": "comp_49_spatbn_3_riv", "layer1.0.conv1.conv.weight": "comp_0_conv_1_w"}
+    )
+    assert {name: caffe[name] for name in wanted} == wanted
+
+
+def test_r2plus1d_and_csn_are_not_taken_for_each_other() -> None:
+    """Blocks of both have parts of the same names."""
+    drawn, caffe = caffe2(), FORMATS["vmz-caffe2"]
+    r2plus1d(drawn, torch.randn(1, 3, 8, 32, 32), False, SHORT, 5)
+    with pytest.raises(CheckpointError, match=r"f is r2plus1d with 1, 1, 1, 1 .* but the network to fill is ip with"):
+        fill(ours("ip", SHORT), drawn.tensors, caffe, source="f")
+    with pytest.raises(CheckpointError, match=r"f is ip with .* but the network to fill is r2plus1d with 1, 1, 1, 1"):
+        fill(our_r2plus1d(False), theirs("vmz", "ip").state_dict(), FORMATS["vmz"], source="f")
+    with pytest.raises(CheckpointError, match="pytorchvideo has ir networks only, and this one is r2plus1d with"):
+        key_map(FORMATS["pytorchvideo"], our_r2plus1d(False).state_dict())
+
+
+def test_torchvisions_own_middle_channels_are_refused_by_shape() -> None:
+    from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
+
+    torch.manual_seed(1)
+    state = VideoResNet(BasicBlock, [Conv2Plus1D] * 4, list(SHORT), R2Plus1dStem, num_classes=5).state_dict()
+    with pytest.raises(CheckpointError, match=r"layer2.0.conv2.0.0.weight \(file \(230, 128, 1, 3, 3\), network \(288"):
+        fill(our_r2plus1d(True), state, find_format(state), source="f")
+
+
 def test_files_without_counters_are_complete() -> None:
     state = {k: v for k, v in theirs("vmz", "ip").state_dict().items() if not k.endswith("num_batches_tracked")}
     net = ours("ip")
@@ -262,7 +348,9 @@ def test_networks_of_other_kinds_are_refused(name: str) -> None:
     """An ordinary one, a dense 3D one, and a space-time decomposed one, which has other tensors of the same names."""
     with torch.device("meta"):
         model = create_model(name, **({"space_time": True} if "csn" in name else {}))
-    with pytest.raises(CheckpointError, match="vmz files hold channel-separated networks, and this is none"):
+    with pytest.raises(
+        CheckpointError, match=r"vmz files hold channel-separated networks and R\(2\+1\)D, and this is none"
+    ):
         key_map(FORMATS["vmz"], model.state_dict())
 
 

@@ -34,7 +34,7 @@ from leanconv.build.folder import (
 from leanconv.build.made import create_model, replay, replay_untrusted
 from leanconv.build.proof import ADVICE, prove_same
 from leanconv.data.contract import InputContract, attach, published
-from leanconv.dryrun import ModelHolder, as_module, check_sizes
+from leanconv.dryrun import ModelHolder, as_module, check_sizes, image_size, is_detector
 from leanconv.dryrun import default_size as told_size
 from leanconv.elastic import ElasticNet, from_settings
 from leanconv.errors import CheckpointError, LeanconvError, shown
@@ -69,7 +69,7 @@ __all__ = [
 def default_size(name_or_folder: str) -> tuple[int, ...]:
     """The input size a name, or a folder made by `save`, was made for, without the batch axis: (3, H, W), (3, T, H, W).
 
-    Raises `LeanconvError` where nobody has said it (a dotted path, a detector), asking for the size.
+    Raises `LeanconvError` where nobody has said it (a dotted path, a one-stage detector), asking for the size.
 
     >>> default_size("o_resnet20")
     (3, 32, 32)
@@ -279,6 +279,8 @@ def _size(model: nn.Module, story: Story) -> tuple[int, ...] | None:
     """The input size of `model`, as far as its story says it."""
     if isinstance(model, ElasticNet):
         return tuple(model.settings["size"])
+    if is_detector(model):  # whose options say it
+        return image_size(model)
     try:
         size = size_of_name(str(story.model))
     except LeanconvError:

@@ -20,7 +20,11 @@ def run(
     rewrites: RewriteOption = [],
     size: SizeOption = None,
     backends: Annotated[
-        str, typer.Option(metavar="NAME,...", help="What runs the models; also leanconv, its own kernels.")
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="What runs the models; our own kernels are leanconv (in torch) and onnxruntime+kernels.",
+        ),
     ] = "eager,compile,onnxruntime,openvino",
     batch: Annotated[int, typer.Option(help="Inputs per call.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of every backend.")] = 1,

@@ -80,6 +80,13 @@ def run(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Compile a .pt2 for this machine (AOTInductor); takes minutes.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Run chains and small convolutions by leanconv's own kernels: an .onnx, and the library for it.",
+        ),
+    ] = False,
     mean: MeanOption = None,
     std: StdOption = None,
     crop: CropOption = None,
@@ -107,6 +114,7 @@ def run(
         "dynamic_batch": not fixed_batch,
         "dynamic_size": dynamic_size,
         "compiled": compiled,
+        "kernels": kernels,
     }
     if table is not None:
         if width is not None or resolution is not None:

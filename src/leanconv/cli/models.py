@@ -52,6 +52,7 @@ def find(
     """
     from leanconv.build import default_size, located, resolve
     from leanconv.data.contract import contract_of
+    from leanconv.dryrun import image_size
     from leanconv.rewrites import parse_step, rewrite
     from leanconv.train.runfolder import saved_model
 
@@ -61,15 +62,28 @@ def find(
     model = resolve(name, {**read_options(options), **own}, trust_code=trust_code)
     sizes = [size] if isinstance(size, str) else size
     contract = contract_of(model)
-    shape = read_sizes(sizes) if sizes else default_size(name) if contract is None else contract.size
+    if sizes:
+        shape = read_sizes(sizes)
+    elif contract is not None:
+        shape = contract.size
+    else:  # the options of a detector say how large its images are
+        shape = image_size(model) or default_size(name)
     done = rewrite(model, *map(parse_step, steps), size=shape) if steps else None
     return Found(model, done, shape)
 
 
 def configuration(
-    model: nn.Module, size: tuple[int, ...], width: float | None, resolution: int | None
+    model: nn.Module,
+    size: tuple[int, ...],
+    width: float | None,
+    resolution: int | None,
+    *,
+    calibrated: bool = True,
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """An elastic network as the plain one at `width` and `resolution` (default: the largest), any other as it is."""
+    """An elastic network as the plain one at `width` and `resolution` (default: the largest), any other as it is.
+
+    One for counting need not be `calibrated`.
+    """
     from leanconv.elastic import ElasticNet
 
     if not isinstance(model, ElasticNet):
@@ -79,7 +93,7 @@ def configuration(
             )
         return model, size
     config = model.checked(width, resolution)
-    return model.extract(*config), model.inputs.at(config)
+    return model.extract(*config, calibrated=calibrated), model.inputs.at(config)
 
 
 def attach_given(network: nn.Module, size: tuple[Any, ...], given: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def run(
     Writes checkpoints, metrics, the model and, if it is elastic, its query table. An interrupted run goes on with
     --resume --out DIR.
     """
+    from leanconv.machine import keep_freed_memory
     from leanconv.recipes import change, finetune, get_recipe, read_recipe, run_recipe, to_yaml
     from leanconv.report import percent, percent_interval, print_table, query_table
     from leanconv.train import is_main_process
@@ -92,6 +93,7 @@ def run(
         typer.echo(to_yaml(chosen), nl=False)
         return
     folder = out or Path("runs") / chosen.name
+    keep_freed_memory()  # every step needs again what the one before has freed
     try:
         result = run_recipe(chosen, folder, resume=resume, latency=latency, trust_code=trust_code)
     except (KeyboardInterrupt, Terminated) as ended:

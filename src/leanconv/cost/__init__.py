@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanconv.cost.latency import Latency, compare_latency
-from leanconv.cost.summary import Comparison, Cost, ModuleCost, measure
+from leanconv.cost.network import measure
+from leanconv.cost.summary import Comparison, Cost, ModuleCost, PartCost
 
-__all__ = ["Comparison", "Cost", "Latency", "ModuleCost", "compare_latency", "measure"]
+__all__ = ["Comparison", "Cost", "Latency", "ModuleCost", "PartCost", "compare_latency", "measure"]

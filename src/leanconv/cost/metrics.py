@@ -9,15 +9,15 @@ from typing import NamedTuple
 from leanconv.cost.products import Product, bias_of
 from leanconv.cost.records import OpRecord, Origin, TensorRef, aten
 
-__all__ = ["Outside", "activation_bytes", "not_counted", "outside", "weights"]
+__all__ = ["MOVES", "Outside", "activation_bytes", "is_view", "not_counted", "outside", "weights"]
 
-# Operators that only make, move or rename numbers: no arithmetic to miss. Views are recognised by sharing memory.
-_MOVES = aten(
+MOVES = aten(
     "empty empty_strided empty_like zeros zeros_like ones ones_like full full_like fill zero arange linspace eye",
     "new_empty new_empty_strided new_zeros new_ones new_full scalar_tensor lift_fresh lift_fresh_copy",
     "clone copy contiguous _to_copy detach view _unsafe_view _reshape_alias cat stack constant_pad_nd flip roll repeat",
     "index_select split_with_sizes_copy pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
 )
+"""Operators that only make, move or rename numbers: no arithmetic to miss. Views are recognised by sharing memory."""
 
 
 def weights(products: Iterable[Product], parameters: Mapping[int, int]) -> int:
@@ -74,10 +74,14 @@ def not_counted(records: Sequence[OpRecord], found: Sequence[Sequence[Product]])
     """Operators that compute something and are in no `macs`, with how often they ran, the most frequent first."""
     missed: Counter[str] = Counter()
     for record, products in zip(records, found, strict=True):
-        is_view = not record.writes and not any(record.fresh)
-        if not is_view and record.name not in _MOVES and all(one.weight is None for one in products):
+        if not is_view(record) and record.name not in MOVES and all(one.weight is None for one in products):
             missed[record.name] += 1
     return dict(missed.most_common())
+
+
+def is_view(record: OpRecord) -> bool:
+    """Whether it only looks at memory that is there already."""
+    return not record.writes and not any(record.fresh)
 
 
 class Outside(NamedTuple):

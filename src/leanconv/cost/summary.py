@@ -1,8 +1,9 @@
-"""What a network costs: `measure(model, size)` runs it once on fake tensors and adds up what it did."""
+"""What a network costs: `measure_forward` runs it once on fake tensors and adds up what it did."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from torch import nn
 
 from leanconv.cost.metrics import activation_bytes, not_counted, outside, weights
+from leanconv.cost.other_operations import other_operations
 from leanconv.cost.products import Product, products
 from leanconv.cost.receptive_field import receptive_field
 from leanconv.cost.recorder import record
-from leanconv.cost.records import ModuleRef
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, unwrapped
+from leanconv.cost.records import ModuleRef, OpRecord
+from leanconv.dryrun import Sizes
 from leanconv.errors import LeanconvError
 
-__all__ = ["Comparison", "Cost", "ModuleCost", "measure"]
+__all__ = ["Comparison", "Cost", "ModuleCost", "PartCost", "measure_forward"]
 
 _COMPARED = ("params", "conv_params", "macs", "interactions", "activation_bytes", "peak_activation_bytes")
 
@@ -40,6 +42,24 @@ class ModuleCost:
     attention_macs: int
     interactions: int
     activation_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {name: getattr(self, name) for name in type(self).__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class PartCost:
+    """What one part of a detector costs for an image: it is given `size` so many `times`; `macs` are those of all.
+
+    `name` is "body", "neck", "proposals", "boxes", "masks" or "keypoints".
+    """
+
+    name: str
+    size: Sizes
+    times: int
+    params: int
+    macs: int
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -83,9 +103,12 @@ class Cost:
     receptive_field: input positions per spatial axis that can reach one position of the last feature map, far from the
         borders (it may exceed the input); None when every position sees the whole input, as with squeeze-excitation.
     receptive_field_note: which map that is, or why there is no number.
-    not_counted: operators that compute and are in no `macs`, by ATen name, with how often they ran.
+    other_operations: by kind ("norms", "pools", "sums", ...) what everything but convolutions and linear layers does,
+        see `cost.other_operations`; empty unless asked for.
+    not_counted: operators that compute and are in no number above, by ATen name, with how often they ran.
     params_not_counted: parameters that no convolution or linear layer read, by the operator that read them first.
     params_not_run: parameters that nothing on the way from the input read, such as a head for training only.
+    parts: of a detector, what its parts cost, of which the other numbers are the sums; empty for any other network.
     """
 
     size: Sizes
@@ -102,13 +125,20 @@ class Cost:
     not_counted: dict[str, int]
     params_not_counted: dict[str, int]
     params_not_run: int
+    other_operations: dict[str, int]
     operators: dict[str, int] = field(repr=False)
     modules: tuple[ModuleCost, ...] = field(repr=False)
+    parts: tuple[PartCost, ...] = ()
 
     @property
     def total_macs(self) -> int:
         """`macs` and `attention_macs`: what torch's FlopCounterMode counts as twice as many operations."""
         return self.macs + self.attention_macs
+
+    @property
+    def all_operations(self) -> int:
+        """`total_macs` and all `other_operations`, which are there only when `measure` was asked for them."""
+        return self.total_macs + sum(self.other_operations.values())
 
     @property
     def share_not_counted(self) -> float:
@@ -143,6 +173,11 @@ class Cost:
         out["params_not_counted"] = dict(self.params_not_counted)
         out["share_not_counted"] = self.share_not_counted
         out["params_not_run"] = self.params_not_run
+        if self.other_operations:
+            out["other_operations"] = dict(self.other_operations)
+            out["all_operations"] = self.all_operations
+        if self.parts:
+            out["parts"] = [part.to_json() for part in self.parts]
         if modules:
             out["modules"] = [module.to_json() for module in self.modules]
         return out
@@ -160,39 +195,8 @@ class _Sum:
     products: list[Product] = field(default_factory=list)
 
 
-def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: int = 1) -> Cost:
-    """Measure what `model` costs for one image of `size`, without computing anything.
-
-    The forward runs in eval mode on fake tensors, on a copy that shares no state with `model`; weights may be on any
-    device and of any type. `size` has no batch axis: (3, 224, 224), (3, frames, H, W) or (C, L). A network of several
-    inputs takes a list of shapes, [(3, 32, 224, 224), (3, 4, 224, 224)]: the arguments of its forward, or the list that
-    it takes where it has one argument. With `batch` above 1 the forward takes that many images, for networks that need
-    them, and the numbers stay per image.
-
-    An elastic network is measured in the configuration in force, calibrated or not, which may be another than its
-    largest: `with net.at(width=0.5): measure(net)`. Its `params` stay those of all its weights.
-
-    Args:
-        model: a network, or what `rewrite` returned around one.
-        size: None takes what the model itself says: the native size of an elastic network, the one in timm's
-            `pretrained_cfg`.
-        batch: images at once.
-
-    Raises `LeanconvError` when the network cannot run on that size, its forward depends on tensor values, or it says no
-    size and none is given.
-
-    >>> cost = measure(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
-    >>> cost.params, cost.conv_params, cost.macs, cost.interactions, cost.receptive_field
-    (224, 216, 221184, 24, (3, 3))
-    """
-    network = unwrapped(as_module(model))
-    size = default_size(network) if size is None else size
-    if size is None:
-        raise LeanconvError(
-            f"measure: {type(network).__name__} does not say which input it was made for: pass size, the shape of one "
-            "input without the batch axis, such as size=(3, 224, 224)"
-        )
-    size = check_sizes(size)
+def measure_forward(network: nn.Module, size: Sizes, *, batch: int = 1, all_operations: bool = False) -> Cost:
+    """What one forward of `network` costs, which can be followed from its inputs to its outputs; see `measure`."""
     _refuse_packed(network)
     recorded = record(network, size, batch=batch)
     found = products(recorded.records)
@@ -226,6 +230,10 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
     whole = modules[0]
     seen = receptive_field(recorded)
     beside = outside(recorded.records, found, recorded.parameters)
+    missed = not_counted(recorded.records, found)
+    others: dict[str, int] = {}
+    if all_operations:
+        others, missed = _others(recorded.records, found, batch)
     return Cost(
         size=size,
         batch=batch,
@@ -238,12 +246,27 @@ def measure(model: nn.Module | ModelHolder, size: Size | None = None, *, batch: 
         peak_activation_bytes=-(-recorded.peak_bytes // batch),
         receptive_field=seen.size,
         receptive_field_note=seen.note,
-        not_counted=not_counted(recorded.records, found),
+        not_counted=missed,
         params_not_counted=beside.read,
         params_not_run=beside.unread,
+        other_operations=others,
         operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
         modules=modules,
     )
+
+
+def _others(
+    records: Sequence[OpRecord], found: Sequence[Sequence[Product]], batch: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations per image beside the layers, by kind, the most first; and the operators that no rule knows."""
+    kinds: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for one, made in zip(records, found, strict=True):
+        known = other_operations(one, made)
+        unknown[one.name] += known is None
+        for kind, operations in known or ():
+            kinds[kind] += _per_image(operations, batch)
+    return dict(kinds.most_common()), {name: times for name, times in unknown.most_common() if times}
 
 
 def _refuse_packed(network: nn.Module) -> None:

@@ -19,9 +19,11 @@ from leanconv.cost import measure
 from leanconv.cost.latency import Latency, compare_latency, torch_threads
 from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
-from leanconv.deploy.fold import eval_copy
+from leanconv.deploy.fold import eval_copy, fold
+from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
+from leanconv.deploy.program_nodes import ProgramNode
 from leanconv.deploy.verify import (
     Difference,
     Runner,
@@ -207,6 +209,12 @@ def _exported(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     return path
 
 
+def _exported_with_kernels(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
+    """The same with the programs of the kernels as nodes."""
+    found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime+kernels")
+    return _exported(found.model, path, size, batch)
+
+
 BACKENDS: dict[str, Build] = {
     "eager": lambda model, path, size, batch, threads: _eager(model),
     "compile": lambda model, path, size, batch, threads: _compiled(model, random_inputs(model, size, batch, 0)),
@@ -215,6 +223,9 @@ BACKENDS: dict[str, Build] = {
     ),
     "openvino": lambda model, path, size, batch, threads: openvino_runner(
         _exported(model, path, size, batch), threads=threads
+    ),
+    "onnxruntime+kernels": lambda model, path, size, batch, threads: onnxruntime_runner(
+        _exported_with_kernels(model, path.with_suffix(".kernels.onnx"), size, batch), threads=threads
     ),
     "leanconv": lambda model, path, size, batch, threads: _eager(accelerate(model, size).model),
 }

@@ -101,7 +101,8 @@ def compared(
             before = gaps.get(name, (0.0, 0.0))
             gaps[name] = max(before[0], gap), max(before[1], largest)
     for name, (gap, largest) in gaps.items():
-        if gap > tolerance * max(largest, 1e-6):
+        # Pasted into a box of few pixels, the 28 x 28 of a mask enlarge what rounding does to the corners of the box.
+        if gap > tolerance * max(largest, 1e-6) * (10 if name == "masks" else 1):
             raise ExportError(
                 f"{name} of the file differ by {gap:.2g} from the model's, the largest being {largest:.2g}"
             )

@@ -21,9 +21,11 @@ from leanconv.deploy import onnx_file, openvino_file, pt2_file
 from leanconv.deploy.examples import Examples, Scores
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
+from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.metadata import input_of
 from leanconv.deploy.pixels import FromPixels
 from leanconv.deploy.plan import PRECISIONS, ExportPlan, planned
+from leanconv.deploy.program_nodes import LIBRARY_NAME, ProgramNode, copy_library
 from leanconv.deploy.verify import (
     Difference,
     Runner,
@@ -34,8 +36,7 @@ from leanconv.deploy.verify import (
     openvino_runner,
     random_inputs,
 )
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module
-from leanconv.elastic.detector import is_detector
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, is_detector
 from leanconv.errors import ExportError, LeanconvError
 from leanconv.files import unwritable, whole_folder
 
@@ -117,6 +118,7 @@ def export(
     opset: int | None = None,
     fold: bool = True,
     compiled: bool = False,
+    kernels: bool = False,
 ) -> ExportReport:
     """Write `model` to the file `path` and return how well the file agrees with the model.
 
@@ -145,12 +147,17 @@ def export(
         seed: draws the random inputs, and the images for calibration.
         opset: ONNX operator set that the file must have; by default the one torch prefers.
         compiled: a .pt2 that AOTInductor has compiled for this machine; takes minutes and a C++ compiler.
+        kernels: for .onnx in fp32. The pieces of the network that `accelerate` would run become one node each of
+            leanconv's own operator, everything else stays ONNX; the library that runs them, `libleanconv_kernels.so`,
+            is written beside the file, and onnxruntime loads it by `register_custom_ops_library`, without leanconv.
 
     Raises:
         ExportError: if the model cannot be exported (naming the construct) or not in that opset, the file cannot be
             written, or its outputs differ by more than `tolerance`. Nothing is left behind, and a file that had the
             name before stays.
         MissingExtra: if what writes or runs the file is not installed.
+        NoLibrary: with `kernels`, where the C library was not built, with what to do.
+        NothingToRewrite: with `kernels`, where there is no piece that the library would run, with the reasons.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> export(net, "net.onnx", size=(3, 16, 16)).max_abs_difference < 1e-4
@@ -163,8 +170,8 @@ def export(
         for name, value, only in (("input_type", input_type, "float32"), ("precision", precision, "fp32")):
             if value != only:
                 raise ExportError(f"{path}: a detector is written with {name}={only}, got {value!r}")
-        if path.suffix != ".onnx" or data is not None or compiled:
-            raise ExportError(f"{path}: a detector is written as .onnx, without data and not compiled")
+        if path.suffix != ".onnx" or data is not None or compiled or kernels:
+            raise ExportError(f"{path}: a detector is written as .onnx, without data, not compiled and without kernels")
         return _export_detector(model, path, size, contract, tolerance, samples, opset, start)
     plan = planned(
         path,
@@ -179,6 +186,7 @@ def export(
         seed=seed,
         opset=opset,
         compiled=compiled,
+        kernels=kernels,
         has_data=data is not None,
     )
     form = _FORMATS[path.suffix]
@@ -189,15 +197,20 @@ def export(
         exact = plan.tolerance if precision == "fp32" else PRECISIONS["fp32"]
         result = fold_norms(reference, plan.size, tolerance=exact, seed=seed)
         subject, folded = result.model, len(result.folded)
+    remarks: tuple[str, ...] = ()
+    if kernels:
+        subject, remarks = _in_kernels(subject, plan)
     if input_type == "uint8":
         assert plan.about is not None  # `planned` saw to it
         reference, subject = (FromPixels(network, plan.about.contract).eval() for network in (reference, subject))
-    remarks = _remarks(reference, plan)
+    remarks += _remarks(reference, plan)
     examples = None if data is None else Examples(data, calibration if precision == "int8" else 0, seed)
     drawn = [] if examples is None else [_given(reference, inputs) for inputs in examples.drawn]
     with whole_folder(path.parent, lambda reason: unwritable(path, reason, error=ExportError), last=path.name) as room:
         draft = room / path.name
         opset = form.write(subject, draft, plan, [(inputs,) for inputs in drawn])
+        if kernels:
+            copy_library(room)
         if input_of(draft) != plan.about:
             raise ExportError(
                 f"{path}: what the file says about its input is not what was written: a fault of leanconv"
@@ -336,6 +349,17 @@ def _fixed(size: Sizes) -> str:
     return (
         f"its size cannot be dynamic (leave dynamic_size, --dynamic-size, out, and export each size that is needed): a "
         f"file for all sizes is compared at {size} too, and there it fails"
+    )
+
+
+def _in_kernels(subject: nn.Module, plan: ExportPlan) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with its programs as nodes, and what the user should know."""
+    found = in_programs(subject, plan.size, ProgramNode, f"{plan.path}: with kernels")
+    left = f"; of the convolutions {len(found.left)} stay with onnxruntime" if found.left else ""
+    nodes = "1 node is" if len(found.programs) == 1 else f"{len(found.programs)} nodes are"
+    return found.model, (
+        f"{nodes} leanconv's own{left}: whoever runs the file registers {LIBRARY_NAME}, which stands beside it, first: "
+        f'options.register_custom_ops_library("./{LIBRARY_NAME}")',
     )
 
 

@@ -15,11 +15,13 @@ from torch import nn
 from leanconv.deploy.metadata import KEY
 from leanconv.deploy.plan import ExportPlan
 from leanconv.deploy.program import explained, names_of, output_names, quiet, to_program
+from leanconv.deploy.program_nodes import fill_in_plans
 from leanconv.deploy.verify import random_inputs
 from leanconv.dryrun import Sizes
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, need
 from leanconv.files import scratch_folder
+from leanconv.kernels.library import NAMES, load
 
 __all__ = ["require", "to_onnx", "write"]
 
@@ -40,6 +42,8 @@ def require(plan: ExportPlan) -> str:
             module = importlib.import_module(package)
         except ImportError as error:
             raise need(package, "export", "export to ONNX") from error
+    if plan.kernels:
+        return f"onnxruntime {module.__version__} with leanconv's kernels, {NAMES[load().lanes]}"
     return f"onnxruntime {module.__version__}"
 
 
@@ -106,6 +110,7 @@ def to_onnx(
         if onnx_program is None:
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: torch.onnx.export gave nothing")
         _check_names(type(model).__name__, onnx_program.model, outputs, opset)
+        fill_in_plans(onnx_program.model, model)
         if text is not None:
             onnx_program.model.metadata_props[KEY] = text
         onnx_program.save(path, external_data=weights > _SINGLE_FILE_BYTES)

@@ -38,6 +38,7 @@ class ExportPlan:
     seed: int
     opset: int | None
     compiled: bool
+    kernels: bool = False
 
     @property
     def text(self) -> str | None:
@@ -80,6 +81,7 @@ def planned(
     seed: int,
     opset: int | None,
     compiled: bool,
+    kernels: bool,
     has_data: bool,
 ) -> ExportPlan:
     """The plan, or a `LeanconvError` for what cannot be done; `size` None is that of the contract."""
@@ -114,6 +116,8 @@ def planned(
         raise ExportError(f"{path}: opset is for ONNX files: leave it out")
     if compiled and path.suffix != ".pt2":
         raise ExportError(f"{path}: only .pt2 files are compiled (AOTInductor)")
+    if kernels:
+        _check_kernels(path, precision, dynamic_size)
     if precision == "int8":
         if path.suffix == ".pt2":
             raise ExportError(f"{path}: int8 is for .onnx and .xml files, torch writes none into .pt2 by itself")
@@ -133,4 +137,23 @@ def planned(
         seed=seed,
         opset=opset,
         compiled=compiled,
+        kernels=kernels,
     )
+
+
+def _check_kernels(path: Path, precision: str, dynamic_size: bool) -> None:
+    """Raise `ExportError` for what a file with kernels cannot be."""
+    if path.suffix != ".onnx":
+        raise ExportError(
+            f"{path}: kernels are for .onnx files, which onnxruntime runs with a library of operators; leave kernels "
+            "(--kernels) out, or name the file .onnx"
+        )
+    if precision != "fp32":
+        raise ExportError(
+            f"{path}: the kernels compute in fp32 alone, and {precision} was asked for: leave one of the two out"
+        )
+    if dynamic_size:
+        raise ExportError(
+            f"{path}: programs of kernels are made for one size of input: leave dynamic_size (--dynamic-size) out, and "
+            "export each size that is needed"
+        )

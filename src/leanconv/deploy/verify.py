@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from leanconv.deploy.pixels import FromPixels
+from leanconv.deploy.program_nodes import register, uses_kernels
 from leanconv.dryrun import Size, arguments, check_sizes
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import ExportError, LeanconvError, need
@@ -205,7 +206,10 @@ def _leaves(output: object) -> Iterator[Tensor]:
 
 
 def onnxruntime_runner(path: str | os.PathLike[str], *, threads: int | None = None) -> Runner:
-    """A runner for the ONNX file at `path` on onnxruntime's CPU backend, with `threads` threads (None: its default)."""
+    """A runner for the ONNX file at `path` on onnxruntime's CPU backend, with `threads` threads (None: its default).
+
+    Nodes of leanconv's kernels are run by the library that is installed here.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -217,6 +221,8 @@ def onnxruntime_runner(path: str | os.PathLike[str], *, threads: int | None = No
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if uses_kernels(path):
+        register(options, path)
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own have no common base

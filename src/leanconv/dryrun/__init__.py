@@ -12,6 +12,16 @@ Cost, rewrites and elastic networks all look at a model in this way, and what ca
 from __future__ import annotations
 
 from leanconv.dryrun.copies import duplicate, fake_copy
+from leanconv.dryrun.detector import (
+    body_name,
+    classes_of,
+    detector_in,
+    image_size,
+    in_evaluation,
+    is_detector,
+    refuse_one_stage,
+    seen_as,
+)
 from leanconv.dryrun.failures import check_higher_order, failure, one_line, place_of, quiet
 from leanconv.dryrun.flow import Call, Flow, Value, record_flow
 from leanconv.dryrun.run import DryRun, Ran, as_written, running
@@ -42,22 +52,30 @@ __all__ = [
     "arguments",
     "as_module",
     "as_written",
+    "body_name",
     "check_higher_order",
     "check_size",
     "check_sizes",
+    "classes_of",
     "default_size",
+    "detector_in",
     "duplicate",
     "each_shape",
     "failure",
     "fake_copy",
     "fake_input",
+    "image_size",
+    "in_evaluation",
+    "is_detector",
     "one_line",
     "place_of",
     "quiet",
     "record_flow",
+    "refuse_one_stage",
     "refuse_unfollowable",
     "refuse_wrapped",
     "running",
+    "seen_as",
     "shapes_of",
     "unwrapped",
 ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from leanconv.dryrun.detector import image_size
 from leanconv.errors import LeanconvError, shown
 
 __all__ = [
@@ -112,7 +113,8 @@ def check_count(value: object, what: str) -> int:
 def default_size(model: nn.Module) -> tuple[int, ...] | None:
     """The size of the input that `model` itself says it was made for, without the batch axis; None where it says none.
 
-    An elastic network says it as `default_input_size`, a network of timm in its `pretrained_cfg`.
+    An elastic network says it as `default_input_size`, a network of timm in its `pretrained_cfg`; of a detector it is
+    the largest image that it makes of those it is given, (3, shorter side, longer side).
 
     >>> net = nn.Conv2d(3, 8, 3)
     >>> net.pretrained_cfg = {"input_size": (3, 224, 224)}
@@ -124,7 +126,7 @@ def default_size(model: nn.Module) -> tuple[int, ...] | None:
     for size in (getattr(model, "default_input_size", None), told):
         if isinstance(size, (tuple, list)) and len(size) > 1 and all(type(n) is int and n > 0 for n in size):
             return tuple(size)
-    return None
+    return image_size(model)
 
 
 def arguments(model: nn.Module, size: Size, make: Callable[[tuple[int, ...]], Any]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leanconv.dryrun import classes_of, is_detector
 from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.layers.leaves import Elastic, make_class_elastic
 from leanconv.elastic.net import ElasticNet
@@ -22,7 +23,7 @@ from leanconv.elastic.slices import Channels, Layer, OtherLayer, Slice
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError
 
-__all__ = ["ElasticDetector", "detector_size", "is_detector", "necks", "put_around", "sliced_part"]
+__all__ = ["ElasticDetector", "detector_size", "necks", "put_around", "sliced_part"]
 
 
 class ElasticDetector(ElasticNet):
@@ -81,18 +82,6 @@ class ElasticTransform(Elastic):
         view = self.view(config.width)
         vars(view)["min_size"] = (config.resolution,)
         return view
-
-
-def is_detector(model: nn.Module) -> bool:
-    """Whether `model` is a `GeneralizedRCNN` of torchvision, or of a class made of it."""
-    place = "torchvision.models.detection.generalized_rcnn"
-    return any(kind.__module__ == place and kind.__name__ == "GeneralizedRCNN" for kind in type(model).__mro__)
-
-
-def classes_of(model: nn.Module) -> int:
-    """Classes that a detector tells apart, without the background."""
-    predictor = model.roi_heads.box_predictor  # type: ignore[union-attr]
-    return int(predictor.cls_score.out_features) - 1  # type: ignore[union-attr, arg-type]
 
 
 def sliced_part(model: nn.Module) -> nn.Module:

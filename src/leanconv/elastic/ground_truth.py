@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.elastic.detector import ElasticDetector, is_detector
+from leanconv.dryrun import is_detector
+from leanconv.elastic.detector import ElasticDetector
 from leanconv.elastic.mutual import part_by_part, plan_step, together
 from leanconv.elastic.width import Config
 from leanconv.errors import LeanconvError

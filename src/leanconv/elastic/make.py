@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.data.contract import for_size
-from leanconv.dryrun import DryRun, ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, one_line, shapes_of
+from leanconv.dryrun import (
+    DryRun,
+    ModelHolder,
+    Size,
+    Sizes,
+    as_module,
+    check_sizes,
+    duplicate,
+    is_detector,
+    one_line,
+    shapes_of,
+)
 from leanconv.dryrun.size import positional
 from leanconv.elastic.active import ActiveConfig
 from leanconv.elastic.coupling.find import find
@@ -19,7 +30,6 @@ from leanconv.elastic.coupling.modules import CONVOLUTIONS
 from leanconv.elastic.detector import (
     ElasticDetector,
     detector_size,
-    is_detector,
     necks,
     put_around,
     sliced_part,

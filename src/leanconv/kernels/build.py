@@ -22,6 +22,8 @@ NATIVE = Path(__file__).resolve().parent / "native"
 LIBRARY = NATIVE.parent / ("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")
 
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra")
+_PLAIN = ("run", "check", "onnxruntime")
+"""What is compiled once, for any machine."""
 _VECTORS = {16: ("-mavx512f", "-mavx2", "-mfma"), 8: ("-mavx2", "-mfma"), 4: ()}
 """Floats of a vector -> what the compiler is told to use for them. Vectors of four are NEON on ARM."""
 
@@ -67,9 +69,9 @@ def build(
     with tempfile.TemporaryDirectory(prefix="leanconv-kernels-") as folder:
         defines = [f"-DLEANCONV_HAS_{lanes}" for lanes in vectors]
         defines += ["-DLEANCONV_EMULATES_AVX512"] * emulates_avx512
-        sources = f'-DLEANCONV_SOURCES="{digest()}"'
+        defines.append(f'-DLEANCONV_SOURCES="{digest()}"')
         start = [command, *_FLAGS, *flags]
-        calls = [[*start, *defines, sources, "-c", str(NATIVE / "run.cpp"), "-o", f"{folder}/run.o"]]
+        calls = [[*start, *defines, "-c", str(NATIVE / f"{name}.cpp"), "-o", f"{folder}/{name}.o"] for name in _PLAIN]
         for lanes in vectors:
             options = _VECTORS[8 if emulates_avx512 and lanes == 16 else lanes]
             names = [f"-DLEANCONV_LANES={lanes}", f"-DLEANCONV_TABLE=leanconv_kernels_{lanes}"]

@@ -15,9 +15,8 @@ from leanconv.data.contract import contract_of
 from leanconv.data.detection.data import DetectionData, open_detection, read_pixels
 from leanconv.data.detection.masks import Rle, from_pixels
 from leanconv.data.sets.splits import Problem
-from leanconv.dryrun import ModelHolder, as_module
+from leanconv.dryrun import ModelHolder, as_module, classes_of, is_detector
 from leanconv.elastic import ElasticDetector, ElasticNet, calibrate
-from leanconv.elastic.detector import classes_of, is_detector
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
 from leanconv.modes import eval_mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from leanconv.data.contract import attach
 from leanconv.data.detection.data import DetectionData, open_detection
+from leanconv.dryrun import classes_of, is_detector
 from leanconv.elastic import DetectionObjective, ElasticDetector, ElasticNet, calibrate, make_elastic
-from leanconv.elastic.detector import classes_of, is_detector
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.files import held, write_text
 from leanconv.query import QueryTable
@@ -21,6 +22,7 @@ from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import to_data
 from leanconv.recipes.finetuning import Taken, check_classes, knows_others
 from leanconv.recipes.settings import DetectionSettings, ElasticSettings, Recipe
+from leanconv.rewrites import parse_step, rewrite
 from leanconv.train import fit, is_main_process
 from leanconv.train.detected import evaluate_detector
 from leanconv.train.runfolder import saved_model
@@ -61,6 +63,7 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
     folder, settings = saved_model(recipe.model), recipe.data.detection or DetectionSettings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        left = recipe.rewrites
         if is_folder(str(folder)):
             model = load(folder, trust_code=trust_code)
             inner = model.model if isinstance(model, ElasticNet) else model
@@ -77,13 +80,19 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
                     f" {data.num_classes}, or others: let it begin with a fresh classifier: --new-classifier"
                 )
             else:
-                model, _ = with_new_classifier(folder, data.num_classes, trust_code=trust_code)
+                model = _for_classes(
+                    lambda count: with_new_classifier(folder, count, trust_code=trust_code)[0], data.num_classes
+                )
         else:
-            sizes = {"min_size": recipe.data.resolution, "max_size": settings.longest}
-            rewrites = {"rewrites": list(recipe.rewrites)} if recipe.rewrites else {}
-            model = create_model(
-                recipe.model, **{"num_classes": data.num_classes, **sizes, **rewrites, **recipe.model_args}
+            options: dict[str, Any] = {"min_size": recipe.data.resolution, "max_size": settings.longest}
+            if left and recipe.model.startswith("detection/"):  # a body is rewritten before it is one
+                options, left = {**options, "rewrites": list(left)}, ()
+            options |= recipe.model_args
+            model = _for_classes(
+                lambda count: create_model(recipe.model, **{"num_classes": count, **options}), data.num_classes
             )
+        if left:
+            model = rewrite(model, *map(parse_step, left)).model
         elastic = recipe.elastic
         if elastic is not None and not isinstance(model, ElasticNet):
             model = make_elastic(model, widths=elastic.widths, resolutions=elastic.resolutions, divisor=elastic.divisor)
@@ -95,6 +104,23 @@ def build_detector(recipe: Recipe, data: DetectionData, *, trust_code: bool = Fa
             " set elastic.resolutions and data.resolution to the same"
         )
     return model.train()
+
+
+def _for_classes(build: Callable[[int], nn.Module], count: int) -> nn.Module:
+    """What `build` makes for so many classes. torchvision's builders count the background as one more, ours do not.
+
+    Raises `LeanconvError` for a detector that needs more than boxes and masks to learn from.
+    """
+    model = build(count)
+    inner = model.model if isinstance(model, ElasticNet) else model
+    if not is_detector(inner):
+        return model
+    if inner.roi_heads.has_keypoint():  # type: ignore[union-attr, operator]
+        raise LeanconvError(
+            f"{type(inner).__name__} learns from keypoints, and what is read of COCO's files are boxes and masks: name"
+            " a Mask or Faster R-CNN"
+        )
+    return build(count + 1) if classes_of(inner) == count - 1 else model
 
 
 def take_body(net: nn.Module, folder: str | Path, *, trust_code: bool = False) -> Taken:

@@ -104,6 +104,7 @@ def _is_rewritten(folder: Path) -> bool:
 def _finetune_detector(model: str, data: str, *, elastic: bool, teacher: str | None, new_classifier: bool) -> Recipe:
     """The recipe for a detector on objects in COCO's format; a name is built at 600 x 1000 from fresh weights."""
     from leanconv.build import default_size, is_folder, located
+    from leanconv.build.folder import read_record
 
     if teacher is not None:
         raise LeanconvError("a detector learns from the objects themselves: leave --teacher out")
@@ -112,7 +113,8 @@ def _finetune_detector(model: str, data: str, *, elastic: bool, teacher: str | N
     trained = is_folder(str(folder))
     side, longest = default_size(str(folder) if trained else model)[-2:]
     sides = tuple(dict.fromkeys(round(side * share) for share in (1, 0.8, 0.6, 0.4)))
-    masks = "faster" not in said
+    built_as = said if not trained else str(read_record(folder)["story"]["model"])
+    masks = "faster" not in built_as
     return Recipe(
         name=f"finetune_{Path(said).name}" if trained else f"train_{Path(said).name}",
         note=f"{said} on {data}, from {'its weights' if trained else 'fresh weights'}",

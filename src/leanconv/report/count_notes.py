@@ -11,9 +11,13 @@ from leanconv.report.units import percent, si
 if TYPE_CHECKING:
     from leanconv.cost import Cost
 
-__all__ = ["MACS_NOTE", "count_notes", "share_note"]
+__all__ = ["MACS_NOTE", "OTHERS_NOTE", "count_notes", "share_note"]
 
 MACS_NOTE = "MACs: multiply-adds of convolutions and linear layers, for one input."
+OTHERS_NOTE = (
+    "norms, sums, activations, products, biases: one operation for each element; pools: one for each position of each "
+    "window."
+)
 _SHOWN = 4
 
 

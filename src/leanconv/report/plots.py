@@ -61,7 +61,7 @@ def plot_accuracy_macs(table: QueryTable, path: str | os.PathLike[str], *, title
     points = [_Point(row, row.macs) for row in table.rows]
     unit, name = _unit(points)
     label = f"MACs per image [{name}, conv and linear layers]"
-    return _draw([point.scaled(unit) for point in points], Path(path), title or "Accuracy over MACs", label)
+    return _draw([point.scaled(unit) for point in points], Path(path), title or f"{_title(table)} over MACs", label)
 
 
 def plot_accuracy_latency(table: QueryTable, path: str | os.PathLike[str], *, title: str = "") -> Path:
@@ -77,7 +77,17 @@ def plot_accuracy_latency(table: QueryTable, path: str | os.PathLike[str], *, ti
     if table.rows and not points:
         raise LeanconvError("the query table holds no latency: measure it with latency=True to draw this curve")
     label = "latency on this machine [ms, median, bars 10-90 %]"
-    return _draw(points, Path(path), title or "Accuracy over latency", label)
+    return _draw(points, Path(path), title or f"{_title(table)} over latency", label)
+
+
+def _scored(row: Row) -> str:
+    """What a row is scored by: of a detector its average precision of boxes."""
+    return "box AP" if "box_ap" in row.scores else "accuracy"
+
+
+def _title(table: QueryTable) -> str:
+    name = _scored(table.rows[0]) if table.rows else "accuracy"
+    return name[0].upper() + name[1:]
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ def _draw(points: list[_Point], path: Path, title: str, label: str) -> Path:
         color=_FAINT,
     )
     axes.set_xlabel(label, fontsize=10)
-    axes.set_ylabel("accuracy [%]", fontsize=10)
+    axes.set_ylabel(f"{_scored(points[0].row)} [%]", fontsize=10)
     axes.tick_params(labelsize=9, color=_GREY)
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

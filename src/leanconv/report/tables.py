@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from leanconv.errors import LeanconvError
 from leanconv.report.accuracy import INTERVAL_NOTE
-from leanconv.report.count_notes import MACS_NOTE, count_notes, share_note
+from leanconv.report.count_notes import MACS_NOTE, OTHERS_NOTE, count_notes, share_note
 from leanconv.report.text_table import Column, TextTable
 from leanconv.report.units import NONE, binary, decimals, fixed, percent, percent_interval, ratio, scientific, si
 
@@ -68,7 +68,10 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         ("parameters", si(cost.params), f"{cost.params:,}"),
         ("conv and linear weights", si(cost.conv_params), f"{cost.conv_params:,}"),
         ("MACs", si(cost.macs), f"{cost.macs:,}"),
+        *((f"  {part.name}", si(part.macs), f"{part.macs:,}") for part in cost.parts),
         *((("attention MACs", si(cost.attention_macs), f"{cost.attention_macs:,}"),) if cost.attention_macs else ()),
+        *((kind, si(count), f"{count:,}") for kind, count in cost.other_operations.items()),
+        *((("all operations", si(cost.all_operations), f"{cost.all_operations:,}"),) if cost.other_operations else ()),
         ("channel interactions", si(cost.interactions), f"{cost.interactions:,}"),
         ("activations, all [bytes]", binary(cost.activation_bytes), f"{cost.activation_bytes:,}"),
         ("activations, peak [bytes]", binary(cost.peak_activation_bytes), f"{cost.peak_activation_bytes:,}"),
@@ -80,9 +83,22 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         rows=tuple(rows),
         notes=(
             MACS_NOTE,
+            *((OTHERS_NOTE,) if cost.other_operations else ()),
             *((f"receptive field: {cost.receptive_field_note}.",) if cost.receptive_field_note else ()),
+            *_parts_note(cost),
             *count_notes({name: cost}),
         ),
+    )
+
+
+def _parts_note(cost: Cost) -> tuple[str, ...]:
+    """What the parts of a detector are given."""
+    if not cost.parts:
+        return ()
+    regions = [f"{part.name} {part.times} of {_size(part.size)}" for part in cost.parts if part.times > 1]
+    return (
+        f"the detector makes an image of {_size(cost.parts[0].size)} of the input; counted for the most regions that"
+        f" it keeps: {', '.join(regions)}; an image with fewer costs less.",
     )
 
 
@@ -144,6 +160,7 @@ def comparison_table(
         Column("recept."),
     ]
     rows = []
+    counted_all = any(cost.other_operations for cost in costs.values())
     digits = decimals(latency.median_ms for latency in latencies.values()) if latencies else 0
     for name, cost in costs.items():
         row = [
@@ -155,6 +172,8 @@ def comparison_table(
             binary(cost.peak_activation_bytes),
             _field(cost.receptive_field),
         ]
+        if counted_all:
+            row += [si(cost.all_operations), ratio(cost.all_operations, first.all_operations)]
         if latencies is not None:
             latency = latencies.get(name)
             row += [fixed(latency.median_ms, digits), ratio(latency.ratio)] if latency else [NONE, NONE]
@@ -163,6 +182,11 @@ def comparison_table(
         f"{MACS_NOTE} Input {_size(first.size)}; x: relative to {next(iter(costs))}.",
         "peak act.: the most bytes of activations alive at once; recept.: receptive field in pixels.",
     ]
+    if counted_all:
+        columns += [Column("all op."), Column("x")]
+        notes.append(
+            "all op.: MACs, attention and all other operations; by kind in the table of one model, and as JSON."
+        )
     if latencies is not None:
         columns += [Column("ms"), Column("x")]
         notes.append("ms: median latency of one run on this machine, all measured interleaved.")

@@ -14,10 +14,22 @@ from typing import Any
 from torch import nn
 
 from leanconv.data.contract import for_size
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, default_size, duplicate
-from leanconv.errors import RewriteError
+from leanconv.dryrun import (
+    ModelHolder,
+    Size,
+    Sizes,
+    as_module,
+    body_name,
+    check_sizes,
+    default_size,
+    duplicate,
+    is_detector,
+    refuse_one_stage,
+)
+from leanconv.errors import NothingToRewrite, RewriteError
 from leanconv.ops.operator import ConvRewrite
 from leanconv.rewrites.changes import Applied, Change, Context, Flow, Rewritten, Skipped, Step
+from leanconv.rewrites.detectors import body_size, named_in_detector, outside, within_body
 from leanconv.rewrites.guards import refuse_model
 from leanconv.rewrites.inflate import Inflate
 from leanconv.rewrites.octave import Octave
@@ -25,7 +37,7 @@ from leanconv.rewrites.operators import Everywhere
 from leanconv.rewrites.order import check_still_runs, order_of
 from leanconv.rewrites.steps import STEPS, from_json, parse_step, to_json
 from leanconv.rewrites.swap import Swapped, swap
-from leanconv.story import begun, remember, story_of
+from leanconv.story import STORY_KEY, Story, begun, remember, story_of
 
 __all__ = [
     "rewrite",
@@ -54,6 +66,9 @@ def rewrite(
     source_options: Mapping[str, Any] | None = None,
 ) -> Rewritten:
     """A copy of `model` in which the convolutions that each step selects are replaced, one step after the other.
+
+    Of a detector of torchvision (Faster, Mask and Keypoint R-CNN) the body is rewritten and all else stays, see
+    `leanconv.rewrites.detectors`; `size` is the image that it is given.
 
     Args:
         model: any tree of modules, 1D, 2D or 3D, in any mode, dtype and on any device, all of which the new layers
@@ -84,6 +99,9 @@ def rewrite(
     _refuse_call(steps, optimizer)
     model = as_module(model, error=RewriteError)
     refuse_model(model)
+    refuse_one_stage(model, "rewrite", error=RewriteError)
+    if is_detector(model):
+        return _rewrite_body(model, steps, size, begun(model, source, source_options))
     whole = [_whole(step) for step in steps]
     if size is None and any(step.needs_run for step in whole):
         size = default_size(model)
@@ -114,6 +132,29 @@ def rewrite(
     return Rewritten(new, tuple(changes), tuple(skipped), story, tuple(flows), size)
 
 
+def _rewrite_body(
+    detector: nn.Module, steps: tuple[ConvRewrite | Step, ...], size: Size | None, story: Story
+) -> Rewritten:
+    """As `rewrite`, of the body of a detector."""
+    taken = [within_body(detector, step) for step in steps]
+    if size is None and any(_whole(step).needs_run for step in taken):
+        size = default_size(detector)
+    size = None if size is None else check_sizes(size)
+    new, name = duplicate(detector, error=RewriteError), body_name(detector)
+    body = new.get_submodule(name)
+    known = story_of(body)
+    try:
+        done = rewrite(body, *taken, size=body_size(detector, size))
+    except NothingToRewrite as error:
+        raise outside(detector, steps, error) from error
+    for stem, settings in (done.story or Story()).steps[len(known.steps) if known else 0 :]:
+        story = story.then(stem, settings)
+    vars(done.model).pop(STORY_KEY, None)  # the detector has it
+    new.set_submodule(name, done.model)
+    remember(new, story)
+    return named_in_detector(detector, new, replace(done, story=story), size)
+
+
 def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> nn.Module:
     """The structure that the `steps` of a story made of `model`, with fresh weights in the new layers.
 
@@ -126,6 +167,13 @@ def replay(model: nn.Module, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     refuse_model(model)
     story = story_of(model)
     new = duplicate(model, error=RewriteError)
+    steps = list(steps)
+    if is_detector(model):
+        name = body_name(model)
+        new.set_submodule(name, replay(new.get_submodule(name), steps))
+        if story is not None:
+            remember(new, replace(story, steps=(*story.steps, *((stem, dict(given)) for stem, given in steps))))
+        return new
     for stem, settings in steps:
         options = dict(settings)
         size = options.pop("size", None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanconv.elastic.detector import is_detector
+from leanconv.dryrun import is_detector
 from leanconv.elastic.net import ElasticNet
 from leanconv.errors import DataError
 from leanconv.modes import eval_mode

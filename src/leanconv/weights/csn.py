@@ -6,6 +6,11 @@ name everywhere. The middle of a block is the one place where the two kinds of n
     ir   conv2.conv.conv1                depthwise 3x3x3
     ip   conv2.conv.conv1, bn1, conv2    1x1x1, BatchNorm, depthwise 3x3x3
 
+VMZ has R(2+1)D in the same files, whose stem is decomposed, too, and whose blocks of up to 34 layers have no conv3:
+
+    r2plus1d          conv2.conv.spatial, bn, temporal             1x3x3, BatchNorm, 3x1x1
+    r2plus1d_simple   the same in conv1 and conv2
+
 Dense 3x3x3 networks are not here: those that the projects have released differ from ours in stem or strides, which no
 name tells, so their weights would fit and mean something else.
 """
@@ -24,18 +29,22 @@ from leanconv.weights.formats import NO_FILE, Format, Source
 
 __all__ = ["OUR_EPS", "CsnFormat", "Kind", "Outline", "our_outline"]
 
-Kind = Literal["ir", "ip"]
+Kind = Literal["ir", "ip", "r2plus1d", "r2plus1d_simple"]
 
 OUR_EPS = 1e-3
 """What the zoo's channel-separated networks add to the variance unless built with another norm_eps."""
 
 _MODULE = re.compile(r"(?:layer(?P<stage>\d+)\.(?P<block>\d+)\.)?(?P<module>.+)\.(?P<tensor>\w+)")
 
+_ZOO: dict[Kind, str] = {"ir": "ir_csn_*", "ip": "ip_csn_*", "r2plus1d": "r2plus1d_*"}
+
 KERNELS: dict[Kind, tuple[str, ...]] = {
     "ip": ("conv2.conv.conv1", "conv2.conv.conv2"),
     "ir": ("conv2.conv.conv1",),
+    "r2plus1d": ("conv3.conv", "conv2.conv.spatial", "conv2.conv.temporal"),
+    "r2plus1d_simple": ("conv1.conv.temporal", "conv2.conv.spatial", "conv2.conv.temporal"),
 }
-"""The convolutions in the middle of a block, the depthwise one last."""
+"""Convolutions that blocks of a kind have and no others, the one whose kernel tells last."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +56,24 @@ class Outline:
     classes: int | None
 
     def __str__(self) -> str:
-        return f"{self.kind} with {', '.join(map(str, self.blocks))} bottlenecks ({3 * sum(self.blocks) + 2} layers)"
+        simple = self.kind == "r2plus1d_simple"
+        told = (
+            self.kind.removesuffix("_simple"),
+            ", ".join(map(str, self.blocks)),
+            "blocks" if simple else "bottlenecks",
+        )
+        return f"{told[0]} with {told[1]} {told[2]} ({(2 if simple else 3) * sum(self.blocks) + 2} layers)"
 
 
 def kind_of(tensors: Mapping[str, Tensor], kernels: Mapping[Kind, Iterable[str]]) -> Kind | None:
-    """The kind whose `kernels` are all in `tensors`, the last of them a depthwise 3x3x3; the first that fits."""
+    """The kind whose `kernels` are all in `tensors`, the last of them a depthwise 3x3x3 or, of R(2+1)D, a dense 3x1x1;
+    the first that fits."""
     for kind, names in kernels.items():
-        found = [tensors.get(name) for name in names]
-        if (
-            all(kernel is not None for kernel in found)
-            and found[-1] is not None
-            and found[-1].shape[1:] == (1, 3, 3, 3)
-        ):
+        found = [tensors[name] for name in names if name in tensors]
+        if len(found) < len(list(names)):
+            continue
+        shape = tuple(found[-1].shape)
+        if shape[2:] == (3, 1, 1) if kind.startswith("r2plus1d") else shape[1:] == (1, 3, 3, 3):
             return kind
     return None
 
@@ -87,7 +102,8 @@ class CsnFormat(Format):
         outside: stem and classifier.
         block: the prefix of a block, with {stage} from 1 to 4 and {block} from 0.
         inside: of a block, but for its middle.
-        middle: of each kind that the project has.
+        middle: of each kind that the project has; where a name is in `inside`, too, this one is meant.
+        stems: of those kinds whose stem is not as `outside` has it.
         optional_prefix: what its files of a backbone alone leave away.
     """
 
@@ -95,8 +111,14 @@ class CsnFormat(Format):
     block: str
     inside: Mapping[str, str]
     middle: Mapping[Kind, Mapping[str, str]]
+    stems: Mapping[Kind, Mapping[str, str]] = field(default_factory=dict)
     norm_eps: float | None = field(default=OUR_EPS)
     optional_prefix: str = ""
+
+    @property
+    def holds(self) -> str:
+        """What networks its files hold."""
+        return "channel-separated networks" + (" and R(2+1)D" if "r2plus1d" in self.middle else "")
 
     def module(self, ours: str, stage: int, block: int, blocks: tuple[int, ...], kind: Kind) -> str | None:
         """What `ours`, a module inside a block, is called; None where it has no counterpart."""
@@ -111,7 +133,8 @@ class CsnFormat(Format):
         """The channel-separated network that a file with these `tensors` holds, or None."""
         blocks, first = blocks_of(tensors, self.block), self.block.format(stage=1, block=0)
         kernels = {
-            kind: [f"{first}{names[conv]}.weight" for conv in KERNELS[kind]] for kind, names in self.middle.items()
+            kind: [f"{first}{({**self.inside, **names})[conv]}.weight" for conv in KERNELS[kind]]
+            for kind, names in self.middle.items()
         }
         kind, scores = kind_of(tensors, kernels), tensors.get(f"{self.outside['fc']}.weight")
         return Outline(kind, blocks, None if scores is None else len(scores)) if kind and blocks else None
@@ -121,8 +144,8 @@ class CsnFormat(Format):
         shape = our_outline(own)
         if shape is None:
             raise CheckpointError(
-                f"{self.name} files hold channel-separated networks, and this is none, or no longer: take one of the "
-                "zoo's ir_csn_* or ip_csn_*, import, then rewrite it"
+                f"{self.name} files hold {self.holds}, and this is none, or no longer: take one of the "
+                f"zoo's {', '.join(_ZOO[kind] for kind in self.middle if kind in _ZOO)}, import, then rewrite it"
             )
         if shape.kind not in self.middle:
             raise CheckpointError(f"{self.name} has {', '.join(self.middle)} networks only, and this one is {shape}")
@@ -131,7 +154,7 @@ class CsnFormat(Format):
             found = _MODULE.fullmatch(name)
             module = None
             if found is not None and found["stage"] is None:
-                module = self.outside.get(found["module"])
+                module = {**self.outside, **self.stems.get(shape.kind, {})}.get(found["module"])
             elif found is not None:
                 at = int(found["stage"]), int(found["block"])
                 module = self.module(found["module"], *at, shape.blocks, shape.kind)

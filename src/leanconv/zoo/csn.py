@@ -110,16 +110,17 @@ def _r2plus1d(
     *,
     num_classes: int = 400,
     frames: int = 32,
+    pool1: bool = False,
     dropout: float = 0.0,
     norm_eps: float = 1e-3,
 ) -> nn.Module:
-    """R(2+1)D of 34 or 152 layers, tables 4 and 5."""
+    """R(2+1)D of 34 or 152 layers, tables 4 and 5; VMZ's PyTorch builder of 152 layers has `pool1`, the paper's not."""
     return resnet3d(
         block="simple" if depth == 34 else "bottleneck",
         layers=LAYERS_3D[depth],
         conv=Decomposed3d,
         stem=partial(Decomposed3d, middle=45),
-        pool1=False,
+        pool1=pool1,
         num_classes=num_classes,
         frames=frames,
         dropout=dropout,

@@ -200,9 +200,16 @@ def _torchvision_names() -> list[str]:
 
 
 def _torchvision_size(name: str) -> tuple[int, ...] | None:
-    """From the preprocessing of the library's own weights: the crop, and 16 frames or more where it takes video."""
+    """From the preprocessing of the library's own weights: the crop, and 16 frames or more where it takes video.
+
+    Of a detector (R-CNN) its shorter and its longest side, as its builder has them where nothing else is said.
+    """
     from torchvision import models
 
+    if models.get_model_builder(name).__module__.startswith("torchvision.models.detection."):
+        if "rcnn" not in name:
+            return None
+        return (3, 320, 640) if "_320_" in name else (3, 800, 1333)
     weights = models.get_model_weights(name).DEFAULT
     crop = getattr(weights.transforms, "keywords", {}).get("crop_size")
     if crop is None:

@@ -8,6 +8,7 @@ extern "C" {
 #endif
 
 #define LEANCONV_PLAN_VERSION 3
+#define LEANCONV_MOST_PORTS 64  // inputs, and outputs, of a plan that is checked
 #define LEANCONV_API __attribute__((visibility("default")))
 
 // Which sources this library was built from.
@@ -24,6 +25,10 @@ LEANCONV_API int leanconv_runs(int lanes);
 // the plan must be ones that this machine runs. Returns 0, or 1 for a plan of another version, which is not run.
 LEANCONV_API int leanconv_run(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
                  float* const* outputs, int64_t images);
+
+// Whether a plan of `numbers` integers that somebody sent can be run: null where a run stays within the arena, the inputs
+// and outputs of its sizes, and the first `*weights` floats of its weights, on this machine; else what is wrong with it.
+LEANCONV_API const char* leanconv_check(const int64_t* plan, int64_t numbers, int64_t* weights);
 
 // Compute `rounds` rounds of multiply-adds that nothing holds up, with vectors of `lanes`, for measuring what the core
 // reaches at most; the number of floating-point operations, a multiply-add being two, or 0 where there are no such vectors.

@@ -291,8 +291,7 @@ int leanconv_run(const int64_t* numbers, const float* weights, float* arena, con
     if (plan.version != LEANCONV_PLAN_VERSION) return 1;
     claim(r, plan);
     const Kernels& kernels = *kernels_of(int(plan.lanes));
-    float* slots = arena + plan.sums_at;
-    memset(slots, 0, size_t(plan.sums * kSlotFloats) * sizeof(float));
+    if (plan.sums) memset(arena + plan.sums_at, 0, size_t(plan.sums * kSlotFloats) * sizeof(float));
     const Port *in = reinterpret_cast<const Port*>(&plan + 1), *out = in + plan.inputs;
     const int64_t* steps = reinterpret_cast<const int64_t*>(out + plan.outputs);
     for (int64_t image = 0; image < images; ++image) {
@@ -302,7 +301,7 @@ int leanconv_run(const int64_t* numbers, const float* weights, float* arena, con
         for (int64_t i = 0; i < plan.outputs; ++i)
             move<false>(r, kernels, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
     }
-    if (plan.sums) total(slots, plan.sums, outputs[plan.outputs]);
+    if (plan.sums) total(arena + plan.sums_at, plan.sums, outputs[plan.outputs]);
     return 0;
 }
 

@@ -1,0 +1,112 @@
+"""Plans that were damaged, and what the library does with them: refused, or run within the memory that is theirs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, given, seed, settings
+from numpy.typing import NDArray
+
+from leanconv.kernels.fuse import fused
+from leanconv.kernels.pack import pack
+from leanconv.kernels.program import Program
+from random_programs import programs
+
+MARK = np.float32(12345.0)
+MARGIN = 0 if os.environ.get("LEANCONV_EXACT") else 4096  # under a sanitizer what is beside is watched anyway
+
+
+class Checked:
+    """The functions of a library that take what was received."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.leanconv_check.restype = ctypes.c_char_p
+        self.library.leanconv_check.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self.library.leanconv_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
+
+    def check(self, plan: NDArray[np.int64]) -> tuple[str | None, int]:
+        """What is wrong with a plan, and how many weights it reads."""
+        weights = ctypes.c_int64()
+        problem = self.library.leanconv_check(plan.ctypes.data, len(plan), ctypes.byref(weights))
+        return None if problem is None else problem.decode(), weights.value
+
+    def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Two images, with nothing longer than the check allows and a margin around what is written to."""
+        count_in, count_out = int(plan[3]), int(plan[4])
+        ports = [plan[9 + 5 * index : 14 + 5 * index] for index in range(count_in + count_out)]
+        sizes = [2 * int(np.prod(port[:3])) for port in ports]
+        rng = np.random.default_rng(0)
+        inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes[:count_in]]
+        outputs = [np.full(size + 2 * MARGIN, MARK) for size in sizes[count_in:]]
+        arena = np.full(int(plan[2]) + 2 * MARGIN, MARK)
+        arena[MARGIN : MARGIN + 16] = 0
+        addresses = [(ctypes.c_void_p * 64)(*(x.ctypes.data for x in inputs))]
+        addresses.append((ctypes.c_void_p * 64)(*(x[MARGIN:].ctypes.data for x in outputs)))
+        with np.errstate(all="ignore"):
+            code = self.library.leanconv_run(
+                plan.ctypes.data, weights.ctypes.data, arena[MARGIN:].ctypes.data, *addresses, 2
+            )
+        assert code == 0
+        for memory in (arena, *outputs):
+            assert (memory[:MARGIN] == MARK).all()
+            assert (memory[len(memory) - MARGIN :] == MARK).all()
+        return [output[MARGIN : len(output) - MARGIN] for output in outputs]
+
+
+def drawn(count: int, number: int) -> Iterator[Program]:
+    found: list[Program] = []
+
+    @seed(number)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(programs())
+    def take(program: Program) -> None:
+        found.append(program)
+
+    take()
+    yield from found
+
+
+def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A plan with one to three numbers that are others, or cut off."""
+    new = plan.copy()
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(1, len(new)))
+        value = int(new[at])
+        near = [value + 1, value - 1, value + 16, value - 16, 2 * value, -value, 0, 1]
+        far = [int(rng.choice(new[2:])), 1 << 20, 1 << 31, 1 << 33, -(1 << 33), 1 << 61, -(1 << 63)]
+        chosen = (near + far)[rng.integers(len(near) + len(far))]
+        new[at] = max(min(chosen, (1 << 63) - 1), -(1 << 63))
+    return new[: int(rng.integers(1, len(new)))].copy() if rng.random() < 0.1 else new
+
+
+def takes_long(plan: NDArray[np.int64]) -> bool:
+    """Whether a plan has so large a number that a run of it would take seconds: allowed, and not waited for."""
+    ports = [plan[9 + 5 * index : 12 + 5 * index] for index in range(int(plan[3] + plan[4]))]
+    return bool((np.abs(plan[2:]) > 1 << 19).any()) or any(float(np.prod(port, dtype=float)) > 1e6 for port in ports)
+
+
+def check_damaged(path: Path, lanes: int, registers: int, examples: int, number: int = 0) -> tuple[int, int]:
+    """Damage plans of random programs and run what is not refused; how many were, and how many were run."""
+    checked = Checked(path)
+    rng = np.random.default_rng(number)
+    refused = ran = 0
+    for program in drawn(examples, number):
+        for one in (program, fused(program)):
+            packed = pack(one, lanes=lanes, registers=registers)
+            problem, weights = checked.check(packed.plan.copy())
+            assert problem is None, problem
+            assert weights <= len(packed.weights)
+            for _ in range(20):
+                plan = damaged(packed.plan, rng)
+                problem, weights = checked.check(plan)
+                refused += problem is not None
+                if problem is None and not takes_long(plan) and weights < 1 << 20:
+                    values = rng.standard_normal(weights).astype(np.float32)
+                    checked.run(plan, values)
+                    ran += 1
+    return refused, ran
