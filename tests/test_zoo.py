@@ -22,7 +22,8 @@ from leanconv.zoo import ZOO, list_models
 PREFIXES = ("", "dw_", "d_", "s_", "o_", "so_")
 OCTAVE = {name for name in ZOO if name.startswith(("oct_", "c2d", "i3d"))}
 CSN = {name for name in ZOO if name.startswith(("resnet3d", "r2plus1d", "ir_csn", "ip_csn"))}
-SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN
+VIDEO = {name for name in ZOO if any(part in name for part in ("slow", "x3d"))}
+SMALL = {name for name in ZOO if not any(depth in name for depth in ("32", "56", "110"))} - OCTAVE - CSN - VIDEO
 SMALL |= {"oct_resnet26", "oct_mobilenet_v1", "oct_mobilenet_v2"}
 SMALL -= {"elastic_vgg16", "elastic_wideresnet28_10", "wideresnet", "preact_resnet", "resnext_cifar"}
 
@@ -37,6 +38,9 @@ def test_every_name_of_the_paper_is_there() -> None:
     octave |= {"oct_c2d_resnet50", "oct_i3d_resnet50"}
     csn = {f"resnet3d_{depth}" for depth in (18, 26, 34, 50, 101, 152)}
     csn |= {"r2plus1d_34", "r2plus1d_152"}
+    csn |= {
+        f"{e}{n}" for e in ("", "elastic_") for n in ("slow_only_50", "slowfast_50_4x16", "slowfast_50_8x8", "x3d_m")
+    }
     csn |= {f"{kind}_csn_{depth}" for kind in ("ir", "ip") for depth in (26, 50, 101, 152)}
     assert nets | mobile | octave | csn <= set(ZOO)
 

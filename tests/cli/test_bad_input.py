@@ -97,6 +97,10 @@ def images(folder: Path, *classes: str, count: int = 6) -> Path:
         (["nonsense"], "No such command"),
         (["measure"], "Missing argument"),
         (["bench", "resnet20", "--threads", "some"], "valid integer"),
+        (["bench", "resnet20", "--device", "cuda"], "--device is for --train"),
+        (["bench", "resnet20", "--train", "--device", "tpu"], "device must be cpu, cuda or cuda:NUMBER, got 'tpu'"),
+        (["bench", "resnet20", "--train", "--backends", "openvino"], "unknown backend of training"),
+        (["bench", "resnet20", "--train", "--batch", "0"], "batch=0"),
     ],
 )
 def test_one_line_and_code_2(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost import measure
-from leanconv.deploy import BenchRow, bench
+from leanconv.deploy import BenchRow, bench, bench_training
 from leanconv.deploy import bench as _bench_function
 from leanconv.errors import LeanconvError, UnknownName
 
@@ -119,3 +119,15 @@ def test_compiled_models_of_one_class_do_not_fall_back_to_eager(capfd: pytest.Ca
     assert counters["stats"]["unique_graphs"] == 10
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("torch._inductor").level != logging.CRITICAL
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_training_keep_less() -> None:
+    """torch.compile joins the norm and the ReLU, and needs not both their results."""
+    net = nn.Sequential(tiny(16), nn.Linear(16, 5))
+    rows = bench_training({"net": net}, SIZE, backends=("eager", "compile"), rounds=2)
+    assert [row.problem for row in rows] == [None, None]
+    eager, compiled = (row.saved_bytes for row in rows)
+    assert eager is not None
+    assert compiled is not None
+    assert 0 < compiled <= eager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -172,6 +172,15 @@ def read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
             )
         tensors[alias] = tensors[name]
     return tensors
+
+
+def tensor_names(folder: Path) -> tuple[str, ...]:
+    """The names in weights.safetensors, of which only the head is read; none where there is no such file."""
+    try:
+        with safe_open(weights_of(folder), framework="pt") as file:
+            return tuple(file.keys())
+    except (OSError, SafetensorError):
+        return ()
 
 
 def weights_of(folder: Path) -> Path:

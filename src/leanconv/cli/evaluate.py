@@ -89,14 +89,23 @@ def run(
     accuracy on images, average precision of detectors; clip@1, video@1 and video@5 on whole videos; with 95 %
     intervals.
     """
-    from leanconv.recipes.detected import find_detector
+    from leanconv.recipes.detected import find_detector, is_results
 
-    if (detector := find_detector(model, trust_code=trust_code)) is not None:
-        from leanconv.cli.objects import eval_objects, refuse
+    detector = None if is_results(model) else find_detector(model, trust_code=trust_code)
+    if detector is not None or is_results(model):
+        from leanconv.cli.objects import eval_objects, refuse, refuse_file
+        from leanconv.recipes import evaluate
+        from leanconv.recipes.detected import evaluate_objects, open_for
 
         refuse(part=part, size=sizes, clips=clips, crops=crops, baseline=baseline, per_class=per_class)
         refuse(confusions=confusions, contact_sheet=contact_sheet, mean=mean, std=std, crop=crop)
-        eval_objects(detector, data, width=width, resolution=resolution, predictions=predictions, json=json)
+        refuse(interpolation=interpolation, exif=exif)
+        refuse_file("--predictions", predictions, ".json")
+        if detector is None:
+            tested: Any = evaluate(model, data, width=width, resolution=resolution)
+        else:
+            tested = evaluate_objects(detector, open_for(detector, data), width=width, resolution=resolution)
+        eval_objects(tested, model, predictions=predictions, json=json)
         return
     from leanconv.recipes import evaluate_loaded, load_run
 

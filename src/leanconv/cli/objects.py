@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from leanconv.cli.output import print_json, write_json
-from leanconv.errors import LeanconvError
+from leanconv.errors import DataError, LeanconvError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from leanconv.intervals import Interval
     from leanconv.query import QueryTable
-    from leanconv.recipes.detected import LoadedDetector
+    from leanconv.recipes.detected import LoadedDetector, ScoredObjects
 
 __all__ = ["compare_objects", "eval_objects", "predict_objects", "print_scores", "refuse", "refuse_file"]
 
 _SHOWN = 24
 
+INTERVALS = "in parentheses 95 % intervals: of the APs on 1000 draws of as many images, with replacement"
+
 
 def refuse(**options: object) -> None:
     """Raise `LeanconvError` for options, by their names, that are not for detectors."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
-    if given:
-        raise LeanconvError(f"{', '.join(given)}: not for detectors, which take images as they are and find objects")
+    from leanconv.recipes.detected import refuse_for_detector
+
+    refuse_for_detector({f"--{name.replace('_', '-')}": value for name, value in options.items()})
 
 
 def refuse_file(option: str, path: Path | None, *suffixes: str) -> None:
@@ -90,49 +93,37 @@ def predict_objects(
         typer.echo(f"{len(unread)} files could not be read: {', '.join(str(one['name']) for one in unread[:5])}")
 
 
-def eval_objects(
-    loaded: LoadedDetector,
-    data: str | None,
-    *,
-    width: float | None,
-    resolution: int | None,
-    predictions: Path | None,
-    json: bool,
-) -> None:
-    """Average precision of boxes and masks."""
-    from leanconv.recipes.detected import evaluate_objects, open_for
-    from leanconv.recipes.detection import coco_results
-
-    refuse_file("--predictions", predictions, ".json")
-    opened = open_for(loaded, data)
-    detected, which = evaluate_objects(loaded, opened, width=width, resolution=resolution)
+def eval_objects(tested: ScoredObjects, name: str, *, predictions: Path | None, json: bool) -> None:
+    """Average precision of boxes and masks, with intervals."""
     if predictions is not None:
-        ids = [one.id for one in opened.test_images]
-        write_json(coco_results(detected.found, ids, opened.class_ids), predictions)
+        write_json(tested.results(), predictions)
     if json:
-        print_json(
-            {
-                "model": loaded.name + which,
-                "images": detected.images,
-                "part": opened.part,
-                **{name: value if value == value else None for name, value in detected.scores.items()},
-                "problems": len(opened.problems),
-            }
-        )
+        print_json(tested.figures(name))
         return
-    typer.echo(f"{loaded.name}{which}: {print_scores(detected.scores)} on {detected.images} images ({opened.part})")
+    detected = tested.detected
+    scores = print_scores(detected.scores, detected.intervals)
+    typer.echo(f"{name}{tested.configuration}: {scores} on {detected.images} images ({tested.part})")
+    typer.echo(INTERVALS)
     if predictions is not None:
         typer.echo(f"written: {predictions}")
-    for remark in opened.remarks:
+    for remark in tested.remarks:
         typer.echo(remark)
 
 
-def print_scores(scores: dict[str, float]) -> str:
-    """AP and AP at an intersection of a half, in percent."""
-    kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in scores]
-    return ", ".join(
-        f"{kind} AP {100 * scores[f'{kind}_ap']:.1f} (50: {100 * scores[f'{kind}_ap50']:.1f})" for kind in kinds
-    )
+def print_scores(scores: dict[str, float], intervals: Mapping[str, Interval | None] | None = None) -> str:
+    """AP, with its interval where there is one, and AP at an intersection of a half, in percent."""
+    told = []
+    for kind in ("box", "mask"):
+        if f"{kind}_ap" in scores:
+            sure = (intervals or {}).get(f"{kind}_ap")
+            told.append(
+                f"{kind} AP {100 * scores[f'{kind}_ap']:.1f}{_within(sure)}, 50: {100 * scores[f'{kind}_ap50']:.1f}"
+            )
+    return "; ".join(told)
+
+
+def _within(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def table_text(table: QueryTable) -> str:
@@ -154,33 +145,27 @@ def compare_objects(loaded: Sequence[LoadedDetector], data: str | None, *, json:
     from leanconv.recipes.detected import evaluate_objects, open_for
 
     rows: list[dict[str, Any]] = []
+    first: ScoredObjects | None = None
     for one in loaded:
-        opened = open_for(one, data)
-        detected, which = evaluate_objects(one, opened)
-        if rows and detected.images != rows[0]["images"]:
-            raise LeanconvError(
-                f"{one.name} is tested on {detected.images} images and {rows[0]['model']} on {rows[0]['images']}: name"
-                " the same with --data"
-            )
-        scores = {name: value if value == value else None for name, value in detected.scores.items()}
-        params = sum(p.numel() for p in one.network.parameters())
-        first = rows[0] if rows else None
-        differs = {
-            f"{name}_difference": None if first is None else (scores.get(name) or 0.0) - (first.get(name) or 0.0)
-            for name in ("box_ap", "mask_ap")
-            if name in scores
-        }
-        rows.append({"model": one.name + which, "images": detected.images, "params": params, **scores, **differs})
+        tested = evaluate_objects(one, open_for(one, data))
+        row = {**tested.figures(one.name), "params": sum(p.numel() for p in one.network.parameters())}
+        told = f"{row['model']}: {print_scores(tested.detected.scores, tested.detected.intervals)},"
+        told += f" {row['params'] / 1e6:.1f} M parameters"
+        if first is not None:
+            try:
+                above = tested.detected.above(first.detected)
+            except DataError as error:
+                raise LeanconvError(f"{one.name} and {loaded[0].name}: {error} with --data") from error
+            for name, (value, interval) in above.items():
+                row[f"{name}_difference"] = None if value != value else value
+                row[f"{name}_difference_interval"] = None if interval is None else list(interval)
+                if name in ("box_ap", "mask_ap"):
+                    told += f"; {name.replace('_ap', ' AP')} {100 * value:+.1f}{_within(interval)} of the first's"
+        first = first or tested
+        rows.append({**row, "told": told})
     if json:
-        print_json(rows)
+        print_json([{name: value for name, value in row.items() if name != "told"} for row in rows])
         return
     for row in rows:
-        finite = {
-            name: float("nan") if value is None else value
-            for name, value in row.items()
-            if name.endswith(("ap", "ap50"))
-        }
-        typer.echo(f"{row['model']}: {print_scores(finite)}, {row['params'] / 1e6:.1f} M parameters")
-    typer.echo(
-        f"on the same {rows[0]['images']} images; an interval of AP is not known, so small differences say little"
-    )
+        typer.echo(row["told"])
+    typer.echo(f"all on the same {rows[0]['images']} images. {INTERVALS}; differences are of pairs, on the same draws.")

@@ -87,6 +87,7 @@ def run(
     if pictures is not None:
         raise LeanconvError(f"--pictures {pictures}: {model} finds no objects; draw its answers with --contact-sheet")
     from leanconv.recipes import predict
+    from leanconv.recipes.predicted import Predicted
     from leanconv.report import predictions_table, print_table
     from leanconv.train import save_predictions
 
@@ -103,6 +104,7 @@ def run(
         contact_sheet=contact_sheet,
         trust_code=trust_code,
     )
+    assert isinstance(told, Predicted)  # detectors are done with
     if predictions is not None:
         save_predictions(predictions, told.predictions, told.class_names)
     if json:

@@ -45,7 +45,7 @@ def run(
         typer.Option(
             "--backend",
             metavar="NAME",
-            help="eager, compile, onnxruntime or openvino; any number of times; default: eager.",
+            help="What `bench --backends` takes, such as compile or onnxruntime; any number of times; default: eager.",
         ),
     ] = [],
     threads: Annotated[list[int], typer.Option(help="Threads while latency is measured; any number of times.")] = [1],

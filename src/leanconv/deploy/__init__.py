@@ -14,6 +14,7 @@ from leanconv.deploy.densify import Densified, densify
 from leanconv.deploy.export import ExportReport, export
 from leanconv.deploy.fold import Folded, Kept, fold
 from leanconv.deploy.metadata import KEY, FileInput, input_of
+from leanconv.deploy.train_bench import TrainBenchRow, bench_training
 from leanconv.deploy.verify import Difference, Runner, compare, onnxruntime_runner, openvino_runner
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "KEY",
     "Kept",
     "Runner",
+    "TrainBenchRow",
     "accelerate",
     "bench",
+    "bench_training",
     "compare",
     "densify",
     "export",

@@ -211,7 +211,7 @@ def _exported(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
 
 def _exported_with_kernels(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     """The same with the programs of the kernels as nodes."""
-    found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime+kernels")
+    found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime_kernels")
     return _exported(found.model, path, size, batch)
 
 
@@ -224,7 +224,7 @@ BACKENDS: dict[str, Build] = {
     "openvino": lambda model, path, size, batch, threads: openvino_runner(
         _exported(model, path, size, batch), threads=threads
     ),
-    "onnxruntime+kernels": lambda model, path, size, batch, threads: onnxruntime_runner(
+    "onnxruntime_kernels": lambda model, path, size, batch, threads: onnxruntime_runner(
         _exported_with_kernels(model, path.with_suffix(".kernels.onnx"), size, batch), threads=threads
     ),
     "leanconv": lambda model, path, size, batch, threads: _eager(accelerate(model, size).model),

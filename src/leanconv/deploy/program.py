@@ -94,6 +94,11 @@ def explained(error: BaseException, *, free_sides: bool = False) -> str:
         chain.append(cause)
     for link in reversed(chain):
         if found := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(link)):
+            if found[1] == "leanconv.run_program":
+                return (
+                    "it is accelerated, and ONNX has no operator for leanconv.run_program: export the network that it "
+                    "was made from, with kernels (--kernels)"
+                )
             return f"ONNX has no operator for {found[1]}; replace it by others, or export the part before it"
     if free_sides and re.search("Constraints violated|specialized|GuardOnDataDependent", str(chain[0])):
         return (

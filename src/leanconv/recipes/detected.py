@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,21 +14,36 @@ from torch import Tensor, nn
 from leanconv.data.contract import contract_of
 from leanconv.data.detection.data import DetectionData, open_detection, read_pixels
 from leanconv.data.detection.masks import Rle, from_pixels
+from leanconv.data.detection.results import answers_of, read_results
 from leanconv.data.sets.splits import Problem
-from leanconv.dryrun import ModelHolder, as_module, classes_of, is_detector
+from leanconv.dryrun import ModelHolder, as_module, classes_of, detector_in
 from leanconv.elastic import ElasticDetector, ElasticNet, calibrate
 from leanconv.elastic.width import Config
 from leanconv.errors import DataError, LeanconvError
+from leanconv.intervals import Interval
 from leanconv.modes import eval_mode
 from leanconv.query import QueryTable
 from leanconv.recipes.asked import configured
 from leanconv.recipes.config import read_recipe
-from leanconv.recipes.detection import coco_results, open_objects
+from leanconv.recipes.detection import coco_results, finite, interval_figures, open_objects
 from leanconv.recipes.settings import DetectionSettings, Recipe
-from leanconv.train.detected import Detected, evaluate_detector, has_masks
+from leanconv.train.detected import Detected, evaluate_answers, evaluate_detector, has_masks
+from leanconv.train.precision import coco_rows
 from leanconv.train.runfolder import saved_model
 
-__all__ = ["Found", "LoadedDetector", "detect", "evaluate_objects", "find_detector", "measure_objects", "open_for"]
+__all__ = [
+    "Found",
+    "LoadedDetector",
+    "ScoredObjects",
+    "detect",
+    "evaluate_objects",
+    "evaluate_results",
+    "find_detector",
+    "is_results",
+    "measure_objects",
+    "open_for",
+    "refuse_for_detector",
+]
 
 
 class LoadedDetector(NamedTuple):
@@ -63,36 +78,85 @@ class Found:
         stems = [Path(name).stem for name in self.names]
         numbered = all(stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems)
         ids = [int(stem) for stem in stems] if numbered else list(range(1, len(stems) + 1))
-        masks = None if self.masks is None else list(self.masks)
-        rows = coco_results(self.objects, ids, self.class_ids, masks)
+        answers = [coco_rows(one, masks=False) for one in self.objects]
+        for rows, masks in zip(answers, self.masks or (), strict=False):
+            for row, rle in zip(rows, masks, strict=True):
+                row["segmentation"] = rle
         named = dict(zip(ids, self.names, strict=True))
-        return [{**row, "file_name": named[row["image_id"]]} for row in rows if row["score"] >= least]
+        found = coco_results(answers, ids, self.class_ids)
+        return [{**row, "file_name": named[row["image_id"]]} for row in found if row["score"] >= least]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredObjects:
+    """A test of a detector, or of answers from a file.
+
+    Attributes:
+        detected: the scores, their intervals, and every answer.
+        part: what was tested on: "validation" or "train".
+        class_names, class_ids: of the labels 1, 2, ...
+        problems: images and annotations that could not be used, each with its reason.
+        remarks: sentences about the data that may surprise.
+        configuration: of an elastic network, the width and the resolution in words; "" of any other.
+    """
+
+    detected: Detected
+    part: str
+    class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+    problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
+    configuration: str = ""
+
+    @property
+    def box_ap(self) -> float:
+        """Average precision of boxes over intersections of .50 to .95, from 0 to 1."""
+        return self.detected.box_ap
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of `box_ap`."""
+        return self.detected.intervals["box_ap"]
+
+    def results(self) -> list[dict[str, Any]]:
+        """Every answer in COCO's format of results; a test of these has the same scores."""
+        return coco_results(self.detected.answers, self.detected.image_ids, self.class_ids)
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """The test of the network called `name` in plain data, as `leanconv eval --json` prints it."""
+        return {
+            "model": name + self.configuration,
+            "images": self.detected.images,
+            "part": self.part,
+            **finite(self.detected.scores),
+            **interval_figures(self.detected),
+            "problems": len(self.problems),
+        }
 
 
 def find_detector(model: str | Path | nn.Module | ModelHolder, *, trust_code: bool = False) -> LoadedDetector | None:
-    """The detector that `model` is or names (a saved model or a run folder); None where it is none, or no folder."""
+    """The detector that `model` is or names (a saved model or a run folder); None where it is none, or no folder.
+
+    Nothing is loaded, and no code of one's own is run, for a model whose weights are not called as those of a detector.
+    """
     from leanconv.build import load, located
-    from leanconv.build.folder import read_record
+    from leanconv.build.folder import tensor_names
 
     if not isinstance(model, str | Path):
         network = as_module(model)
-        inner = network.model if isinstance(network, ElasticNet) else network
-        return LoadedDetector(network, f"this {type(inner).__name__}", None) if is_detector(inner) else None
+        inner = detector_in(network)
+        return None if inner is None else LoadedDetector(network, f"this {type(inner).__name__}", None)
     name = located(model)
     if not os.path.isdir(name):
         return None
     folder = saved_model(name)
-    try:
-        story = str(read_record(folder)["story"]["model"])
-    except LeanconvError:
-        return None
-    if not story.startswith(("detection/", "torchvision/fasterrcnn", "torchvision/maskrcnn")) and ":" not in story:
+    parts = {of.removeprefix("model.").partition(".")[0] for of in tensor_names(Path(folder))}
+    if not {"backbone", "rpn", "roi_heads"} <= parts:
         return None
     network = load(folder, trust_code=trust_code)
-    inner = network.model if isinstance(network, ElasticNet) else network
     config = Path(name) / "config.yaml"
     recipe = read_recipe(config) if config.exists() else None
-    return LoadedDetector(network, str(model), recipe) if is_detector(inner) else None
+    return None if detector_in(network) is None else LoadedDetector(network, str(model), recipe)
 
 
 def detect(
@@ -169,10 +233,51 @@ def open_for(loaded: LoadedDetector, spec: str | None) -> DetectionData:
 
 def evaluate_objects(
     loaded: LoadedDetector, data: DetectionData, *, width: float | None = None, resolution: int | None = None
-) -> tuple[Detected, str]:
-    """The average precision on the test images of `data`, and words for the configuration."""
+) -> ScoredObjects:
+    """The test of a detector on the test images of `data`."""
     with configured(loaded.network, width, resolution) as (network, which):
-        return evaluate_detector(network, data.eval_loader()), which
+        return _tested(evaluate_detector(network, data.eval_loader()), data, which)
+
+
+def evaluate_results(path: str | Path, spec: str) -> ScoredObjects:
+    """The test of the answers in `path`, in COCO's format of results, on the annotated images `spec`.
+
+    Masks are tested where every answer has one. Raises `DataError` for a file of another form, and for answers for
+    images or classes that the annotations do not name.
+    """
+    given = read_results(path)
+    masks = bool(given) and all("segmentation" in row for row in given)
+    data = open_detection(spec, batch_size=1, masks=masks)
+    answers = answers_of(path, given, data, masks=masks)
+
+    def answered() -> Iterator[tuple[list[list[dict[str, Any]]], Any]]:
+        for _, targets in data.eval_loader():
+            yield [answers.get(int(target["image_id"]), []) for target in targets], targets
+
+    return _tested(evaluate_answers(answered(), masks=masks), data, "")
+
+
+def is_results(model: object) -> bool:
+    """Whether `model` names a file of results."""
+    return isinstance(model, str | Path) and Path(model).suffix.lower() == ".json" and not os.path.isdir(model)
+
+
+def _tested(detected: Detected, data: DetectionData, which: str) -> ScoredObjects:
+    return ScoredObjects(
+        detected=detected,
+        part=data.part,
+        class_names=data.class_names,
+        class_ids=data.class_ids,
+        problems=data.problems,
+        remarks=data.remarks,
+        configuration=which,
+    )
+
+
+def refuse_for_detector(given: Mapping[str, object]) -> None:
+    """Raise `LeanconvError` for options, by their names, that are not for detectors."""
+    if names := [name for name, value in given.items() if value]:
+        raise LeanconvError(f"{', '.join(names)}: not for detectors, which take images as they are and find objects")
 
 
 def measure_objects(

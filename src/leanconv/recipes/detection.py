@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -24,11 +24,20 @@ from leanconv.recipes.finetuning import Taken, check_classes, knows_others
 from leanconv.recipes.settings import DetectionSettings, ElasticSettings, Recipe
 from leanconv.rewrites import parse_step, rewrite
 from leanconv.train import fit, is_main_process
-from leanconv.train.detected import evaluate_detector
+from leanconv.train.detected import Detected, evaluate_detector
 from leanconv.train.runfolder import saved_model
 from leanconv.train.settings import FitResult
 
-__all__ = ["DetectionRun", "build_detector", "coco_results", "open_objects", "run_detection", "take_body"]
+__all__ = [
+    "DetectionRun",
+    "build_detector",
+    "coco_results",
+    "finite",
+    "interval_figures",
+    "open_objects",
+    "run_detection",
+    "take_body",
+]
 
 
 class DetectionRun(dict[str, Any]):
@@ -224,37 +233,42 @@ def _finished(
             table.save(out / "table.json")
             table.save(out / "table.csv")
         save(net, folder, size=recipe.data.input_size)
-        figures = {"part": data.part, "images": detected.images, **_finite(detected.scores)}
+        figures = {
+            "part": data.part,
+            "images": detected.images,
+            **finite(detected.scores),
+            **interval_figures(detected),
+        }
         write_text(out / "evaluation.json", json.dumps(figures, indent=2) + "\n")
         if world == 1:
-            names = [one.id for one in data.test_images]
-            write_text(out / "detections.json", json.dumps(coco_results(detected.found, names, data.class_ids)) + "\n")
+            results = coco_results(detected.answers, detected.image_ids, data.class_ids)
+            write_text(out / "detections.json", json.dumps(results) + "\n")
     return DetectionRun(fit=result, net=net, model_folder=folder, table=table, detected=detected)
 
 
 def coco_results(
-    found: Any, image_ids: list[int], class_ids: tuple[int, ...], masks: list[list[Any]] | None = None
+    answers: Iterable[Sequence[dict[str, Any]]], image_ids: Iterable[int], class_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Answers in COCO's format of results: image_id, category_id, bbox (x, y, width, height), score, segmentation."""
-    rows = []
-    for number, (one, image_id) in enumerate(zip(found, image_ids, strict=False)):
-        for place, (box, label, score) in enumerate(
-            zip(one["boxes"].tolist(), one["labels"].tolist(), one["scores"].tolist(), strict=True)
-        ):
-            x1, y1, x2, y2 = (round(value, 2) for value in box)
-            row = {
-                "image_id": image_id,
-                "category_id": class_ids[label - 1],
-                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                "score": round(score, 5),
-            }
-            if masks is not None:
-                rle = masks[number][place]
-                row["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
-            rows.append(row)
-    return rows
+    """Answers in COCO's format of results: image_id, category_id, bbox (x, y, width, height), score, segmentation.
+
+    `answers` are the rows of `coco_rows` for each image.
+    """
+    results = []
+    for rows, image_id in zip(answers, image_ids, strict=True):
+        for row in rows:
+            result = {"image_id": image_id, **row, "category_id": class_ids[row["category_id"] - 1]}
+            if "segmentation" in row:
+                rle = row["segmentation"]
+                result["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+            results.append(result)
+    return results
 
 
-def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+def interval_figures(detected: Detected) -> dict[str, list[float] | None]:
+    """The intervals of a test as plain data, by the names of the scores with _interval."""
+    return {f"{name}_interval": None if one is None else list(one) for name, one in detected.intervals.items()}
+
+
+def finite(scores: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: value if value == value else None for name, value in scores.items()}

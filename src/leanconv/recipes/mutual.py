@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from leanconv.recipes.csn import moving_digits
+from leanconv.recipes.mutual_video import MUTUAL_VIDEO
 from leanconv.recipes.settings import DataSettings, DetectionSettings, ElasticSettings, Recipe
 from leanconv.train import OptimSettings, ScheduleSettings
 
@@ -289,5 +290,5 @@ _MAKERS: tuple[Callable[[], Recipe], ...] = (
     mask_rcnn_alone,
 )
 
-MUTUAL: dict[str, Callable[[], Recipe]] = {make().name: make for make in _MAKERS}
+MUTUAL: dict[str, Callable[[], Recipe]] = {**{make().name: make for make in _MAKERS}, **MUTUAL_VIDEO}
 """Name -> the function that makes the recipe."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from leanconv.dryrun import ModelHolder
 from leanconv.recipes.asked import asked
+from leanconv.recipes.detected import Found, detect, find_detector, refuse_for_detector
 from leanconv.recipes.images import contact_rows
 from leanconv.report.contact_sheet import save_contact_sheet, save_image_sheet
 from leanconv.train import Prediction, called
@@ -63,8 +64,10 @@ def predict(
     given: Mapping[str, Any] | None = None,
     contact_sheet: Path | None = None,
     trust_code: bool = False,
-) -> Predicted:
+) -> Predicted | Found:
     """The classes of images, or of videos for a network for clips, prepared as its input contract says.
+
+    Of a detector the objects in images (`Found`), in the images' own size; it takes `files`, `width` and `resolution`.
 
     Args:
         model: a network with an input contract, a saved model, a run folder, "hf:OWNER/NAME", an exported file (.onnx,
@@ -86,6 +89,10 @@ def predict(
     """
     from leanconv.data import find_files, open_files
 
+    if (detector := find_detector(model, trust_code=trust_code)) is not None:
+        refuse_for_detector({"options": options, "size": size, "clips": clips, "given": given})
+        refuse_for_detector({"contact_sheet": contact_sheet})
+        return detect(detector, files, width=width, resolution=resolution)
     with asked(
         model, options=options, size=size, given=given, width=width, resolution=resolution, trust_code=trust_code
     ) as network:

@@ -173,13 +173,15 @@ def _start(
 
 
 def _elastic_options(recipe: Recipe) -> dict[str, Any]:
-    """An elastic network of the zoo is made for the widths and resolutions of its recipe."""
+    """An elastic network of the zoo is made for the widths, resolutions and frames of its recipe."""
     from leanconv.zoo import ZOO
 
     entry = ZOO.get(recipe.model)
-    if recipe.elastic is None or entry is None or "widths" not in inspect.signature(entry.builder).parameters:
+    options = list(inspect.signature(entry.builder).parameters) if entry is not None else []
+    if recipe.elastic is None or "widths" not in options:
         return {}
-    return {"widths": list(recipe.elastic.widths), "resolutions": list(recipe.elastic.resolutions)}
+    made: dict[str, Any] = {"widths": list(recipe.elastic.widths), "resolutions": list(recipe.elastic.resolutions)}
+    return made | ({"frames": list(recipe.elastic.frames)} if "frames" in options else {})
 
 
 def _check_axes(recipe: Recipe, size: tuple[int, ...]) -> None:

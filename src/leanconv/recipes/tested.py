@@ -13,6 +13,15 @@ from leanconv.dryrun import ModelHolder
 from leanconv.errors import LeanconvError
 from leanconv.intervals import Interval
 from leanconv.recipes.asked import configured
+from leanconv.recipes.detected import (
+    ScoredObjects,
+    evaluate_objects,
+    evaluate_results,
+    find_detector,
+    is_results,
+    open_for,
+    refuse_for_detector,
+)
 from leanconv.recipes.images import image_figures, score_images
 from leanconv.recipes.load import LoadedRun, load_run
 from leanconv.recipes.videos import score_videos, video_figures
@@ -86,8 +95,11 @@ def evaluate(
     crops: int | None = None,
     given: Mapping[str, Any] | None = None,
     trust_code: bool = False,
-) -> Tested:
+) -> Tested | ScoredObjects:
     """Test `model` on labelled images, or a network for clips on whole videos.
+
+    Of a detector, or of a file of results in COCO's format ("found.json", with `data`), the average precision of boxes
+    and masks (`ScoredObjects`) on "coco:ANNOTATIONS.json,FOLDER"; it takes `data`, `width` and `resolution`.
 
     Args:
         model: a network with an input contract, a saved model, a run folder, an exported file, or "hf:OWNER/NAME".
@@ -106,6 +118,15 @@ def evaluate(
         tested = lc.evaluate("runs/lean", "folder:photos")
         tested.top1, tested.interval, tested.result.predictions[0]
     """
+    others = {"part": part, "size": size, "clips": clips, "crops": crops, "given": given}
+    if is_results(model):
+        refuse_for_detector(others | {"width": width, "resolution": resolution})
+        if data is None:
+            raise LeanconvError(f"{model} is a file of results: say for which images with data (--data coco:...)")
+        return evaluate_results(str(model), data)
+    if (detector := find_detector(model, trust_code=trust_code)) is not None:
+        refuse_for_detector(others)
+        return evaluate_objects(detector, open_for(detector, data), width=width, resolution=resolution)
     loaded = load_run(model, data=data, size=size, given=given, part=part, trust_code=trust_code)
     return evaluate_loaded(loaded, width=width, resolution=resolution, clips=clips, crops=crops)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanconv.report.accuracy import classes_table, predictions_table, sizes_table, videos_table
+from leanconv.report.bench_tables import bench_table, train_bench_table
 from leanconv.report.confusions import plot_confusions
 from leanconv.report.model_card import model_card
 from leanconv.report.plans import layer_plan_table, model_plan_table, sweep_table
@@ -11,7 +12,6 @@ from leanconv.report.runs import plot_runs, runs_table
 from leanconv.report.serve_log import plot_serve_log, serve_table
 from leanconv.report.studies import plot_study, study_table
 from leanconv.report.tables import (
-    bench_table,
     changes_table,
     comparison_table,
     cost_table,
@@ -54,6 +54,7 @@ __all__ = [
     "serve_table",
     "si",
     "skipped_table",
+    "train_bench_table",
     "sweep_table",
     "sizes_table",
     "study_table",

@@ -18,19 +18,20 @@ from leanconv.report.units import NONE, binary, decimals, fixed, percent, percen
 if TYPE_CHECKING:
     from leanconv.cost import Cost
     from leanconv.cost.latency import Latency
-    from leanconv.deploy import BenchRow, ExportReport
+    from leanconv.deploy import ExportReport
     from leanconv.deploy.examples import Scores
     from leanconv.query.table import Row
 
 __all__ = [
-    "bench_table",
     "changes_table",
     "comparison_table",
     "cost_table",
     "export_table",
     "modules_table",
     "query_table",
+    "size_text",
     "skipped_table",
+    "spread_text",
 ]
 
 
@@ -78,7 +79,7 @@ def cost_table(name: str, cost: Cost) -> TextTable:
         ("receptive field [pixels]", _field(cost.receptive_field), ""),
     ]
     return TextTable(
-        title=f"{name}, input {_size(cost.size)}",
+        title=f"{name}, input {size_text(cost.size)}",
         columns=(Column("cost", "left"), Column("rounded"), Column("exact")),
         rows=tuple(rows),
         notes=(
@@ -95,10 +96,10 @@ def _parts_note(cost: Cost) -> tuple[str, ...]:
     """What the parts of a detector are given."""
     if not cost.parts:
         return ()
-    regions = [f"{part.name} {part.times} of {_size(part.size)}" for part in cost.parts if part.times > 1]
+    regions = [f"{part.name} {part.times} of {size_text(part.size)}" for part in cost.parts if part.times > 1]
     return (
-        f"the detector makes an image of {_size(cost.parts[0].size)} of the input; counted for the most regions that"
-        f" it keeps: {', '.join(regions)}; an image with fewer costs less.",
+        f"the detector makes an image of {size_text(cost.parts[0].size)} of the input; counted for the most regions "
+        f"that it keeps: {', '.join(regions)}; an image with fewer costs less.",
     )
 
 
@@ -114,7 +115,7 @@ def modules_table(name: str, cost: Cost, *, limit: int | None = None) -> TextTab
     shown = sorted(leaves.items(), key=lambda item: -item[1].macs)[:limit] if limit else list(leaves.items())
     hidden = len(leaves) - len(shown)
     return TextTable(
-        title=f"{name}, input {_size(cost.size)}, by module",
+        title=f"{name}, input {size_text(cost.size)}, by module",
         columns=(
             Column("module", "left", cut=1),
             Column("MACs"),
@@ -179,7 +180,7 @@ def comparison_table(
             row += [fixed(latency.median_ms, digits), ratio(latency.ratio)] if latency else [NONE, NONE]
         rows.append(tuple(row))
     notes = [
-        f"{MACS_NOTE} Input {_size(first.size)}; x: relative to {next(iter(costs))}.",
+        f"{MACS_NOTE} Input {size_text(first.size)}; x: relative to {next(iter(costs))}.",
         "peak act.: the most bytes of activations alive at once; recept.: receptive field in pixels.",
     ]
     if counted_all:
@@ -260,7 +261,7 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
             si(row.macs),
             si(row.params),
             *((binary(row.peak_bytes),) * weighed),
-            *((fixed(row.latency_ms, digits), _spread(row.latency_low_ms, row.latency_high_ms, digits)) * timed),
+            *((fixed(row.latency_ms, digits), spread_text(row.latency_low_ms, row.latency_high_ms, digits)) * timed),
             *(fixed(row.times[tag].median_ms if tag in row.times else None, digits) for tag in tags),
             "*" if row.pareto else "",
         )
@@ -291,49 +292,6 @@ def query_table(rows: Sequence[Row], *, title: str = "") -> TextTable:
             *share_note({f"{row.width:.3g}-{row.resolution}": row.share_not_counted or 0.0 for row in rows}),
         ),
         strong=frozenset(index for index, row in enumerate(rows) if row.pareto),
-    )
-
-
-def bench_table(rows: Sequence[BenchRow], *, title: str | None = None) -> TextTable:
-    """Latencies of models on backends; what could not be measured stays in the table, with the reason below."""
-    if title is None and rows:
-        plural = "s" if rows[0].threads > 1 else ""
-        title = f"input {rows[0].batch} x {_size(rows[0].size)}, CPU, {rows[0].threads} thread{plural}"
-    digits = decimals(row.median_ms for row in rows)
-    measured = [row for row in rows if row.problem is None]
-    notes = [MACS_NOTE, *share_note({row.model: row.share_not_counted for row in rows})]
-    if measured:
-        notes.append(
-            f"ms: median of {measured[0].rounds} interleaved rounds; low-high: their middle 80 %; "
-            f"x: relative to {measured[0].model} on {measured[0].backend}."
-        )
-        notes.append("differs: largest absolute difference of the outputs from torch's.")
-    return TextTable(
-        title=title or "",
-        columns=(
-            Column("model", "left", cut=1),
-            Column("backend", "left"),
-            Column("params"),
-            Column("MACs"),
-            Column("ms"),
-            Column("low-high"),
-            Column("x"),
-            Column("differs"),
-        ),
-        rows=tuple(
-            (
-                row.model,
-                row.backend,
-                si(row.params),
-                si(row.macs),
-                fixed(row.median_ms, digits) if row.problem is None else "failed",
-                _spread(row.low_ms, row.high_ms, digits),
-                ratio(row.ratio),
-                scientific(row.max_abs_difference),
-            )
-            for row in rows
-        ),
-        notes=(*notes, *(f"{row.model} on {row.backend}: {row.problem}" for row in rows if row.problem is not None)),
     )
 
 
@@ -384,15 +342,16 @@ def _scored(scores: Scores | None) -> tuple[str, str, str]:
     )
 
 
-def _size(size: Sequence[Any]) -> str:
+def size_text(size: Sequence[Any]) -> str:
     """Of several inputs all shapes, as `3x32x224x224 + 3x4x224x224`."""
     joint = " + " if any(isinstance(one, tuple) for one in size) else "x"
-    return joint.join(_size(one) if isinstance(one, tuple) else str(one) for one in size)
+    return joint.join(size_text(one) if isinstance(one, tuple) else str(one) for one in size)
 
 
 def _field(field: Sequence[int] | None) -> str:
-    return NONE if field is None else _size(field)
+    return NONE if field is None else size_text(field)
 
 
-def _spread(low: float | None, high: float | None, digits: int) -> str:
+def spread_text(low: float | None, high: float | None, digits: int) -> str:
+    """From low to high, such as 1.2-1.4."""
     return NONE if low is None or high is None else f"{low:.{digits}f}-{high:.{digits}f}"

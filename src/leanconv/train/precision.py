@@ -17,7 +17,7 @@ from torch import Tensor
 from leanconv.errors import need
 from leanconv.ranks import rank_and_world
 
-__all__ = ["SCORES", "AveragePrecision"]
+__all__ = ["SCORES", "AveragePrecision", "coco_rows"]
 
 SCORES = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "recall": 8}
 """Our names and their places in COCO's summary; `ap` is the mean over intersections of .50, .55 to .95, `recall` that
@@ -46,15 +46,22 @@ class AveragePrecision:
         """How many this process has added."""
         return len(self._images)
 
+    @property
+    def rows(self) -> list[tuple[list[Row], list[Row]]]:
+        """Of each image that any process has added the objects and the answers, as a COCO file has them."""
+        return _of_all(self._images)
+
     def add(self, found: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> None:
         """What was found in some images, and what is in them; masks are shares (n, 1, h, w), cut at a half."""
-        for answer, target in zip(found, targets, strict=True):
-            objects, answers = self._rows(target), self._rows(answer)
+        self.add_rows([coco_rows(answer, masks=self.masks) for answer in found], targets)
+
+    def add_rows(self, answers: Sequence[list[Row]], targets: Sequence[dict[str, Tensor]]) -> None:
+        """The same with answers as rows, see `coco_rows`."""
+        for rows, target in zip(answers, targets, strict=True):
+            objects = coco_rows({name: target[name] for name in target if name != "scores"}, masks=self.masks)
             for row, crowd, area in zip(objects, target["iscrowd"].tolist(), target["area"].tolist(), strict=True):
                 row.update(iscrowd=int(crowd), area=float(area))
-            for row, score in zip(answers, answer["scores"].tolist(), strict=True):
-                row["score"] = float(score)
-            self._images.append((objects, answers))
+            self._images.append((objects, rows))
 
     def scores(self) -> dict[str, float]:
         """`box_ap`, `box_ap50`, ... and `mask_ap`, ...; one that nothing can be said of (no small objects) is NaN."""
@@ -65,20 +72,28 @@ class AveragePrecision:
             found |= {f"{kind}_{name}": float(summary[place]) for name, place in SCORES.items()}
         return {name: value if value >= 0 else float("nan") for name, value in found.items()}
 
-    def _rows(self, of: dict[str, Tensor]) -> list[Row]:
-        """A row for every box, with its mask as run lengths."""
-        corners = of["boxes"].detach().double().cpu()
-        sides = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
-        rows: list[Row] = [
-            {"bbox": box, "category_id": int(label)}
-            for box, label in zip(sides.tolist(), of["labels"].tolist(), strict=True)
-        ]
-        if self.masks:
-            masks = of["masks"].detach()
-            inside = (masks > 0.5)[:, 0] if masks.ndim == 4 else masks > 0
-            for row, rle in zip(rows, _run_lengths(inside), strict=True):
-                row["segmentation"] = rle
-        return rows
+
+def coco_rows(of: dict[str, Tensor], *, masks: bool) -> list[Row]:
+    """A row for every box (x, y, width, height) with its label, the score where there is one, and its mask.
+
+    Masks (n, 1, h, w) are shares, cut at a half, others (n, h, w) pixels; they become run lengths. Numbers are as exact
+    as they came, so that what is written to a file and read again scores the same.
+    """
+    corners = of["boxes"].detach().double().cpu()
+    sides = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    rows: list[Row] = [
+        {"bbox": box, "category_id": int(label)}
+        for box, label in zip(sides.tolist(), of["labels"].tolist(), strict=True)
+    ]
+    if "scores" in of:
+        for row, score in zip(rows, of["scores"].tolist(), strict=True):
+            row["score"] = float(score)
+    if masks:
+        given = of["masks"].detach()
+        inside = (given > 0.5)[:, 0] if given.ndim == 4 else given > 0
+        for row, rle in zip(rows, _run_lengths(inside), strict=True):
+            row["segmentation"] = rle
+    return rows
 
 
 def _run_lengths(masks: Tensor) -> list[Row]:

@@ -1,7 +1,8 @@
 // What a plan that somebody sent may touch: everything a run of it would read or write is worked out before it is run.
 //
-// Every position of the plan is used for one thing, so that the check takes no longer than the plan is long. A plan that
-// passes may still compute nonsense, or long; it stays within the arena, the weights, and the arrays of its ports.
+// A plan that leanconv wrote uses each of its numbers once, so no more than its length is looked at, and the check takes no
+// longer. A plan that passes may still compute nonsense, or long; it stays within the arena, the weights, and the arrays of
+// its ports.
 #include "kernels.h"
 #include "leanconv_kernels.h"
 #include "plan.h"
@@ -49,8 +50,10 @@ public:
     int64_t weights = 0;  // the floats that are read
 
     const char* all() {
-        const Plan* plan = records<Plan>(0, 1);
-        NEED(plan, kCut);
+        const int64_t size = sizeof(Plan) / 8;
+        NEED(numbers_ >= size, kCut);
+        const Plan* plan = reinterpret_cast<const Plan*>(plan_);
+        unused_ -= size;
         NEED(plan->version == LEANCONV_PLAN_VERSION, "it was written by another version of leanconv");
         NEED(plan->stamp > 0 && within(plan->floats, kStampFloats, kMostFloats), kNumber);
         NEED(within(plan->inputs, 1, LEANCONV_MOST_PORTS) && within(plan->outputs, 1, LEANCONV_MOST_PORTS), kNumber);
@@ -58,7 +61,7 @@ public:
         NEED(plan->sums == 0, kKind);  // programs of gradients are made where they run
         floats_ = plan->floats;
         const int64_t ports = plan->inputs + plan->outputs;
-        int64_t at = sizeof(Plan) / 8;
+        int64_t at = size;
         const Port* port = records<Port>(at, ports);
         NEED(port, kCut);
         for (int64_t i = 0; i < ports; ++i) PASS(check(port[i]));
@@ -70,14 +73,15 @@ public:
     }
 
 private:
-    // `count` records at a position, null where they are not there, were used before or hold a number that is too large.
+    // `count` records at a position; null where they are not there, hold a number that is too large, or would be more than
+    // the plan is long, together with all before.
     template <class T>
     const T* records(int64_t position, int64_t count) {
         constexpr int64_t size = sizeof(T) / 8;
         if (!within(count, 1, unused_ / size) || !within(position, 0, numbers_ - count * size)) return nullptr;
         unused_ -= count * size;
         for (int64_t i = position; i < position + count * size; ++i)
-            if (i != 1 && !within(plan_[i], -kMostField, kMostField)) return nullptr;  // 1: the stamp
+            if (!within(plan_[i], -kMostField, kMostField)) return nullptr;
         return reinterpret_cast<const T*>(plan_ + position);
     }
 
