@@ -14,7 +14,7 @@ from leanconv.deploy.forms.measured import TrainingOnKernels
 from leanconv.errors import LeanconvError
 from leanconv.recipes import change, get_recipe, read_recipe, run_recipe
 from leanconv.recipes.settings import Recipe
-from leanconv.recipes.trained_by import choose_kernels, on_kernels
+from leanconv.recipes.trained_by import choose_kernels, training_form
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,9 @@ def result(ratio: float, difference: float = 1e-5) -> TrainingOnKernels:
 
 
 def chosen(
-    one: Recipe, steps: int = 1000, net: str = "o_resnet20", resume: bool = False, out: str = "nowhere"
+    one: Recipe, batches: int = 1000, net: str = "o_resnet20", resume: bool = False, out: str = "nowhere"
 ) -> tuple[str, str]:
-    decided, sentence = choose_kernels(one, create_model(net), steps, Path(out), resume=resume)
+    decided, sentence = choose_kernels(one, create_model(net), batches, Path(out), resume=resume)
     return decided.kernels, sentence or ""
 
 
@@ -70,12 +70,12 @@ def test_left_to_torch_by_rule(one: Recipe, words: str) -> None:
 
 
 def test_short_runs_dense_networks_and_what_was_asked() -> None:
-    assert chosen(recipe(), steps=10) == (
+    assert chosen(recipe(epochs=2), batches=5) == (
         "never", "kernels: torch's own convolutions (a run of 10 steps is not worth timing)"
     )  # fmt: skip
     assert chosen(recipe(), net="resnet20") == ("never", "")
     assert chosen(recipe(kernels="never")) == ("never", "")
-    decided, sentence = chosen(recipe(kernels="always"), steps=2)
+    decided, sentence = chosen(recipe(kernels="always"), batches=2)
     assert decided == "always"
     assert "36 convolutions train on leanconv's C library" in sentence
     with pytest.raises(LeanconvError, match="kernels must be auto, always or never, got"):
@@ -86,7 +86,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leanconv.deploy.forms.measured.missing", lambda: "it was not built")
     assert chosen(recipe())[1] == "kernels: torch's own convolutions (it was not built)"
     net = create_model("o_resnet20")
-    with on_kernels(recipe(kernels="always"), net):
+    with training_form(recipe(kernels="always"), net):
         assert not any(type(module).__name__ == "KernelChain" for module in net.modules())
 
 

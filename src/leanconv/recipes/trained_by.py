@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import read_recipe
+from leanconv.rewrites.composed import composed_chains
 
 if TYPE_CHECKING:
     from torch import nn
 
     from leanconv.recipes.settings import Recipe
 
-__all__ = ["choose_kernels", "on_kernels"]
+__all__ = ["choose_kernels", "training_form"]
 
 _PAYS = 0.95
 """So much of torch's time, at most, or torch's own convolutions stay."""
@@ -33,10 +34,12 @@ _DIFFERENCE = 1e-2
 """Gradients that differ by more, as a share of the largest, are no rounding, which a deep network enlarges."""
 
 
-def choose_kernels(recipe: Recipe, net: nn.Module, steps: int, out: Path, *, resume: bool) -> tuple[Recipe, str | None]:
+def choose_kernels(
+    recipe: Recipe, net: nn.Module, batches: int, out: Path, *, resume: bool
+) -> tuple[Recipe, str | None]:
     """The recipe with `kernels` decided, and a sentence for the log, None where there is nothing to say of `net`.
 
-    `steps` are those of the whole run. A resumed run goes on as its `config.yaml` in `out` says.
+    `batches` are those of the training part. A resumed run goes on as its `config.yaml` in `out` says.
     """
     if recipe.kernels == "auto" and resume and (out / "config.yaml").exists():
         before = read_recipe(out / "config.yaml").kernels
@@ -45,6 +48,7 @@ def choose_kernels(recipe: Recipe, net: nn.Module, steps: int, out: Path, *, res
         return recipe, None
     why = _why_not(recipe)
     if recipe.kernels == "auto" and why is None:
+        steps = recipe.epochs * min(batches, recipe.steps_per_epoch or batches)
         if steps < _LEAST_STEPS:
             why = f"a run of {steps} steps is not worth timing"
         elif rank_and_world()[1] > 1 or recipe.devices * recipe.nodes > 1:
@@ -84,9 +88,12 @@ def _measured(recipe: Recipe, net: nn.Module, convs: int) -> tuple[Recipe, str]:
 
 
 @contextmanager
-def on_kernels(recipe: Recipe, net: nn.Module) -> Iterator[None]:
-    """A scope in which `net` trains as `choose_kernels` decided."""
-    if recipe.kernels == "always" and _why_not(recipe) is None:
+def training_form(recipe: Recipe, net: nn.Module) -> Iterator[None]:
+    """A scope in which `net` trains composed, or on the library, as the recipe says."""
+    if recipe.composed:
+        with composed_chains(net):
+            yield
+    elif recipe.kernels == "always" and _why_not(recipe) is None:
         from leanconv.deploy.forms.trained import trained_by_kernels
 
         with trained_by_kernels(net):
