@@ -1,10 +1,12 @@
-"""Milliseconds of the convolution papers' networks against dense ones of like MACs, on this machine's CPU.
+"""Milliseconds of the papers' convolution networks against dense ones of like MACs, on this machine's CPU.
 
     python benchmarks/speed.py --out benchmarks/speed.json > benchmarks/speed.md
 
-One thread, batch 1 and 16, four back-ends, all candidates of a group interleaved in one run; every network also
-densified (its chains folded back into dense convolutions), which is what the grouped form has to beat. The first row
-of a group is what the ratios refer to.
+makes the whole page again: one thread, every network on every back-end that there is, those with leanconv's own kernels
+beside the others, all candidates of a group and batch interleaved in one run, their outputs held against torch's first.
+The first network of a group is the dense one, which the ratios refer to. With --densified also the chains folded back
+into dense convolutions, which is what the grouped form has to beat. On an idle machine half an hour or more, most of it
+torch.compile; `--only octave --backends onnxruntime openvino` is quicker.
 """
 
 from __future__ import annotations
@@ -13,8 +15,13 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leanconv.deploy import BenchRow
 
 GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "20 layers, optimized separable paper": [
@@ -34,9 +41,35 @@ GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 SIZES = {"50 layers on 8 frames of 224, channel-separated paper": (3, 8, 224, 224)}
 """Where the networks' own input is not what is timed."""
 
+LARGE_BATCHES = ("20 layers",)
+"""What the titles begin with of groups that are timed at other batches than 1 as well: the others take seconds."""
 
-def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...]) -> dict[str, Any]:
-    """The networks with their BatchNorms folded, and the dense forms of those that have chains of several stages."""
+KERNELS = ("leanconv", "onnxruntime+kernels")
+"""The back-ends that run leanconv's own kernels."""
+
+INTRODUCTION = """\
+# Speed of the papers' networks on a CPU
+
+    python benchmarks/speed.py {arguments}> benchmarks/speed.md
+
+{date}, {machine}, one thread. {versions}. BatchNorms folded. All rows of a table were timed
+interleaved in one run of {rounds} rounds, and their outputs compared with eager torch first; ratios are medians over
+the rounds. This page is written by that command.
+"""
+
+BEST = """
+## Each at its best
+
+What a network takes at its best, over the dense network at its best on the runtimes as they come: on those runtimes,
+and with leanconv's kernels (`leanconv`: in torch, by `lc.accelerate`; `onnxruntime+kernels`: in a file of
+`leanconv export --kernels`). Medians over medians. MACs are over the dense network's as well.
+
+| network | batch | MACs | runtimes as they come | with our kernels |
+|---|---:|---:|---:|---:|"""
+
+
+def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...], densified: bool) -> dict[str, Any]:
+    """The networks with their BatchNorms folded, and `densified` ones of those that have chains of several stages."""
     from leanconv.build import create_model
     from leanconv.deploy import densify, fold
 
@@ -45,10 +78,37 @@ def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...]) -
         net = create_model(name, **options).eval()
         label = " ".join([name, *(f"{option}={value}" for option, value in options.items())])
         nets[label] = fold(net, size).model
+        if not densified:
+            continue
         dense = densify(net, size)
         if dense.densified:
             nets[f"{label}, densified"] = fold(dense.model, size).model
     return nets
+
+
+def bests(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """The lines of the table `BEST` for the rows of one group and batch."""
+    timed = [row for row in rows if row.median_ms is not None]
+    dense = rows[0].model
+    plain = min(row.median_ms for row in timed if row.model == dense and row.backend not in KERNELS)
+    for name in dict.fromkeys(row.model for row in timed):
+        cells = []
+        for ours in (False, True):
+            mine = [row for row in timed if row.model == name and (row.backend in KERNELS) == ours]
+            best = min(mine, key=lambda row: row.median_ms, default=None)
+            cells.append("" if best is None else f"{best.median_ms / plain:.2f} ({best.backend})")
+        macs = next(row.macs for row in timed if row.model == name) / rows[0].macs
+        yield f"| {name} | {rows[0].batch} | {macs:.2f} | {' | '.join(cells)} |"
+
+
+def table(rows: Sequence[BenchRow]) -> Iterator[str]:
+    """Every network on every back-end."""
+    yield "| network | MACs | back-end | median ms | 10 % | 90 % | ratio to the first |"
+    yield "|---|---:|---|---:|---:|---:|---:|"
+    for row in rows:
+        times = [row.median_ms, row.low_ms, row.high_ms, row.ratio]
+        cells = [row.problem or "", "", "", ""] if None in times else [f"{value:.2f}" for value in times]
+        yield f"| {row.model} | {row.macs:,} | {row.backend} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -56,34 +116,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
     parser.add_argument("--only", default="", help="the groups whose title has this in it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino"])
+    parser.add_argument(
+        "--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino", "leanconv", KERNELS[1]]
+    )
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--densified", action="store_true", help="chains folded back into dense convolutions, too")
     options = parser.parse_args()
-
-    import torch
 
     from leanconv.build import default_size
     from leanconv.deploy import bench
-    from leanconv.machine import this_machine
+    from leanconv.machine import this_machine, versions
 
-    print(f"{this_machine()}, 1 thread, torch {torch.__version__}\n")
+    found = {
+        name: version
+        for name, version in versions(["torch", "onnxruntime", "openvino", "leanconv"]).items()
+        if version is not None
+    }
+    made = [f"{name} {version}" for name, version in found.items()]
+    arguments = "".join(f"{word} " for word in sys.argv[1:])
+    head = {"arguments": arguments, "date": date.today().isoformat(), "machine": this_machine()}
+    page = [INTRODUCTION.format(**head, versions=", ".join(made), rounds=options.rounds)]
     rows: list[dict[str, Any]] = []
+    best, tables = [BEST], []
     for title, group in GROUPS.items():
         if options.only not in title:
             continue
         size = SIZES.get(title) or default_size(group[0][0])
-        nets = candidates(group, size)
-        for batch in options.batches:
-            print(f"\n## {title}, batch {batch}\n", flush=True)
-            print("| network | MACs | back-end | median ms | 10 % | 90 % | ratio to the first |")
-            print("|---|---:|---|---:|---:|---:|---:|")
-            found = bench(nets, size, backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
-            for row in found:
-                rows.append({"group": title, **row.to_json()})
-                times = [row.median_ms, row.low_ms, row.high_ms, row.ratio]
-                cells = [row.problem or "", "", "", ""] if None in times else [f"{value:.2f}" for value in times]
-                print(f"| {row.model} | {row.macs:,} | {row.backend} | {' | '.join(cells)} |")
-            sys.stdout.flush()
+        nets = candidates(group, size, options.densified)
+        for batch in options.batches if title.startswith(LARGE_BATCHES) else options.batches[:1]:
+            print(f"{title}, batch {batch}", file=sys.stderr, flush=True)
+            timed = bench(nets, size, backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
+            rows += [{"group": title, **row.to_json()} for row in timed]
+            best += bests(timed)
+            tables += [f"\n## {title}, batch {batch}\n", *table(timed)]
+    print("\n".join(page + best + tables))
     if options.out is not None:
         draft = options.out.with_suffix(".tmp")
         draft.write_text(json.dumps(rows, indent=2) + "\n")

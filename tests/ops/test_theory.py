@@ -28,7 +28,7 @@ from leanconv.ops.igc_theory import (
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.osep_groups import best_stage_count, relaxed_cost, relaxed_minimum
 from leanconv.ops.osep_linear import OptimizedSeparableLinear
-from leanconv.ops.osep_theory import classics, overlap_sweep, relaxed_optimum, stage_sweep
+from leanconv.ops.osep_theory import classics, overlap_sweep, relaxed_optimum, stage_sweep, two_stage_cost
 from leanconv.spec import ConvSpec
 
 
@@ -218,3 +218,34 @@ def test_linear_layer_as_a_chain() -> None:
     assert back.chain.bias is None
     with pytest.raises(PlanError, match=r"expected an nn\.Linear, got Conv1d"):
         OptimizedSeparableLinear.from_linear(nn.Conv1d(4, 4, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_figure_2_is_a_saddle(ndim: int) -> None:
+    """At C = 64, K = 5 nothing changes to first order round g1 = 8, K1 = 3, and the two curvatures have opposite signs.
+
+    Along the line on which both change it falls on one side and rises on the other; the figure's axis is 2800 to 3600.
+    """
+
+    def f(g: float, k: float) -> float:
+        return two_stage_cost(64, 5, g, k, ndim=ndim)
+
+    step = 1e-4
+    at = f(8, 3)
+    slopes = [(f(8 + step, 3) - f(8 - step, 3)) / (2 * step), (f(8, 3 + step) - f(8, 3 - step)) / (2 * step)]
+    assert slopes == pytest.approx([0, 0], abs=1e-3)
+    bends = [
+        (f(8 + step, 3) - 2 * at + f(8 - step, 3)) / step**2,
+        (f(8, 3 + step) - 2 * at + f(8, 3 - step)) / step**2,
+    ]
+    mixed = (f(8 + step, 3 + step) - f(8 + step, 3 - step) - f(8 - step, 3 + step) + f(8 - step, 3 - step)) / (
+        4 * step**2
+    )
+    # By hand: 2 K1^d C^2 / g^3, d (d - 1) K1^(d-2) C^2 (1 / g + g / C), -2 d K1^(d-1) C^2 / g^2.
+    assert bends == pytest.approx([48, 0] if ndim == 1 else [144, 2048], abs=2)
+    assert mixed == pytest.approx(-128 if ndim == 1 else -768, abs=2)
+    assert bends[0] * bends[1] - mixed**2 < 0
+    assert f(8.8, 3.3) < at < f(8.8, 2.7)
+    if ndim == 1:
+        assert 2800 < at < 3600
+        assert two_stage_cost(64, 5, 64 / (5 * 64) ** 0.5, 1) < at  # all of the kernel in one stage costs less

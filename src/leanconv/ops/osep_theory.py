@@ -17,7 +17,7 @@ from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSe
 from leanconv.plan import Plan, inner_width
 from leanconv.spec import ConvSpec
 
-__all__ = ["GAMMAS", "Choice", "classics", "overlap_sweep", "relaxed_optimum", "stage_sweep"]
+__all__ = ["GAMMAS", "Choice", "classics", "overlap_sweep", "relaxed_optimum", "stage_sweep", "two_stage_cost"]
 
 GAMMAS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """The overlaps of tables 2 and 4, between depthwise (0) and conventional (infinity)."""
@@ -45,6 +45,24 @@ def relaxed_optimum(spec: ConvSpec, step: OptimizedSeparable) -> float:
     inner = [inner_width(step.width, spec.in_channels, spec.out_channels, l, count) for l in range(1, count)]
     taps = [prod(spec.kernel_size), *(1,) * (count - 1)]  # only the product counts
     return relaxed_cost([spec.in_channels, *inner, spec.out_channels], taps, step.overlap)
+
+
+def two_stage_cost(channels: int, kernel: int, groups: float, first: float, *, ndim: int = 1) -> float:
+    """Weights of two stages that share a kernel of `kernel` taps, `first` and kernel + 1 - first of them (eq. 2 and 3).
+
+    The first has `groups` groups, the second channels / groups, so that the channel condition holds with nothing to
+    spare (eq. 5, gamma 1). Figure 2 draws it for `ndim` 1; real numbers are what derivatives are taken of. Equal parts
+    of the kernel are a saddle, so that all of it belongs in one stage, which is what the planner does: no chain of ours
+    convolves an axis twice.
+
+    >>> two_stage_cost(64, 5, 8, 3), two_stage_cost(64, 5, 8, 3, ndim=2)
+    (3072.0, 9216.0)
+    >>> round(two_stage_cost(64, 5, 64 / (5 * 64) ** 0.5, 1))  # the optimum with all of it in the second
+    2290
+    """
+    weights = channels**2
+    other = channels / groups
+    return weights / groups * first**ndim + weights / other * (kernel + 1 - first) ** ndim
 
 
 def stage_sweep(spec: ConvSpec, step: OptimizedSeparable | None = None) -> tuple[Choice, ...]:
