@@ -104,7 +104,7 @@ def drawn(count: int, number: int) -> Iterator[Program]:
 
 def fields(plan: NDArray[np.int64]) -> list[int]:
     """Where the fields of records are (native/plan.h): most other numbers are those of tables. What sorts, twice."""
-    ports = 6 + 5 * int(plan[3] + plan[4])
+    ports = 9 + 5 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
         found += range(step, step + 8)
