@@ -38,7 +38,7 @@ class Checked:
     def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Two images, with nothing longer than the check allows and a margin around what is written to."""
         count_in, count_out = int(plan[3]), int(plan[4])
-        ports = [plan[6 + 5 * index : 11 + 5 * index] for index in range(count_in + count_out)]
+        ports = [plan[9 + 5 * index : 14 + 5 * index] for index in range(count_in + count_out)]
         sizes = [2 * int(np.prod(port[:3])) for port in ports]
         rng = np.random.default_rng(0)
         inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes[:count_in]]
@@ -86,7 +86,7 @@ def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int
 
 def takes_long(plan: NDArray[np.int64]) -> bool:
     """Whether a plan has so large a number that a run of it would take seconds: allowed, and not waited for."""
-    ports = [plan[6 + 5 * index : 9 + 5 * index] for index in range(int(plan[3] + plan[4]))]
+    ports = [plan[9 + 5 * index : 12 + 5 * index] for index in range(int(plan[3] + plan[4]))]
     return bool((np.abs(plan[2:]) > 1 << 19).any()) or any(float(np.prod(port, dtype=float)) > 1e6 for port in ports)
 
 

@@ -47,11 +47,13 @@ def test_damaged_plans_are_refused_or_stay_where_they_are() -> None:
         (2, 1 << 40, "a number in it is out of range"),
         (3, 0, "a number in it is out of range"),
         (3, 1 << 62, "a number in it is out of range"),
-        (6, 3, "a step would read or write outside of its memory|it is cut off"),  # channels of the input
-        (9, 1 << 30, "a step would read or write outside of its memory"),  # its pitch
-        (10, -1, "it is cut off, or refers to itself"),  # its table
-        (10, 0, "a number in it is out of range|outside of its memory|it is cut off"),
-        (16, -1, "it is cut off, or refers to itself"),  # where its step is
+        (6, 5, "it needs vectors that this machine, or this build, does not have"),
+        (7, 1, "it has a step of an unknown kind"),  # sums of gradients
+        (9, 3, "a step would read or write outside of its memory|it is cut off"),  # channels of the input
+        (12, 1 << 30, "a step would read or write outside of its memory"),  # its pitch
+        (13, -1, "it is cut off, or refers to itself"),  # its table
+        (13, 0, "a number in it is out of range|outside of its memory|it is cut off"),
+        (19, -1, "it is cut off, or refers to itself"),  # where its step is
     ],
 )
 def test_what_is_wrong_is_said(at: int, value: int, words: str) -> None:
@@ -65,8 +67,9 @@ def test_what_is_wrong_is_said(at: int, value: int, words: str) -> None:
 
 def test_a_step_of_another_kind() -> None:
     checked, plan = Checked(library().path), pack(small(), lanes=LANES, registers=REGISTERS).plan
-    plan[plan[16]] = 7
-    assert checked.check(plan)[0] == "it has a step of an unknown kind"
+    for kind in (2, 3, 7):  # those of gradients too
+        plan[plan[19]] = kind
+        assert checked.check(plan)[0] == "it has a step of an unknown kind"
 
 
 def test_every_prefix_is_refused() -> None:

@@ -147,7 +147,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 2: build it again"):
+    with pytest.raises(NoLibrary, match="does not run plans of version 3: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 
@@ -188,9 +188,12 @@ import sys
 from pathlib import Path
 import torch
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import integers
 import test_library_runs as tests
+from leanconv.kernels import trained
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, Runnable
+from random_pieces import differences, pieces
 from random_programs import computed, programs
 
 library = Library(Path(sys.argv[1]))
@@ -205,12 +208,23 @@ def check(program):
     tests.assert_near(tests.run(program, inputs, runnable=runnable), computed(program, [x.double() for x in inputs]))
 
 check()
+trained.Runnable = lambda program: Runnable(program, library, lanes)
+
+@seed(0)
+@settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(pieces(), integers(1, 2))
+def check_gradients(drawn, threads):
+    torch.set_num_threads(threads)
+    piece, size = drawn
+    assert differences(piece, *size) <= 1e-5
+
+check_gradients()
 print("same")
 """
 
 
 def compared(path: Path, lanes: int, examples: int, preload: str = "") -> None:
-    """Random programs on another build of the library, in a process of its own."""
+    """Random programs, and gradients of random pieces, on another build of the library, in a process of its own."""
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", _UNDER, str(path), str(lanes), str(examples)],

@@ -16,12 +16,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Step, Wire
+from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Step, Sums, Wire
 
 __all__ = [
     "LINE",
     "Geometry",
     "Places",
+    "also_read",
     "flat_pitch",
     "geometries",
     "lanes_for",
@@ -86,6 +87,11 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
                 reach = (made - 1) * stage.stride[axis] + (stage.kernel[axis] - 1) * stage.dilation[axis]
                 after = reach - stage.padding[axis] - (size[axis] - 1)
                 sides[size][axis] = max(sides[size][axis], stage.padding[axis], after)
+        elif isinstance(step, Sums):
+            size = size_of(program, step.reads)
+            for axis in range(2):
+                reach = step.dilation[axis] * (step.kernel[axis] - 1)
+                sides[size][axis] = max(sides[size][axis], step.padding[axis], reach - step.padding[axis])
     flat = _flat(program, lanes)
     found = {}
     for (height, width), (rows, columns) in sides.items():
@@ -186,6 +192,10 @@ def places(program: Program, found: dict[Size, Geometry], zeros: int, scratch: i
     for index, step in enumerate(program.steps):
         over = _written_over(program, step)
         ending = {number for number in _used(step) if last[number] == index}
+        if isinstance(step, Sums):
+            for number in ending:
+                give(number)
+            continue
         if over is not None and over in ending:
             # The sum is written over what was added, pixel by pixel: one map less in the cache.
             room[step.writes], origins[step.writes] = room[over], origins[over]
@@ -200,8 +210,15 @@ def places(program: Program, found: dict[Size, Geometry], zeros: int, scratch: i
 
 
 def _used(step: Step) -> set[int]:
-    wires = (*step.reads, *((step.residual or ()) if isinstance(step, Conv) else ()))
+    wires = (*step.reads, *also_read(step))
     return {wire.buffer for wire in wires if wire != ZERO}
+
+
+def also_read(step: Step) -> tuple[Wire, ...]:
+    """What a step reads beside `reads`."""
+    if isinstance(step, Conv):
+        return step.residual or ()
+    return step.gradient if isinstance(step, Sums) else ()
 
 
 def _last_use(program: Program) -> Iterator[tuple[int, int]]:

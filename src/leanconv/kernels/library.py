@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from leanconv.errors import LeanconvError
 from leanconv.kernels.build import LIBRARY, compiler, digest
 from leanconv.kernels.pack import PLAN_VERSION, pack
-from leanconv.kernels.program import Program
+from leanconv.kernels.program import Floats, Program
 
 __all__ = ["NAMES", "Library", "NoLibrary", "Runnable", "load", "missing"]
 
@@ -118,24 +118,40 @@ class Runnable:
         self._plan, self._weights = self.packed.plan.ctypes.data, self.packed.weights.ctypes.data
         self._arenas: deque[tuple[int, NDArray[np.float32]]] = deque()
 
-    def run(self, inputs: Sequence[int], outputs: Sequence[int], images: int, threads: int = 1) -> None:
+    def run(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        images: int,
+        threads: int = 1,
+        weights: int | None = None,
+    ) -> Floats:
         """Run `images` images. `inputs` and `outputs` are addresses of contiguous float32 arrays (images, C, H, W).
 
-        Every thread takes whole images.
+        Every thread takes whole images. `weights` is the address of others than were packed. Returns the sums that the
+        program makes over all images: empty for most.
         """
-        parts = min(threads, images)
-        if parts < 2:
-            self._part(inputs, outputs, 0, images)
-            return
+        parts = max(1, min(threads, images))
+        sums = np.zeros((parts, self.packed.sums), dtype=np.float32)
+
+        def part(index: int, first: int, last: int) -> None:
+            self._part(inputs, outputs, first, last - first, weights or self._weights, sums[index].ctypes.data)
+
+        if parts == 1:
+            part(0, 0, images)
+            alone: Floats = sums[0]
+            return alone
         bounds = [images * index // parts for index in range(parts + 1)]
         pool = _pool(os.getpid(), threads)
-        others = [pool.submit(self._part, inputs, outputs, first, last - first) for first, last in pairwise(bounds[1:])]
+        others = [pool.submit(part, index, *ends) for index, ends in enumerate(pairwise(bounds)) if index]
         try:
-            self._part(inputs, outputs, 0, bounds[1])
+            part(0, 0, bounds[1])
         finally:
             wait(others)  # they write to memory that the caller may let go
         for other in others:
             other.result()
+        total: Floats = sums.sum(0)
+        return total
 
     def time(self) -> NDArray[np.int64]:
         """Nanoseconds of each step, once, on what the last image has left."""
@@ -147,12 +163,14 @@ class Runnable:
             self._arenas.append((address, memory))
         return found
 
-    def _part(self, inputs: Sequence[int], outputs: Sequence[int], first: int, images: int) -> None:
-        ins = _moved(inputs, self.inputs, first)
-        outs = _moved(outputs, self.outputs, first)
+    def _part(
+        self, inputs: Sequence[int], outputs: Sequence[int], first: int, images: int, weights: int, sums: int
+    ) -> None:
+        ins = _pointers(_moved(inputs, self.inputs, first))
+        outs = _pointers([*_moved(outputs, self.outputs, first), sums])
         address, memory = self._take()
         try:
-            self.library.run(self._plan, self._weights, address, ins, outs, images)
+            self.library.run(self._plan, weights, address, ins, outs, images)
         finally:
             self._arenas.append((address, memory))
 
@@ -165,13 +183,17 @@ class Runnable:
             return -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT, memory
 
 
-def _moved(addresses: Sequence[int], shapes: Sequence[tuple[int, int, int]], first: int) -> object:
-    """The addresses of image number `first`, as C takes them."""
-    moved = [
+def _moved(addresses: Sequence[int], shapes: Sequence[tuple[int, int, int]], first: int) -> list[int]:
+    """The addresses of image number `first`."""
+    return [
         address + 4 * first * channels * height * width
         for address, (channels, height, width) in zip(addresses, shapes, strict=True)
     ]
-    return (ctypes.c_void_p * len(moved))(*moved)
+
+
+def _pointers(addresses: Sequence[int]) -> object:
+    """As C takes them."""
+    return (ctypes.c_void_p * len(addresses))(*addresses)
 
 
 @functools.cache

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.layout import Geometry, Places, geometries, odd_lines, places, size_of, up
-from leanconv.kernels.program import ZERO, Activation, Conv, Floats, Pool, Program, Stage, Wire
+from leanconv.kernels.layout import LINE, Geometry, Places, also_read, geometries, odd_lines, places, size_of, up
+from leanconv.kernels.program import ZERO, Activation, Conv, Floats, Pool, Program, Spread, Stage, Step, Sums, Wire
 from leanconv.kernels.sort import Sorted, sorted_columns, sorted_flat
+from leanconv.kernels.sums import pack_sums
 from leanconv.kernels.tiles import FLAT, FLAT_ROUND, THREE, flat_tile, parts, tile
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-PLAN_VERSION = 2
-_CONV, _POOL = range(2)
+PLAN_VERSION = 3
+_CONV, _POOL, _SPREAD, _SUMS = range(4)
 _CURVES = ("none", "silu", "hardswish")
 _BAND_PIXELS = 1024
 """A band has at least so many pixels where there is room: the beginnings and ends of tiles and of rows cost."""
@@ -37,12 +38,17 @@ _MASKED_TILES = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """What the library is given; `floats` is the size of the arena, `stamp` tells plans apart."""
+    """What the library is given; `floats` is the size of the arena, `stamp` tells plans apart.
+
+    A run leaves so many `sums`; `summed` says for each `Sums` step which of them its numbers are (-1: always zero).
+    """
 
     plan: NDArray[np.int64]
     weights: Floats
     floats: int
     stamp: int
+    sums: int = 0
+    summed: tuple[NDArray[np.int64], ...] = ()
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
@@ -84,27 +90,31 @@ class _Packer:
         self.numbers: list[int] = []
         self.weights: list[Floats] = []
         self.weight_floats = 0
+        self.sums = 0
+        self.summed: list[NDArray[np.int64]] = []
 
     def packed(self) -> Packed:
         program = self.program
         ports = [tuple(Wire(number, c) for c in range(program.buffers[number].channels)) for number in program.inputs]
         ports += list(program.outputs)
-        head = 6 + 5 * len(ports) + len(program.steps)
+        steps = sum(step.kernel[1] if isinstance(step, Sums) and step.kernel[1] != 3 else 1 for step in program.steps)
+        head = 9 + 5 * len(ports) + steps
         self.numbers = [0] * head
-        records = [self._conv(step) if isinstance(step, Conv) else self._pool(step) for step in program.steps]
+        records = [record for step in program.steps for record in self._records(step)]
         fields: list[int] = []
         for wires in ports:
             height, width = size_of(program, wires)
             fields += [len(wires), height, width, self.geometry[height, width].pitch]
             fields.append(self._table(self._origin(wire) for wire in wires))
-        floats = self.places.floats
+        at_sums = up(self.places.floats, LINE)
+        floats = at_sums + self.sums * LINE
         weights = np.concatenate([*self.weights, np.zeros(16, np.float32)])
-        counts = [len(program.inputs), len(program.outputs), len(program.steps)]
+        counts = [len(program.inputs), len(program.outputs), len(records), self.lanes, self.sums, at_sums]
         self.numbers[:head] = [PLAN_VERSION, 0, floats, *counts, *fields, *records]
         plan = np.array(self.numbers, dtype=np.int64)
         stamp = int.from_bytes(hashlib.sha256(plan.tobytes()).digest()[:7], "little") + 1
         plan[1] = stamp
-        return Packed(plan, weights, floats, stamp)
+        return Packed(plan, weights, floats, stamp, self.sums, tuple(self.summed))
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
@@ -170,6 +180,30 @@ class _Packer:
         return min(band, out.height)
 
     # -------------------------------------------------------------------------------------------------------- steps
+
+    def _records(self, step: Step) -> list[int]:
+        if isinstance(step, Conv):
+            return [self._conv(step)]
+        if isinstance(step, Pool):
+            return [self._pool(step)]
+        if isinstance(step, Spread):
+            return [self._spread(step)]
+        size = size_of(self.program, step.reads)
+        read, gradient = (
+            [None if wire == ZERO else self._origin(wire) for wire in wires] for wires in (step.reads, step.gradient)
+        )
+        registers = 16 if self._of(step.reads).lanes == 8 else self.registers
+        found = pack_sums(step, size, self._of(step.reads), read, gradient, registers, self.sums, self._table)
+        self.sums = found.sums
+        self.summed.append(found.numbers)
+        return [self._table([_SUMS, *record]) for record in found.records]
+
+    def _spread(self, step: Spread) -> int:
+        (height, width), out = size_of(self.program, step.reads), self.program.buffers[step.writes]
+        into = self._table(self._origin(wire) for wire in step.reads)
+        made = self._table(self._origin(Wire(step.writes, channel)) for channel in range(out.channels))
+        fields = [_SPREAD, out.channels, height, width, self._of(step.reads).pitch, *step.strides]
+        return self._table([*fields, out.height, out.width, self._to(step.writes).pitch, into, made])
 
     def _pool(self, step: Pool) -> int:
         height, width = size_of(self.program, step.reads)
@@ -363,7 +397,7 @@ def _needed(program: Program) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {number: set() for number in range(-1, len(program.buffers))}
     wires = [wire for output in program.outputs for wire in output]
     for step in program.steps:
-        wires += [*step.reads, *((step.residual or ()) if isinstance(step, Conv) else ())]
+        wires += [*step.reads, *also_read(step)]
     for wire in wires:
         found[wire.buffer].add(wire.channel)
     return found

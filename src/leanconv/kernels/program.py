@@ -25,8 +25,10 @@ __all__ = [
     "Floats",
     "Pool",
     "Program",
+    "Spread",
     "Stage",
     "Step",
+    "Sums",
     "Wire",
     "out_side",
 ]
@@ -130,7 +132,41 @@ class Pool:
     writes: int
 
 
-Step = Conv | Pool
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spread:
+    """The channels as they are, rows and columns `strides` apart and zeros between: what a stride has left out."""
+
+    reads: tuple[Wire, ...]
+    writes: int
+    strides: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sums:
+    """The gradient of a convolution's weight, added up over the images of a run: (C_out, C_in / groups, k_h, k_w).
+
+    sums[o, i, ky, kx] = sum over y, x of gradient[o, y, x] * reads[i, y + ky * d_h - p_h, x + kx * d_w - p_w]
+
+    with zeros outside of the map; both maps have one size. Behind it, with `bias`, the gradient of a bias, (C_out,).
+    Only rows `step` apart of `gradient` hold anything else than zeros.
+    """
+
+    reads: tuple[Wire, ...]
+    gradient: tuple[Wire, ...]
+    kernel: tuple[int, int]
+    groups: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    bias: bool = False
+    step: int = 1
+
+    @property
+    def weights(self) -> tuple[int, int, int, int]:
+        """The shape of the weight."""
+        return len(self.gradient), len(self.reads) // self.groups, *self.kernel
+
+
+Step = Conv | Pool | Spread | Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,7 +186,8 @@ class Program:
         written = set(self.inputs)
         for number, step in enumerate(self.steps):
             _check(self, number, step, written)
-            written.add(step.writes)
+            if not isinstance(step, Sums):
+                written.add(step.writes)
         for wires in self.outputs:
             self._size(wires, written, "an output")
         object.__setattr__(self, "sizes", tuple(self._output(wires) for wires in self.outputs))
@@ -160,8 +197,9 @@ class Program:
         """Multiply-adds of one image, padding counted, as everywhere."""
         total = 0
         for step in self.steps:
-            pixels = self.buffers[step.writes].height * self.buffers[step.writes].width
-            total += sum(stage.weight.size for stage in getattr(step, "stages", ())) * pixels
+            if isinstance(step, Conv):
+                pixels = self.buffers[step.writes].height * self.buffers[step.writes].width
+                total += sum(stage.weight.size for stage in step.stages) * pixels
         return total
 
     @property
@@ -192,12 +230,24 @@ class Program:
 
 def _check(program: Program, number: int, step: Step, written: set[int]) -> None:
     what = f"step {number}"
-    size, out = program._size(step.reads, written, what), program.buffers[step.writes]
+    size = program._size(step.reads, written, what)
+    if isinstance(step, Sums):
+        if program._size(step.gradient, written, what) != size:
+            raise PlanError(f"{what} sums products of maps of different sizes")
+        if len(step.reads) % step.groups or len(step.gradient) % step.groups:
+            raise PlanError(f"{what}: its channels do not come in {step.groups} groups")
+        return
+    out = program.buffers[step.writes]
     if step.writes in written:
         raise PlanError(f"{what} writes buffer {step.writes} again")
     if isinstance(step, Pool):
         if out[1:] != (1, 1) or len(step.reads) != out.channels:
             raise PlanError(f"{what} makes {len(step.reads)} maps of one pixel, its buffer is {out}")
+        return
+    if isinstance(step, Spread):
+        small = tuple(-(-side // by) for side, by in zip(out[1:], step.strides, strict=True))
+        if small != size or len(step.reads) != out.channels:
+            raise PlanError(f"{what} spreads {len(step.reads)} maps of {size} by {step.strides}, its buffer is {out}")
         return
     channels = len(step.reads)
     for index, stage in enumerate(step.stages or (step.first,)):

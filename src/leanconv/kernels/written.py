@@ -88,6 +88,8 @@ def _wires(flat: list[int]) -> tuple[Wire, ...]:
 def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
     if isinstance(step, Pool):
         return {"kind": "pool", "reads": _flat(step.reads), "writes": step.writes}
+    if not isinstance(step, Conv):
+        raise LeanconvError("a program of gradients is made where it runs, and is not written")
     for stage in step.stages:
         arrays += [stage.weight, stage.bias]
     return {

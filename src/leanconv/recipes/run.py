@@ -21,8 +21,8 @@ from leanconv.recipes.finetuning import check_classes, knows_others, load_teache
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.named_code import named_code
 from leanconv.recipes.settings import ElasticSettings, Recipe
+from leanconv.recipes.trained_by import choose_kernels, training_form
 from leanconv.recipes.videos import score_run
-from leanconv.rewrites.composed import composed_chains
 from leanconv.story import is_own_code
 from leanconv.train import Classify, ClassifyWithTower, Evaluation, FitResult, VideoEvaluation, fit, is_main_process
 from leanconv.train.check import outputs_of
@@ -278,7 +278,10 @@ def _carry_out(
     said = data.remarks
     if resume:
         complete(out / "config.yaml")
-    with composed_chains(net) if recipe.composed else nullcontext():
+    recipe, sentence = choose_kernels(recipe, net, len(data.train_loader()), out, resume=resume)
+    if sentence and progress and is_main_process():
+        print(sentence, flush=True)
+    with training_form(recipe, net):
         settings = recipe.fit_settings()
         result = fit(objective, data, settings, out, config=to_data(recipe), resume=resume, progress=progress)
     if progress and is_main_process():

@@ -166,7 +166,9 @@ class Recipe:
     too, with `hard_labels` of the loss left to the labels. `mixup` is the parameter of Beta(mixup, mixup) by which
     pairs of images are blended; `auxiliary` weighs the loss of the network's second classifier and `drop_path` is the
     share of its paths that the last epoch drops, for networks that have them (DARTS). `composed` trains chains as the
-    dense convolutions that they equal, faster on a GPU (`leanconv.rewrites.composed`). The rest is `FitSettings`.
+    dense convolutions that they equal, faster on a GPU (`leanconv.rewrites.composed`). `kernels` says whether grouped
+    convolutions train on leanconv's own C library on a CPU: "auto" where that is faster, "always", or "never". The rest
+    is `FitSettings`.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Recipe:
     auxiliary: float = 0.0
     drop_path: float = 0.0
     composed: bool = False
+    kernels: str = "auto"
     epochs: int = 10
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -206,6 +209,8 @@ class Recipe:
             raise LeanconvError(f"name is that of a folder in runs/, of one part, got {shown(self.name)}")
         self.fit_settings()
         self._check_names()
+        if self.kernels not in ("auto", "always", "never"):
+            raise LeanconvError(f"kernels must be auto, always or never, got {shown(self.kernels)}")
         if not 0 <= self.label_smoothing < 1:
             raise LeanconvError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.elastic is not None and self.elastic.resolutions[0] != self.data.resolution:

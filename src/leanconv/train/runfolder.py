@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 _PACKAGES = ("leanconv", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
-_FREE = ("note", "workers")
-"""Settings that never change what a run computes: a resumed run may choose others."""
+_FREE = ("note", "workers", "kernels")
+"""Settings that never change what a run computes, up to rounding: a resumed run may choose others."""
 
 
 def prepare_run_folder(out: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:

@@ -6,8 +6,9 @@
     kernel      leanconv's own GPU kernels: channelwise convolutions; for inference octave convolutions, and chains in
                 one pass where that has less than .6 of the products, and everything else as in "fused"
     fused       for inference: chains composed, and every convolution in one kernel with its residual sum and its ReLU
+    library     for training on a CPU: chains and grouped convolutions on leanconv's C library, forward and backward
 
-Beside any of them all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
+Beside any of the others all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
 
 In training the parameters stay those of the network, under their names; nothing that reads, saves or averages them
 notices. For inference kernels are composed and filled up once.

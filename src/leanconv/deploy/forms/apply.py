@@ -13,15 +13,17 @@ from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import fold
 from leanconv.deploy.forms.fuse import fused
 from leanconv.deploy.forms.layers import CHANNELWISE, PADDED, is_channelwise, materialized
+from leanconv.deploy.forms.trained import train_by_kernels_
 from leanconv.deploy.verify import compare, random_inputs
 from leanconv.dryrun import ModelHolder, Size, as_module, check_sizes, duplicate
 from leanconv.errors import LeanconvError, NothingToRewrite, unknown
+from leanconv.kernels.library import load
 from leanconv.ops.chain import ConvChain
 from leanconv.rewrites.swap import swap_
 
 __all__ = ["FORMS", "Form", "in_form", "retype"]
 
-Form = Literal["stages", "composed", "merged", "kernel", "fused"]
+Form = Literal["stages", "composed", "merged", "kernel", "fused", "library"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 
@@ -48,6 +50,7 @@ def in_form(
 
     Raises:
         NothingToRewrite: where no layer can run in that form.
+        NoLibrary: for "library", where the C library is not here.
         LeanconvError: for a form that does not exist, an elastic network, or where the outputs differ: a network
             that cuts, joins or counts its channels cannot have them filled up.
 
@@ -65,6 +68,8 @@ def in_form(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     if training and form == "fused":
         raise LeanconvError("the form 'fused' is for inference: norms stand between a convolution and its clip at zero")
+    if form == "library" and not training:
+        raise LeanconvError("the form 'library' is for training; for inference there is lc.accelerate")
     if training:
         new = duplicate(network, share_tensors=share)
         changed = retype(new, form, multiple)
@@ -92,6 +97,9 @@ def in_form(
 
 def retype(model: nn.Module, form: Form, multiple: int) -> int:
     """Let the layers of `model` run in `form`, in place; how many do."""
+    if form == "library" and multiple == 1:
+        load()  # or the error that says what is missing
+        return len(train_by_kernels_(model))
     changed = 0
     inside: set[int] = set()
     for module in model.modules():

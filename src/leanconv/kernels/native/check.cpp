@@ -57,6 +57,8 @@ public:
         NEED(plan->version == LEANCONV_PLAN_VERSION, "it was written by another version of leanconv");
         NEED(plan->stamp > 0 && within(plan->floats, kStampFloats, kMostFloats), kNumber);
         NEED(within(plan->inputs, 1, LEANCONV_MOST_PORTS) && within(plan->outputs, 1, LEANCONV_MOST_PORTS), kNumber);
+        NEED(kernels(plan->lanes), kVectors);
+        NEED(plan->sums == 0, kKind);  // programs of gradients are made where they run
         floats_ = plan->floats;
         const int64_t ports = plan->inputs + plan->outputs;
         int64_t at = size;

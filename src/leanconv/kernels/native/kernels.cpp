@@ -1,5 +1,6 @@
 // The kernels of one instruction set: compiled once for each, with its flags, LEANCONV_LANES and LEANCONV_TABLE.
 #include "kernels.h"
+#include "sums.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -91,6 +92,14 @@ float sum(const float* row, int height, ptrdiff_t pitch, int width) {
     return all_lanes;
 }
 
+void copy(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width) {
+    const int whole = width / kLanes * kLanes;
+    for (; rows > 0; --rows, from += step, to += pitch) {
+        for (int x = 0; x < whole; x += kLanes) store(to + x, load(from + x));
+        for (int x = whole; x < width; ++x) to[x] = from[x];
+    }
+}
+
 float peak(int64_t rounds) {
     Reg acc[12], factor = all(.999f), more = all(1e-3f), total{};
     unroll<12>([&](auto i) INLINE { acc[i] = all(1e-3f * float(i)); });  // equal sums would be merged into one
@@ -105,4 +114,5 @@ float peak(int64_t rounds) {
 }  // namespace
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
-extern "C" const leanconv::Kernels LEANCONV_TABLE = {kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum};
+extern "C" const leanconv::Kernels LEANCONV_TABLE = {
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy};

@@ -39,6 +39,23 @@ constexpr int tile_index(int kind, int masked, int channels, int rows, int vecto
     return (((kind * 2 + masked) * kMaxChannels + channels - 1) * kMaxRows + rows - 1) * kVectors + size;
 }
 
+// Everything a tile of sums needs: see sums.h. Steps in floats; sums stand `slot` floats apart, [input][tap][output].
+struct SumArgs {
+    const float *in, *gradient;
+    const ptrdiff_t *in_channel, *gradient_channel;
+    ptrdiff_t in_row, gradient_row;
+    ptrdiff_t dx[3], lanes[3];  // the taps of a kernel row, and the lanes in which each is taken, one bit each
+    float* sums;
+    ptrdiff_t slot, width;
+    int rows;
+};
+using SumKernel = void (*)(const SumArgs&);
+
+constexpr int kSumTiles = 2 * 2 * kMaxChannels * kMaxChannels;
+constexpr int sum_index(int three, int masked, int inputs, int outputs) {
+    return ((three * 2 + masked) * kMaxChannels + inputs - 1) * kMaxChannels + outputs - 1;
+}
+
 struct Phases {
     int phases, wanted;
     ptrdiff_t length, before, count;
@@ -64,6 +81,13 @@ struct Kernels {
     // `rounds` times twelve multiply-adds of vectors that do not wait for each other.
     float (*peak)(int64_t rounds);
     float (*sum)(const float* row, int height, ptrdiff_t pitch, int width);  // of all pixels
+    // Sums of products with three taps of a kernel row or one, of so many inputs and outputs; null where there is no such.
+    const SumKernel* sum_tiles;
+    SumKernel sum_tile(int64_t taps, int64_t masked, int64_t inputs, int64_t outputs) const {
+        return sum_tiles[sum_index(taps == 3, int(masked), int(inputs), int(outputs))];
+    }
+    void (*add)(const SumArgs& args);  // the sum of one map
+    void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
 };
 
 const Kernels* kernels_of(int lanes);  // null where this machine or this build has none

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define LEANCONV_PLAN_VERSION 2
+#define LEANCONV_PLAN_VERSION 3
 #define LEANCONV_MOST_PORTS 64  // inputs, and outputs, of a plan that is checked
 #define LEANCONV_API __attribute__((visibility("default")))
 
@@ -20,7 +20,8 @@ LEANCONV_API int leanconv_runs(int lanes);
 // Run `images` images through a plan. `plan` is 64-bit integers, `weights` the floats it speaks of; `inputs` and
 // `outputs` have one contiguous array of (images, channels, height, width) for each input and output. `arena` is memory
 // of as many floats as the plan asks for, on 64 bytes, one for each thread that runs at the same time; its contents
-// belong to the library, between the calls too. Nothing is allocated, and nothing is kept anywhere else. The lanes of
+// belong to the library, between the calls too. Of a plan that sums gradients of weights `outputs` has one array more, of
+// one float for each sum, over all `images`. Nothing is allocated, and nothing is kept anywhere else. The lanes of
 // the plan must be ones that this machine runs. Returns 0, or 1 for a plan of another version, which is not run.
 LEANCONV_API int leanconv_run(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
                  float* const* outputs, int64_t images);

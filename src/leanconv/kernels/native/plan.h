@@ -12,10 +12,12 @@ struct Port {  // an input or an output
 
 struct Plan {
     int64_t version, stamp, floats, inputs, outputs, steps;
+    int64_t lanes;                     // of the longest vectors
+    int64_t sums, sums_at;             // how many sums of products, where in the arena: a cache line for the lanes of each
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -42,6 +44,24 @@ struct Sorting {  // the pixels that some tiles read, sorted by stride or shifte
 
 struct SortedRows {  // for a band of n rows, n * times + more rows
     int64_t from, step, to, pitch, times, more, first, last;  // first, last: the columns of flat maps that are no zeros
+};
+
+struct SpreadStep {  // rows and columns `sy` and `sx` apart, zeros between
+    int64_t kind, channels, height, width, pitch, sy, sx, out_height, out_width, out_pitch, in, out;  // in, out: tables
+};
+
+struct SumStep {  // sums of products of what a convolution read with the gradients of what it made, for each weight
+    int64_t kind, lanes, rows, width, band, in_row, gradient_row;  // rows, width: of the gradients; rows stand as said
+    int64_t dx[3], kept[3], all;                                   // all: the lanes that are pixels
+    int64_t tiles, tile, biases, bias;                             // how many, where: SumTile and SumBias
+};
+
+struct SumTile {
+    int64_t taps, masked, inputs, outputs, in, gradient, sums;  // in, gradient: tables; sums: the number of the first
+};
+
+struct SumBias {
+    int64_t gradient, sums;  // the place of the map
 };
 
 struct PoolStep {

@@ -166,19 +166,94 @@ void run_pool(const Run& r, const PoolStep& step) {
         r.arena[out[c]] = kernels.sum(r.arena + in[c], int(step.height), step.pitch, int(step.width)) / pixels;
 }
 
-void run_step(const Run& r, int64_t position) {
-    if (r.plan[position] == kConvStep) run_conv(r, r.at<ConvStep>(position));
-    else run_pool(r, r.at<PoolStep>(position));
+// The pixels of a strided convolution's gradient where they stood among the pixels that it read.
+void run_spread(const Run& r, const SpreadStep& s) {
+    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
+    for (int64_t c = 0; c < s.channels; ++c)
+        for (int64_t y = 0; y < s.out_height; ++y) {
+            float* row = r.arena + out[c] + y * s.out_pitch;
+            memset(row, 0, size_t(s.out_width) * sizeof(float));
+            if (y % s.sy || y / s.sy >= s.height) continue;
+            const float* from = r.arena + in[c] + y / s.sy * s.pitch;
+            for (int64_t x = 0; x < s.width; ++x) row[x * s.sx] = from[x];
+        }
+}
+
+constexpr int64_t kSlotFloats = 16;  // one vector of sums
+
+void run_sums(const Run& r, const Plan& plan, const SumStep& s) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const SumTile* tiles = &r.at<SumTile>(s.tile);
+    const SumBias* biases = &r.at<SumBias>(s.bias);
+    SumArgs a{};
+    a.in_row = s.in_row;
+    a.gradient_row = s.gradient_row;
+    a.width = s.width;
+    a.slot = kSlotFloats;
+    for (int i = 0; i < 3; ++i) a.dx[i] = s.dx[i];
+    for (int64_t y = 0; y < s.rows; y += s.band) {
+        a.rows = int(s.rows - y < s.band ? s.rows - y : s.band);
+        a.in = r.arena + y * s.in_row;
+        for (int i = 0; i < 3; ++i) a.lanes[i] = s.kept[i];
+        for (int64_t i = 0; i < s.tiles; ++i) {
+            const SumTile& t = tiles[i];
+            a.gradient = r.arena + y * s.gradient_row;
+            a.in_channel = r.table(t.in);
+            a.gradient_channel = r.table(t.gradient);
+            a.sums = r.arena + plan.sums_at + t.sums * kSlotFloats;
+            if (const SumKernel tile = kernels.sum_tile(t.taps, t.masked, t.inputs, t.outputs)) {
+                tile(a);
+                continue;
+            }
+            // One input and one output at a time does it too, where a build has few tiles.
+            SumArgs b = a;
+            b.slot *= t.outputs;
+            for (int64_t k = 0; k < t.inputs * t.outputs; ++k) {
+                b.in_channel = a.in_channel + k / t.outputs;
+                b.gradient_channel = a.gradient_channel + k % t.outputs;
+                b.sums = a.sums + (k / t.outputs * t.taps * t.outputs + k % t.outputs) * kSlotFloats;
+                kernels.sum_tile(t.taps, t.masked, 1, 1)(b);
+            }
+        }
+        a.lanes[0] = s.all;
+        for (int64_t i = 0; i < s.biases; ++i) {
+            a.gradient = r.arena + biases[i].gradient + y * s.gradient_row;
+            a.sums = r.arena + plan.sums_at + biases[i].sums * kSlotFloats;
+            kernels.add(a);
+        }
+    }
+}
+
+void run_step(const Run& r, const Plan& plan, int64_t position) {
+    switch (r.plan[position]) {
+        case kConvStep: return run_conv(r, r.at<ConvStep>(position));
+        case kPoolStep: return run_pool(r, r.at<PoolStep>(position));
+        case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
+        default: return run_sums(r, plan, r.at<SumStep>(position));
+    }
+}
+
+// The lanes of each sum together, in the same order whatever the vectors.
+void total(const float* slots, int64_t count, float* sums) {
+    for (int64_t i = 0; i < count; ++i, slots += kSlotFloats) {
+        float lanes[kSlotFloats];
+        memcpy(lanes, slots, sizeof lanes);
+        for (int half = kSlotFloats / 2; half; half /= 2)
+            for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+        sums[i] = lanes[0];
+    }
 }
 
 template <bool In>
-void move(const Run& r, const Port& port, float* image) {
+void move(const Run& r, const Kernels& kernels, const Port& port, float* image) {
     const ptrdiff_t* table = r.table(port.table);
-    for (int64_t c = 0; c < port.channels; ++c)
-        for (int64_t y = 0; y < port.height; ++y, image += port.width) {
-            float* row = r.arena + table[c] + y * port.pitch;
-            memcpy(In ? row : image, In ? image : row, size_t(port.width) * sizeof(float));
-        }
+    int rows = int(port.height), width = int(port.width);
+    ptrdiff_t pitch = port.pitch;
+    if (pitch == width) width *= rows, pitch = width, rows = 1;  // flat maps whose rows are whole are one run
+    for (int64_t c = 0; c < port.channels; ++c, image += port.width * port.height) {
+        float* map = r.arena + table[c];
+        kernels.copy(In ? image : map, In ? width : pitch, In ? map : image, In ? pitch : width, rows, width);
+    }
 }
 
 constexpr int64_t kStampFloats = 16;  // a cache line at the start of an arena says whose it is
@@ -215,15 +290,18 @@ int leanconv_run(const int64_t* numbers, const float* weights, float* arena, con
     const Plan& plan = r.at<Plan>(0);
     if (plan.version != LEANCONV_PLAN_VERSION) return 1;
     claim(r, plan);
+    const Kernels& kernels = *kernels_of(int(plan.lanes));
+    if (plan.sums) memset(arena + plan.sums_at, 0, size_t(plan.sums * kSlotFloats) * sizeof(float));
     const Port *in = reinterpret_cast<const Port*>(&plan + 1), *out = in + plan.inputs;
     const int64_t* steps = reinterpret_cast<const int64_t*>(out + plan.outputs);
     for (int64_t image = 0; image < images; ++image) {
         for (int64_t i = 0; i < plan.inputs; ++i)
-            move<true>(r, in[i], const_cast<float*>(inputs[i]) + image * in[i].channels * in[i].height * in[i].width);
-        for (int64_t i = 0; i < plan.steps; ++i) run_step(r, steps[i]);
+            move<true>(r, kernels, in[i], const_cast<float*>(inputs[i]) + image * in[i].channels * in[i].height * in[i].width);
+        for (int64_t i = 0; i < plan.steps; ++i) run_step(r, plan, steps[i]);
         for (int64_t i = 0; i < plan.outputs; ++i)
-            move<false>(r, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
+            move<false>(r, kernels, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
     }
+    if (plan.sums) total(arena + plan.sums_at, plan.sums, outputs[plan.outputs]);
     return 0;
 }
 
@@ -241,7 +319,7 @@ void leanconv_time(const int64_t* numbers, const float* weights, float* arena, i
     const int64_t* steps = reinterpret_cast<const int64_t*>(reinterpret_cast<const Port*>(&plan + 1) + plan.inputs + plan.outputs);
     for (int64_t i = 0; i < plan.steps; ++i) {
         const int64_t start = nanoseconds();
-        run_step(r, steps[i]);
+        run_step(r, plan, steps[i]);
         times[i] = nanoseconds() - start;
     }
 }
