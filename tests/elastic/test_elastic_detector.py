@@ -16,6 +16,7 @@ from leanconv.elastic.inputs import sides_at
 from leanconv.errors import CheckpointError, LeanconvError
 from leanconv.nets.stages import body_of
 from leanconv.recipes.detection import take_body
+from leanconv.serve import Runtime
 
 FEW = {"rpn_post_nms_top_n_test": 30, "rpn_post_nms_top_n_train": 50, "box_detections_per_img": 20}
 SMALL = {"num_classes": 5, "min_size": 64, "max_size": 96, "channels": 32, "box_features": 64, "rcnn": FEW}
@@ -99,6 +100,9 @@ def test_what_is_extracted_answers_as_the_sub_network_does() -> None:
     with torch.no_grad(), net.at(width=0.25, resolution=32):
         for wanted, found in zip(net(images), static(images), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    runtime = Runtime(net, [(0.25, 32)])  # boxes are those of the images as they are given
+    for wanted, found in zip(static(images), runtime(images), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,17 @@ def run(
     is made: size, crop, mean, std, names of the classes.
     """
     from leanconv.deploy import export
+    from leanconv.dryrun import detector_in
     from leanconv.report import export_table, print_table
 
     found = find(model, options, rewrites, size, trust_code=trust_code)
     given = read_contract(mean, std, crop, interpolation, exif)
     attach_given(found.final, found.final_size, given)
+    if data is not None and detector_in(found.final) is not None:
+        raise LeanconvError(
+            f"--data {data}: a detector's file is compared with the detector on images of its own; test the detector"
+            " with leanconv eval"
+        )
     settings: dict[str, Any] = {
         "input_type": input_type,
         "precision": precision,

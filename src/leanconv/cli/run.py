@@ -94,7 +94,13 @@ def _inputs(network: ElasticNet, data: str | None) -> list[Tensor]:
     import torch
 
     from leanconv.data import contract_of, open_inputs
+    from leanconv.elastic import ElasticDetector
 
+    if data is not None and isinstance(network, ElasticDetector):
+        from leanconv.recipes.detected import LoadedDetector, open_for
+
+        found = open_for(LoadedDetector(network, "this detector", None), data).eval_loader()
+        return [image[None] for (images, _), _ in zip(found, range(16), strict=False) for image in images]
     size = network.default_input_size
     if data is None:
         return [torch.randn(1, *size, generator=torch.Generator().manual_seed(index)) for index in range(16)]

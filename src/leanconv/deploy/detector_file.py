@@ -28,12 +28,27 @@ __all__ = ["compared", "write_detector"]
 _OPSET = 17
 
 
+class _Decoder:
+    """Corners of boxes from what the head says of regions, by torchvision's decoder, and of no regions as well."""
+
+    def __init__(self, coder: Any) -> None:
+        self.coder: Any = coder.coder if isinstance(coder, _Decoder) else coder
+
+    def decode(self, told: Tensor, regions: Sequence[Tensor]) -> Tensor:
+        """(n, 4 classes) of the regions of all images to (n, classes, 4)."""
+        corners: Tensor = self.coder.decode_single(told, torch.cat(list(regions)))
+        return corners.reshape(-1, told.shape[1] // 4, 4)
+
+
 class _OneImage(nn.Module):
     """What a detector finds in one image, as a tuple."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = detector
+        # Of no region at all torchvision's own decoder writes a reshape that no file can run: (0, n) to (0, -1).
+        heads = detector.roi_heads
+        heads.box_coder = _Decoder(heads.box_coder)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         [found] = self.detector([image])
@@ -89,7 +104,14 @@ def compared(
         image = _image((3, max(height, 16), max(width, 16)), number + 1)
         with torch.no_grad():
             wanted = whole(image)
-        found = [torch.as_tensor(one) for one in run(image)]
+        try:
+            found = [torch.as_tensor(one) for one in run(image)]
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise ExportError(
+                f"the file does not run on an image of {tuple(image.shape)}, in which the model finds {len(wanted[0])}"
+                f" objects ({one_line(error)}): where a detector of torchvision proposes no region at all, its file"
+                " cannot go on; train it, or export another configuration"
+            ) from error
         for name, mine, theirs in zip(("boxes", "labels", "scores", "masks"), wanted, found, strict=False):
             if mine.shape != theirs.shape:
                 raise ExportError(

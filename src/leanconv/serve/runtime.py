@@ -49,8 +49,8 @@ class Runtime:
         chosen = as_configs(net, configs)
         if not chosen:
             raise LeanconvError("a runtime needs at least one configuration to run in")
-        self._inputs, like = net.inputs, next(net.parameters())
-        self._native = self._inputs.arguments(net.model, lambda shape: torch.zeros((1, *shape)).to(like))
+        self._fitted, like = net.fitted, next(net.parameters())
+        self._native = net.inputs.arguments(net.model, lambda shape: torch.zeros((1, *shape)).to(like))
         self._nets: dict[Config, nn.Module] = {}
         for config in chosen:
             static = net.extract(*config).eval().requires_grad_(False)
@@ -77,10 +77,13 @@ class Runtime:
         self._now = config, net
 
     def __call__(self, *inputs: Any) -> Any:
-        """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns."""
+        """(b, channels, *size) of any size, brought to the configuration in force, to whatever the network returns.
+
+        A detector is given images as they are, a list or (b, 3, h, w), and boxes are those of these.
+        """
         config, net = self._now  # read once: another thread may change it meanwhile
         with torch.inference_mode():
-            return net(*self._inputs.fitted(inputs, config.resolution, config.frames))
+            return net(*self._fitted(inputs, config.resolution, config.frames))
 
     def warm_up(self, calls: int = 3) -> None:
         """Run every configuration on zeros, so that no later call is anybody's first."""

@@ -9,13 +9,15 @@ torchvision's code. The number of levels is that of the stages and one more, a p
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanconv.errors import LeanconvError
+from leanconv.errors import LeanconvError, unknown
 from leanconv.nets.stages import body_of
 from leanconv.ops.octave_map import OctaveMap, full_map
 from leanconv.rewrites import parse_step, rewrite
@@ -69,87 +71,82 @@ def _channels(body: nn.Module) -> list[int]:
             module.training = mode
 
 
-def _backbone(
-    construct: Construct, backbone: str, backbone_args: Mapping[str, Any] | None, rewrites: Sequence[str], channels: int
-) -> Pyramid:
-    if is_own_code(backbone):
-        raise LeanconvError(
-            f"backbone={backbone} is code of one's own: let that function build the whole detector, and name it as the"
-            " model"
+@dataclass(frozen=True, kw_only=True)
+class FasterRcnn:
+    """The options of a detector of boxes: `num_classes` without the background, `rcnn` further keywords of its class.
+
+    The body is `backbone` with the options `backbone_args`, rewritten by `rewrites`; the pyramid has `channels`.
+    """
+
+    backbone: str = "torchvision/vgg16"
+    backbone_args: Mapping[str, Any] | None = None
+    rewrites: Sequence[str] = ()
+    num_classes: int = 80
+    min_size: int = 600
+    max_size: int = 1000
+    channels: int = 256
+    box_features: int = 1024
+    rcnn: Mapping[str, Any] | None = None
+
+    def build(self, construct: Construct) -> nn.Module:
+        """torchvision's detector on that body."""
+        from torchvision.models.detection import FasterRCNN
+
+        made: nn.Module = FasterRCNN(self.pyramid(construct), **self.keywords(FasterRCNN))
+        return made
+
+    def pyramid(self, construct: Construct) -> Pyramid:
+        """Body and neck."""
+        if is_own_code(self.backbone):
+            raise LeanconvError(
+                f"backbone={self.backbone} is code of one's own: let that function build the whole detector, and name"
+                " it as the model"
+            )
+        network = construct(self.backbone, dict(self.backbone_args or {}))
+        if self.rewrites:
+            network = rewrite(network, *map(parse_step, self.rewrites), size=(3, 224, 224)).model
+        return Pyramid(body_of(network, STRIDES, name=self.backbone), self.channels)
+
+    def keywords(self, kind: type) -> dict[str, Any]:
+        """Those of `kind`, the detector's class."""
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+        known = [name for name, one in inspect.signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD]
+        for name in self.rcnn or {}:
+            if name not in known:  # torchvision takes any, and does nothing with it
+                raise unknown(f"keyword of {kind.__name__} in rcnn", name, known)
+        sizes = tuple((32 * 2**level,) for level in range(len(STRIDES) + 1))
+        return {
+            "box_head": TwoMLPHead(self.channels * 7**2, self.box_features),
+            "box_predictor": FastRCNNPredictor(self.box_features, self.num_classes + 1),  # torchvision's background
+            "min_size": self.min_size,
+            "max_size": self.max_size,
+            "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+            **(self.rcnn or {}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRcnn(FasterRcnn):
+    """The same with a mask for every box; `mask_channels` are those of its head."""
+
+    mask_channels: int = 256
+
+    def build(self, construct: Construct) -> nn.Module:
+        """torchvision's detector on that body."""
+        from torchvision.models.detection import MaskRCNN
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+        pyramid, width = self.pyramid(construct), self.mask_channels
+        made: nn.Module = MaskRCNN(
+            pyramid,
+            mask_head=MaskRCNNHeads(self.channels, [width] * 4, 1),
+            mask_predictor=MaskRCNNPredictor(width, width, self.num_classes + 1),
+            **self.keywords(MaskRCNN),
         )
-    network = construct(backbone, dict(backbone_args or {}))
-    if rewrites:
-        network = rewrite(network, *map(parse_step, rewrites), size=(3, 224, 224)).model
-    return Pyramid(body_of(network, STRIDES, name=backbone), channels)
+        return made
 
 
-def _options(
-    pyramid: Pyramid, num_classes: int, min_size: int, max_size: int, features: int, rcnn: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-
-    sizes = tuple((32 * 2**level,) for level in range(len(STRIDES) + 1))
-    return {
-        "box_head": TwoMLPHead(pyramid.out_channels * 7**2, features),
-        "box_predictor": FastRCNNPredictor(features, num_classes + 1),  # torchvision counts the background
-        "min_size": min_size,
-        "max_size": max_size,
-        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        **(rcnn or {}),
-    }
-
-
-def _faster_rcnn(
-    construct: Construct,
-    /,
-    *,
-    backbone: str = "torchvision/vgg16",
-    backbone_args: Mapping[str, Any] | None = None,
-    rewrites: Sequence[str] = (),
-    num_classes: int = 80,
-    min_size: int = 600,
-    max_size: int = 1000,
-    channels: int = 256,
-    box_features: int = 1024,
-    rcnn: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """`num_classes` without the background; `rcnn` are further keywords of torchvision's `FasterRCNN`."""
-    from torchvision.models.detection import FasterRCNN
-
-    pyramid = _backbone(construct, backbone, backbone_args, rewrites, channels)
-    made: nn.Module = FasterRCNN(pyramid, **_options(pyramid, num_classes, min_size, max_size, box_features, rcnn))
-    return made
-
-
-def _mask_rcnn(
-    construct: Construct,
-    /,
-    *,
-    backbone: str = "torchvision/vgg16",
-    backbone_args: Mapping[str, Any] | None = None,
-    rewrites: Sequence[str] = (),
-    num_classes: int = 80,
-    min_size: int = 600,
-    max_size: int = 1000,
-    channels: int = 256,
-    box_features: int = 1024,
-    mask_channels: int = 256,
-    rcnn: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """`num_classes` without the background; `rcnn` are further keywords of torchvision's `MaskRCNN`."""
-    from torchvision.models.detection import MaskRCNN
-    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-
-    pyramid = _backbone(construct, backbone, backbone_args, rewrites, channels)
-    made: nn.Module = MaskRCNN(
-        pyramid,
-        mask_head=MaskRCNNHeads(channels, [mask_channels] * 4, 1),
-        mask_predictor=MaskRCNNPredictor(mask_channels, mask_channels, num_classes + 1),
-        **_options(pyramid, num_classes, min_size, max_size, box_features, rcnn),
-    )
-    return made
-
-
-DETECTORS: dict[str, Callable[..., nn.Module]] = {"faster_rcnn": _faster_rcnn, "mask_rcnn": _mask_rcnn}
-"""Name behind "detection/" -> what builds it from `construct` and its options."""
+DETECTORS: dict[str, type[FasterRcnn]] = {"faster_rcnn": FasterRcnn, "mask_rcnn": MaskRcnn}
+"""Name behind "detection/" -> its options, which build it from `construct`."""

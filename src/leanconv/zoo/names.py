@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -148,7 +148,8 @@ def _find(name: str) -> _Source:
     if library == "detection":
         if name not in _detectors():
             raise unknown("model", name, _detectors())
-        return _Source(partial(DETECTORS[inner], construct), DETECTORS[inner])
+        kind = DETECTORS[inner]
+        return _Source(lambda **options: kind(**options).build(construct), kind)
     if library == "timm":
         import timm
 
