@@ -14,7 +14,8 @@ from kernels_library import library
 from leanconv.build import create_model
 from leanconv.deploy.forms import fastest, in_form
 from leanconv.deploy.forms.measured import measure_training
-from leanconv.deploy.forms.trained import KernelChain, KernelConv2d, saved_bytes, train_by_kernels_, trained_by_kernels
+from leanconv.deploy.forms.trained import KernelChain, KernelConv2d, train_by_kernels_, trained_by_kernels
+from leanconv.deploy.kept import kept_bytes
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.nets import CifarResNet
 from leanconv.ops import conv_maker
@@ -143,10 +144,10 @@ def test_bytes_kept_for_the_backward_pass() -> None:
     """A chain by hand: (B, 16, 8, 8) goes in, of which torch keeps the input and what stands between the stages."""
     layer, x = OptimizedSeparableConv2d(16, 16, 3, padding=1, bias=False), torch.randn(2, 16, 8, 8, requires_grad=True)
     one = x.numel() * 4
-    assert saved_bytes(layer, x) == 2 * one
+    assert kept_bytes(layer, lambda: layer(x).sum()) == 2 * one
     holder = nn.Sequential(layer)
     train_by_kernels_(holder)
-    assert saved_bytes(holder, x) == one
+    assert kept_bytes(holder, lambda: holder(x).sum()) == one
 
 
 def test_measured() -> None:

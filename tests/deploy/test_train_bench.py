@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels_library import library
 from leanconv.build import create_model
 from leanconv.deploy import TrainBenchRow, bench_training
 from leanconv.errors import LeanconvError, UnknownName
+from leanconv.ops.osep import OptimizedSeparableConv2d
 
 SIZE = (3, 8, 8)
 
@@ -106,6 +108,7 @@ def test_auxiliary_classifiers_are_trained_too() -> None:
         (tiny, {"rounds": 0}, "rounds of at least 1, got 1 models, 1 backends, batch=8, threads=1, rounds=0"),
         (tiny, {"device": "gpu"}, "device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
         (tiny, {"device": "cuda:99"}, "device cuda:99 is not here, torch sees . CUDA devices"),
+        (lambda: create_model("detection/faster_rcnn", backbone="torchvision/resnet18"), {}, "detector, whose losses"),
         (lambda: create_model("elastic_mobilenet_v1"), {"size": (3, 32, 32)}, "elastic"),
     ],
 )  # fmt: skip
@@ -131,3 +134,17 @@ def test_peak_on_a_gpu_holds_weights_gradients_momentum_and_maps() -> None:
     assert row.saved_bytes is not None
     assert row.peak_bytes > row.saved_bytes + 2 * weights
     assert row.device == "cuda:0"
+
+
+def test_on_the_library() -> None:
+    """Less is kept there; a network without groups has none of it, and that is said."""
+    library()
+    chain = nn.Sequential(OptimizedSeparableConv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    dense = nn.Sequential(nn.Conv2d(16, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    rows = bench_training({"chain": chain, "dense": dense}, (16, 8, 8), backends=("eager", "leanconv"), rounds=1)
+    kept = [row.saved_bytes for row in rows]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    assert kept[1] < kept[0]
+    assert rows[3].problem is not None
+    assert "no layer of Sequential trains on the library" in rows[3].problem

@@ -27,8 +27,8 @@ def run(
         typer.Option(
             metavar="NAME,...",
             help="What runs the models: eager, compile, onnxruntime, openvino, and our own kernels, leanconv (in "
-            "torch) and onnxruntime_kernels; with --train eager, compile.  [default: eager,compile,onnxruntime,"
-            "openvino; with --train eager]",
+            "torch) and onnxruntime_kernels; with --train eager, compile, leanconv.  [default: eager,compile,"
+            "onnxruntime,openvino; with --train eager]",
             show_default=False,
         ),
     ] = None,

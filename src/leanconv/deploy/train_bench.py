@@ -25,15 +25,18 @@ from torch.nn import functional
 from leanconv.cost import measure
 from leanconv.cost.latency import compare_latency, torch_threads
 from leanconv.deploy.export import refuse_elastic
+from leanconv.deploy.forms.trained import train_by_kernels_
+from leanconv.deploy.kept import kept_bytes
 from leanconv.deploy.program import quiet
 from leanconv.deploy.verify import forward, one_line, random_inputs
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, is_detector
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import LeanconvError, unknown
+from leanconv.kernels.library import load
 
 __all__ = ["PRECISIONS", "TRAIN_BACKENDS", "TrainBenchRow", "bench_training"]
 
-TRAIN_BACKENDS = ("eager", "compile")
+TRAIN_BACKENDS = ("eager", "compile", "leanconv")
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
 """As in recipes; bf16-mixed is torch's autocast."""
 
@@ -93,7 +96,7 @@ def bench_training(
     scores (batch, classes); auxiliary classifiers that they give beside in training have a loss of their own each.
 
     Args:
-        backends: "eager" and "compile" (torch.compile).
+        backends: "eager", "compile" (torch.compile), and "leanconv", our own C library where a layer trains on it.
         device: "cpu", "cuda" or "cuda:1".
         precision: "32-true" or "bf16-mixed".
         threads: of torch on a CPU.
@@ -121,10 +124,16 @@ def bench_training(
     where = _device(device)
     rows: list[TrainBenchRow] = []
     steps: dict[str, Callable[[], object]] = {}
-    with torch_threads(threads):
+    # What waits for a GPU waits for the current one.
+    with torch_threads(threads), torch.cuda.device(where) if where.type == "cuda" else nullcontext():
         for label, given in models.items():
             model = as_module(given)
             refuse_elastic(model, "bench")
+            if is_detector(model):
+                raise LeanconvError(
+                    f"a benchmark of training has random labels, and {type(model).__name__} is a detector, whose "
+                    "losses need objects: measure its body, or time a run of train"
+                )
             cost = measure(model, size)
             for backend in dict.fromkeys(backends):
                 step, needs, problem = _prepared(model, size, backend, batch, where, precision, seed)
@@ -219,6 +228,8 @@ class _Step:
         inputs = random_inputs(copied, size, batch, seed)
         self.net = copied.train().to(device)
         self.inputs = torch.utils._pytree.tree_map(lambda x: x.to(device), inputs)
+        if backend == "leanconv":
+            self._take_library(precision, device)
         self.parameters = [one for one in self.net.parameters() if one.requires_grad]
         if not self.parameters:
             raise LeanconvError(f"{type(model).__name__} has nothing to train: no parameter wants a gradient")
@@ -233,6 +244,13 @@ class _Step:
             self.run = torch.compile(self.net, dynamic=False)
             with quiet(), dynamo.patch(fail_on_recompile_limit_hit=True, recompile_limit=256):
                 self()
+
+    def _take_library(self, precision: str, device: torch.device) -> None:
+        load()  # or the error that says what is missing
+        if precision != "32-true" or device.type != "cpu":
+            raise ValueError(f"the library trains in float32 on a CPU, not in {precision} on {device}")
+        if not train_by_kernels_(self.net):
+            raise ValueError(f"no layer of {type(self.net).__name__} trains on the library")
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -281,19 +299,6 @@ def _scores(out: object) -> list[Tensor]:
 
 
 def _saved(step: _Step) -> int:
-    """Bytes that autograd keeps from a forward for its backward, see the head of this file."""
-    own = {one.untyped_storage().data_ptr() for one in (*step.net.parameters(), *step.net.buffers())}
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in own:
-            seen[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = step.loss()
-    total = sum(seen.values())
-    loss.backward()  # type: ignore[no-untyped-call]
+    total = kept_bytes(step.net, step.loss)
     step.optimizer.zero_grad(set_to_none=True)
     return total

@@ -138,6 +138,7 @@ def find_detector(model: str | Path | nn.Module | ModelHolder, *, trust_code: bo
     """The detector that `model` is or names (a saved model or a run folder); None where it is none, or no folder.
 
     Nothing is loaded, and no code of one's own is run, for a model whose weights are not called as those of a detector.
+    Raises `LeanconvError` for a detector that was exported.
     """
     from leanconv.build import load, located
     from leanconv.build.folder import tensor_names
@@ -148,6 +149,7 @@ def find_detector(model: str | Path | nn.Module | ModelHolder, *, trust_code: bo
         return None if inner is None else LoadedDetector(network, f"this {type(inner).__name__}", None)
     name = located(model)
     if not os.path.isdir(name):
+        _refuse_file(name)
         return None
     folder = saved_model(name)
     parts = {of.removeprefix("model.").partition(".")[0] for of in tensor_names(Path(folder))}
@@ -157,6 +159,21 @@ def find_detector(model: str | Path | nn.Module | ModelHolder, *, trust_code: bo
     config = Path(name) / "config.yaml"
     recipe = read_recipe(config) if config.exists() else None
     return None if detector_in(network) is None else LoadedDetector(network, str(model), recipe)
+
+
+def _refuse_file(name: str) -> None:
+    """Raise `LeanconvError` for a detector that was exported: files are tested as classifiers are."""
+    from leanconv.deploy.exported import is_exported
+    from leanconv.deploy.metadata import input_of
+
+    if not is_exported(name) or not name.lower().endswith(".onnx") or not os.path.isfile(name):
+        return
+    about = input_of(Path(name))
+    if about is not None and about.contract.resize == "inside":
+        raise LeanconvError(
+            f"{name} is an exported detector, which takes one image (3, h, w) and gives boxes; export has compared it"
+            " with the detector, so ask that one: the folder that it was written from"
+        )
 
 
 def detect(

@@ -22,6 +22,7 @@ from leanconv.dryrun import (
     body_name,
     check_sizes,
     default_size,
+    detector_in,
     duplicate,
     is_detector,
     refuse_one_stage,
@@ -100,6 +101,10 @@ def rewrite(
     model = as_module(model, error=RewriteError)
     refuse_model(model)
     refuse_one_stage(model, "rewrite", error=RewriteError)
+    if detector_in(model) is not None and not is_detector(model):
+        raise RewriteError(
+            "rewrite: this detector is elastic already: rewrite the one that it was, then make it elastic"
+        )
     if is_detector(model):
         return _rewrite_body(model, steps, size, begun(model, source, source_options))
     whole = [_whole(step) for step in steps]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from leanconv.cost.latency import compare_latency
-from leanconv.deploy.forms.trained import saved_bytes, train_by_kernels_
+from leanconv.deploy.forms.trained import train_by_kernels_
+from leanconv.deploy.kept import kept_bytes
 from leanconv.deploy.verify import random_inputs
 from leanconv.dryrun import Size, check_sizes, duplicate
 from leanconv.kernels.library import NAMES, load, missing
@@ -67,7 +69,7 @@ def measure_training(
             torch.manual_seed(0)  # for what it drops at random
             steps.append(_step(network, inputs))
             gradients.append(steps[-1]())
-            saved.append(saved_bytes(network, *inputs) / batch / 1e6)
+            saved.append(kept_bytes(network, partial(_loss, network, inputs)) / batch / 1e6)
         difference = max(
             float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
             for a, b in zip(gradients[1], gradients[0], strict=True)
@@ -87,6 +89,12 @@ def measure_training(
     )
 
 
+def _loss(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """A number that every output counts in."""
+    outputs = [y for y in tree_leaves(network(*inputs)) if isinstance(y, Tensor) and y.requires_grad]
+    return torch.stack([y.square().mean() for y in outputs]).sum()
+
+
 def _step(network: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], list[Tensor]]:
     """Forward and backward; the gradients of all parameters that have one."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -94,8 +102,7 @@ def _step(network: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], list[T
     def step() -> list[Tensor]:
         for parameter in parameters:
             parameter.grad = None
-        outputs = [y for y in tree_leaves(network(*inputs)) if isinstance(y, Tensor) and y.requires_grad]
-        sum(y.square().mean() for y in outputs).backward()  # type: ignore[union-attr]
+        _loss(network, inputs).backward()  # type: ignore[no-untyped-call]
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     return step

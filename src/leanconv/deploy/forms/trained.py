@@ -20,7 +20,7 @@ from leanconv.kernels.trained import run_piece
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle
 
-__all__ = ["KernelChain", "KernelConv2d", "saved_bytes", "train_by_kernels_", "trained_by_kernels"]
+__all__ = ["KernelChain", "KernelConv2d", "train_by_kernels_", "trained_by_kernels"]
 
 _WIRES = (ChannelPad, ChannelShuffle, ChannelGather, ChannelCrop, nn.Identity)
 
@@ -172,23 +172,3 @@ def trained_by_kernels(model: nn.Module) -> Iterator[tuple[str, ...]]:
                 module.__class__ = kind
                 for name in ("piece", "pieces"):
                     vars(module).pop(name, None)
-
-
-def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that a forward pass of `model` keeps for the backward pass, its parameters left out.
-
-    >>> saved_bytes(nn.ReLU(), torch.ones(10, requires_grad=True))
-    40
-    """
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}  # held, or another could be given the same place
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held.setdefault(storage.data_ptr(), storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        y = model(*inputs)
-    del y
-    return sum(storage.nbytes() for place, storage in held.items() if place not in own)
