@@ -108,6 +108,7 @@ def test_auxiliary_classifiers_are_trained_too() -> None:
         (tiny, {"rounds": 0}, "rounds of at least 1, got 1 models, 1 backends, batch=8, threads=1, rounds=0"),
         (tiny, {"device": "gpu"}, "device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
         (tiny, {"device": "cuda:99"}, "device cuda:99 is not here, torch sees . CUDA devices"),
+        (lambda: create_model("detection/faster_rcnn", backbone="torchvision/resnet18"), {}, "detector, whose losses"),
         (lambda: create_model("elastic_mobilenet_v1"), {"size": (3, 32, 32)}, "elastic"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
-from leanconv.kernels.program import Program
+from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire, out_side
 from random_programs import programs
 
 MARK = np.float32(12345.0)
@@ -58,6 +58,37 @@ class Checked:
         return [output[MARGIN : len(output) - MARGIN] for output in outputs]
 
 
+def single(channels: int, groups: int, kernel: int, stride: int, height: int, width: int) -> Program:
+    """One convolution with as many outputs as inputs, padded."""
+    weight = np.ones((channels, channels // groups, kernel, kernel), np.float32)
+    stage = Stage(
+        weight=weight,
+        bias=np.ones(channels, np.float32),
+        groups=groups,
+        stride=(stride, stride),
+        padding=(kernel // 2, kernel // 2),
+    )
+    made = Buffer(channels, out_side(height, stage, 0), out_side(width, stage, 1))
+    order = tuple(range(channels))
+    step = Conv(reads=tuple(Wire(0, channel) for channel in order), writes=1, order=order, stages=(stage,))
+    output = tuple(Wire(1, channel) for channel in order)
+    return Program(buffers=(Buffer(channels, height, width), made), steps=(step,), inputs=(0,), outputs=(output,))
+
+
+def chosen() -> list[Program]:
+    """Small plans, one for each way to run a convolution, that random programs seldom take."""
+    return [
+        single(2, 2, 3, 1, 9, 20),  # rows shared by the taps
+        single(2, 2, 3, 1, 9, 4),  # two rows in a vector of eight
+        single(2, 2, 3, 1, 9, 8),  # and of sixteen
+        single(2, 1, 3, 2, 9, 40),  # columns sorted by two phases
+        single(2, 1, 3, 3, 9, 60),  # and by three
+        single(2, 1, 3, 2, 9, 8),  # flat, vector by vector
+        single(2, 1, 5, 1, 9, 5),  # flat copies
+        single(3, 3, 1, 1, 5, 33),  # single taps, one of them spare
+    ]
+
+
 def drawn(count: int, number: int) -> Iterator[Program]:
     found: list[Program] = []
 
@@ -71,11 +102,29 @@ def drawn(count: int, number: int) -> Iterator[Program]:
     yield from found
 
 
+def fields(plan: NDArray[np.int64]) -> list[int]:
+    """Where the fields of records are (native/plan.h): most other numbers are those of tables. What sorts, twice."""
+    ports = 9 + 5 * int(plan[3] + plan[4])
+    found = list(range(2, ports))
+    for step in map(int, plan[ports : ports + int(plan[5])]):
+        found += range(step, step + 8)
+        if plan[step] != 0:
+            continue
+        for stage in range(step + 6, step + 6 + 16 * int(plan[step + 5]), 16):
+            found += range(stage, stage + 16)
+            for tile in range(int(plan[stage + 15]), int(plan[stage + 15] + 12 * plan[stage + 14]), 12):
+                found += range(tile, tile + 12)
+                if (sorting := int(plan[tile])) >= 0:
+                    parts = range(int(plan[sorting + 13]), int(plan[sorting + 13] + 8 * plan[sorting + 12]))
+                    found += 2 * [*range(sorting, sorting + 14), *parts]
+    return found
+
+
 def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """A plan with one to three numbers that are others, or cut off."""
-    new = plan.copy()
+    new, records = plan.copy(), fields(plan)
     for _ in range(rng.integers(1, 4)):
-        at = int(rng.integers(1, len(new)))
+        at = int(rng.choice(records)) if rng.random() < 0.7 else int(rng.integers(1, len(new)))
         value = int(new[at])
         near = [value + 1, value - 1, value + 16, value - 16, 2 * value, -value, 0, 1]
         far = [int(rng.choice(new[2:])), 1 << 20, 1 << 31, 1 << 33, -(1 << 33), 1 << 61, -(1 << 63)]
@@ -95,18 +144,19 @@ def check_damaged(path: Path, lanes: int, registers: int, examples: int, number:
     checked = Checked(path)
     rng = np.random.default_rng(number)
     refused = ran = 0
-    for program in drawn(examples, number):
-        for one in (program, fused(program)):
-            packed = pack(one, lanes=lanes, registers=registers)
-            problem, weights = checked.check(packed.plan.copy())
-            assert problem is None, problem
-            assert weights <= len(packed.weights)
-            for _ in range(20):
-                plan = damaged(packed.plan, rng)
-                problem, weights = checked.check(plan)
-                refused += problem is not None
-                if problem is None and not takes_long(plan) and weights < 1 << 20:
-                    values = rng.standard_normal(weights).astype(np.float32)
-                    checked.run(plan, values)
-                    ran += 1
+    plans = [(one, 40) for one in chosen()]
+    plans += [(one, 20) for program in drawn(examples, number) for one in (program, fused(program))]
+    for one, times in plans:
+        packed = pack(one, lanes=lanes, registers=registers)
+        problem, weights = checked.check(packed.plan.copy())
+        assert problem is None, problem
+        assert weights <= len(packed.weights)
+        for _ in range(times):
+            plan = damaged(packed.plan, rng)
+            problem, weights = checked.check(plan)
+            refused += problem is not None
+            if problem is None and not takes_long(plan) and weights < 1 << 20:
+                values = rng.standard_normal(weights).astype(np.float32)
+                checked.run(plan, values)
+                ran += 1
     return refused, ran

@@ -29,7 +29,7 @@ from leanconv.deploy.forms.trained import train_by_kernels_
 from leanconv.deploy.kept import kept_bytes
 from leanconv.deploy.program import quiet
 from leanconv.deploy.verify import forward, one_line, random_inputs
-from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate
+from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, is_detector
 from leanconv.dryrun.size import tensors_of
 from leanconv.errors import LeanconvError, unknown
 from leanconv.kernels.library import load
@@ -124,10 +124,16 @@ def bench_training(
     where = _device(device)
     rows: list[TrainBenchRow] = []
     steps: dict[str, Callable[[], object]] = {}
-    with torch_threads(threads):
+    # What waits for a GPU waits for the current one.
+    with torch_threads(threads), torch.cuda.device(where) if where.type == "cuda" else nullcontext():
         for label, given in models.items():
             model = as_module(given)
             refuse_elastic(model, "bench")
+            if is_detector(model):
+                raise LeanconvError(
+                    f"a benchmark of training has random labels, and {type(model).__name__} is a detector, whose "
+                    "losses need objects: measure its body, or time a run of train"
+                )
             cost = measure(model, size)
             for backend in dict.fromkeys(backends):
                 step, needs, problem = _prepared(model, size, backend, batch, where, precision, seed)

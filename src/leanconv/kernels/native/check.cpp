@@ -23,7 +23,7 @@ Span steps(Wide count, Wide step) { return step < 0 ? Span{(count - 1) * step, 0
 Span joined(Span a, Span b) { return {a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high}; }
 int64_t up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
 
-constexpr int64_t kMostField = int64_t(1) << 34, kMostSide = 1 << 24, kMostFloats = int64_t(1) << 32, kMostPhases = 30;
+constexpr int64_t kMostField = int64_t(1) << 34, kMostSide = 1 << 24, kMostFloats = int64_t(1) << 32, kMostPhases = 30, kMostMap = 1 << 30;
 constexpr int kStampFloats = 16;
 
 bool within(int64_t number, int64_t least, int64_t most) { return least <= number && number <= most; }
@@ -108,7 +108,8 @@ private:
     }
 
     const char* check(const Port& port) {
-        NEED(within(port.channels, 1, kMostSide) && within(port.height, 1, kMostSide) && within(port.width, 1, kMostSide),
+        NEED(within(port.channels, 1, kMostSide) && within(port.height, 1, kMostSide) && within(port.width, 1, kMostSide) &&
+                 port.height * port.width <= kMostMap,
              kNumber);
         Span origins;
         NEED(hull(port.table, port.channels, &origins), kCut);
