@@ -66,14 +66,14 @@ def test_measured(found: TrainingOnKernels, kernels: str, words: str, monkeypatc
     ],
 )
 def test_left_to_torch_by_rule(one: Recipe, words: str) -> None:
-    assert chosen(one) == ("never", f"kernels: torch's own convolutions ({words})")
+    assert chosen(one) == ("auto", f"kernels: torch's own convolutions ({words})")
 
 
 def test_short_runs_dense_networks_and_what_was_asked() -> None:
     assert chosen(recipe(epochs=2), batches=5) == (
-        "never", "kernels: torch's own convolutions (a run of 10 steps is not worth timing)"
+        "auto", "kernels: torch's own convolutions (a run of 10 steps is not worth timing)"
     )  # fmt: skip
-    assert chosen(recipe(), net="resnet20") == ("never", "")
+    assert chosen(recipe(), net="resnet20") == ("auto", "")
     assert chosen(recipe(kernels="never")) == ("never", "")
     decided, sentence = chosen(recipe(kernels="always"), batches=2)
     assert decided == "always"

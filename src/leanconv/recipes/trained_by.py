@@ -3,7 +3,7 @@
 `kernels` of a recipe is "auto", "always" or "never". With "auto" a step of the network is timed both ways before the
 run begins, and what was found becomes part of the run's `config.yaml`, so that a resumed run computes as it began. Not
 timed, and left to torch, are runs that take fewer steps than the timing is worth, and those of several processes, which
-would disturb one another.
+would disturb one another; their `config.yaml` says "auto", and a resumed run takes that for "never".
 """
 
 from __future__ import annotations
@@ -55,10 +55,9 @@ def choose_kernels(
             why = "with several processes nothing is timed"
     convs = _count(net)
     if why is not None:
-        left = f"kernels: torch's own convolutions ({why})"
-        return replace(recipe, kernels="never") if recipe.kernels == "auto" else recipe, left if convs else None
+        return recipe, f"kernels: torch's own convolutions ({why})" if convs else None
     if not convs:
-        return replace(recipe, kernels="never"), None
+        return recipe, None
     return _measured(recipe, net, convs)
 
 

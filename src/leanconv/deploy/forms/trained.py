@@ -3,7 +3,8 @@
 What is taken, by rule: a two-dimensional convolution with groups, or a chain with one, zero padding of half the kernel
 (so that stride 1 keeps the size), nothing hooked or parametrized. Of a chain with norms between its stages every part
 between two norms is taken by itself; a part without any groups stays torch's. What runs there: plain float32 tensors on
-the CPU, outside of autocast. Anything else, a second device say or bfloat16, runs the layers themselves.
+the CPU, outside of autocast. Anything else, a second device say or bfloat16, runs the layers themselves. Gradients
+reach the modules' own parameters by autograd, so copies, `torch.compile` and DistributedDataParallel see nothing new.
 """
 
 from __future__ import annotations
