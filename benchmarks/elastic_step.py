@@ -23,7 +23,7 @@ from torch.nn import functional
 from leanconv.build import create_model
 from leanconv.cost import Latency, compare_latency
 from leanconv.elastic import ElasticNet, MutualObjective
-from leanconv.elastic.net import resized
+from leanconv.elastic.inputs import resized
 from leanconv.machine import keep_freed_memory, this_machine
 
 CASES = (
