@@ -7,7 +7,7 @@ slows all of them down; every backend is first shown to compute what the model c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from leanconv.cost import measure
-from leanconv.cost.latency import Latency, compare_latency, torch_threads
+from leanconv.cost.latency import compare_latency, torch_threads
 from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
@@ -24,6 +24,7 @@ from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
 from leanconv.deploy.program_nodes import ProgramNode
+from leanconv.deploy.timed_row import TimedRow
 from leanconv.deploy.verify import (
     Difference,
     Runner,
@@ -44,36 +45,10 @@ Build = Callable[[nn.Module, Path, Sizes, int, int], Runner]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchRow:
-    """One model on one backend. Latencies are milliseconds per call of `batch` inputs, `macs` multiply-adds per input.
+class BenchRow(TimedRow):
+    """One model on one backend, as `TimedRow`; `max_abs_difference` is that of the outputs from torch's own."""
 
-    `low_ms` and `high_ms` bound the middle 80 % of the rounds; `ratio` is the median over the rounds of the latency
-    divided by the first row's. A backend that could not be measured has None there and the reason in `problem`.
-    `max_abs_difference` is that of the outputs from the model's own in torch, `share_not_counted` the part of the
-    parameters that belongs to operations outside `macs`.
-    """
-
-    model: str
-    backend: str
-    size: Sizes
-    batch: int
-    threads: int
-    macs: int
-    params: int
-    median_ms: float | None = None
-    low_ms: float | None = None
-    high_ms: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    rounds: int = 0
     max_abs_difference: float | None = None
-    share_not_counted: float = 0.0
-    problem: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists."""
-        return {**asdict(self), "size": list(self.size)}
 
 
 def bench(
@@ -142,7 +117,7 @@ def bench(
             return rows
         latencies = compare_latency(candidates, rounds=rounds, threads=threads)
     for index, latency in latencies.items():
-        rows[int(index)] = _timed(rows[int(index)], latency)
+        rows[int(index)] = rows[int(index)].timed(latency)
     return rows
 
 
@@ -168,19 +143,6 @@ def prepared(
     if difference.beyond(tolerance):
         return None, difference, f"outputs differ from torch's by up to {difference.max_abs:.1e}"
     return runner, difference, None
-
-
-def _timed(row: BenchRow, latency: Latency) -> BenchRow:
-    return replace(
-        row,
-        median_ms=latency.median_ms,
-        low_ms=latency.low_ms,
-        high_ms=latency.high_ms,
-        ratio=latency.ratio,
-        ratio_low=latency.ratio_low,
-        ratio_high=latency.ratio_high,
-        rounds=latency.rounds,
-    )
 
 
 def _eager(model: Callable[..., object]) -> Runner:

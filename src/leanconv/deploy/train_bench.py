@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.forms.trained import train_by_kernels_
 from leanconv.deploy.kept import kept_bytes
 from leanconv.deploy.program import quiet
+from leanconv.deploy.timed_row import TimedRow
 from leanconv.deploy.verify import forward, one_line, random_inputs
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, is_detector
 from leanconv.dryrun.size import tensors_of
@@ -42,40 +43,18 @@ PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainBenchRow:
-    """Training steps of one model. Times are milliseconds of a step of `batch` inputs, `macs` those of one forward.
+class TrainBenchRow(TimedRow):
+    """Training steps of one model, as `TimedRow`: a call is a step of `batch` inputs, `macs` those of one forward.
 
-    `low_ms` and `high_ms` bound the middle 80 % of the rounds, `ratio` is the median over the rounds of the time
-    divided by the first row's; `per_second` are the inputs of a step of median length. For `saved_bytes` and
-    `peak_bytes` see the head of this file; `peak_bytes` is None on a CPU. A model that could not be measured has None
-    in all of these and the reason in `problem`.
+    `per_second` are the inputs of a step of median length. For `saved_bytes` and `peak_bytes` see the head of this
+    file; `peak_bytes` is None on a CPU.
     """
 
-    model: str
-    backend: str
     device: str
     precision: str
-    size: Sizes
-    batch: int
-    threads: int
-    macs: int
-    params: int
     per_second: float | None = None
-    median_ms: float | None = None
-    low_ms: float | None = None
-    high_ms: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    rounds: int = 0
     saved_bytes: int | None = None
     peak_bytes: int | None = None
-    share_not_counted: float = 0.0
-    problem: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists."""
-        return {**asdict(self), "size": list(self.size)}
 
 
 def bench_training(
@@ -166,17 +145,7 @@ def bench_training(
                 f"or a batch below {batch}"
             ) from error
     for index, one in times.items():
-        rows[int(index)] = replace(
-            rows[int(index)],
-            per_second=1000 * batch / one.median_ms,
-            median_ms=one.median_ms,
-            low_ms=one.low_ms,
-            high_ms=one.high_ms,
-            ratio=one.ratio,
-            ratio_low=one.ratio_low,
-            ratio_high=one.ratio_high,
-            rounds=one.rounds,
-        )
+        rows[int(index)] = replace(rows[int(index)].timed(one), per_second=1000 * batch / one.median_ms)
     return rows
 
 
