@@ -149,7 +149,8 @@ def main() -> None:
     for name, options in NETWORKS.items():
         print(steps(name, options, args.rounds), flush=True)
     if args.data:
-        print(f"\nThe recipe o_resnet20_cifar10 with its data, {args.batches} batches of 128 a round:\n")
+        print(f"\nThe recipe o_resnet20_cifar10 with its data, {args.batches} x 128 images a round and way.")
+        print("No whole epoch is run: minutes are the median round times the rounds of an epoch, no validation.\n")
         print("\n".join(epoch(args.data, args.rounds, args.batches)))
     print(f"\nLoad of the machine after the run: {os.getloadavg()[0]:.1f}.")
 
