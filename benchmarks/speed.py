@@ -44,7 +44,7 @@ SIZES = {"50 layers on 8 frames of 224, channel-separated paper": (3, 8, 224, 22
 LARGE_BATCHES = ("20 layers",)
 """What the titles begin with of groups that are timed at other batches than 1 as well: the others take seconds."""
 
-KERNELS = ("leanconv", "onnxruntime+kernels")
+KERNELS = ("leanconv", "onnxruntime_kernels")
 """The back-ends that run leanconv's own kernels."""
 
 INTRODUCTION = """\
@@ -61,7 +61,7 @@ BEST = """
 ## Each at its best
 
 What a network takes at its best, over the dense network at its best on the runtimes as they come: on those runtimes,
-and with leanconv's kernels (`leanconv`: in torch, by `lc.accelerate`; `onnxruntime+kernels`: in a file of
+and with leanconv's kernels (`leanconv`: in torch, by `lc.accelerate`; `onnxruntime_kernels`: in a file of
 `leanconv export --kernels`). Medians over medians. MACs are over the dense network's as well.
 
 | network | batch | MACs | runtimes as they come | with our kernels |
