@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -279,16 +280,15 @@ def test_a_runtime_answers_wholly_in_one_configuration(net: ElasticNet, x: Tenso
     """Also where another thread changes it while an input is made to fit."""
     runtime = Runtime(net, [(1.0, 16), (0.25, 8)])
     wanted = runtime(x)
-    fitted = runtime._inputs
+    fitted = runtime._fitted
 
-    class Meanwhile:
-        def fitted(self, *arguments: object) -> tuple[object, ...]:
-            thread = threading.Thread(target=runtime.use, args=(0.25, 8))
-            thread.start()
-            thread.join()
-            return fitted.fitted(*arguments)  # type: ignore[arg-type]
+    def meanwhile(*arguments: Any) -> Any:
+        thread = threading.Thread(target=runtime.use, args=(0.25, 8))
+        thread.start()
+        thread.join()
+        return fitted(*arguments)
 
-    runtime._inputs = Meanwhile()  # type: ignore[assignment]
+    runtime._fitted = meanwhile  # type: ignore[method-assign]
     assert torch.equal(runtime(x), wanted)
     assert runtime.config == (0.25, 8)
     assert not torch.equal(runtime(x), wanted)

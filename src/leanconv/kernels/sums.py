@@ -38,7 +38,7 @@ def sum_tile(inputs: int, outputs: int, taps: int, registers: int) -> tuple[int,
     """How many inputs and outputs of a group share a tile.
 
     >>> sum_tile(20, 20, 1, 32), sum_tile(3, 3, 3, 32), sum_tile(4, 4, 3, 16)
-    ((5, 5), (3, 3), (1, 2))
+    ((5, 5), (3, 3), (2, 2))
     """
     found = []
     for i in range(1, min(inputs, MOST_CHANNELS) + 1):
