@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -52,7 +53,8 @@ INTRODUCTION = """\
 
     python benchmarks/speed.py {arguments}> benchmarks/speed.md
 
-{date}, {machine}, one thread. {versions}. BatchNorms folded. All rows of a table were timed
+{date}, {machine}, one thread.
+{versions}. BatchNorms folded. All rows of a table were timed
 interleaved in one run of {rounds} rounds, and their outputs compared with eager torch first; ratios are medians over
 the rounds. This page is written by that command.
 """
@@ -133,7 +135,7 @@ def main() -> None:
         if version is not None
     }
     made = [f"{name} {version}" for name, version in found.items()]
-    arguments = "".join(f"{word} " for word in sys.argv[1:])
+    arguments = f"{shlex.join(sys.argv[1:])} " if sys.argv[1:] else ""
     head = {"arguments": arguments, "date": date.today().isoformat(), "machine": this_machine()}
     page = [INTRODUCTION.format(**head, versions=", ".join(made), rounds=options.rounds)]
     rows: list[dict[str, Any]] = []
