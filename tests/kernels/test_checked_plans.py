@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from checked_plans import Checked, check_damaged
 
-from kernels_library import library
-from leanconv.kernels import build as builder
+from kernels_library import library, sanitized
 from leanconv.kernels.pack import PLAN_VERSION, pack
 from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire
 
@@ -99,12 +98,7 @@ for number in range(int(sys.argv[4])):
 @pytest.mark.timeout(3000)
 def test_damaged_plans_under_sanitizers(tmp_path: Path) -> None:
     """Reading too far leaves no trace in the test above."""
-    library()
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-DLEANCONV_FEW_TILES")
-    path = builder.build(tmp_path / "checked.so", vectors=(8,), flags=flags)
-    compiler = builder.compiler()
-    assert compiler is not None
-    asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    path, asan = sanitized(tmp_path)
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", _UNDER, str(path), "8", "8", "12"],
@@ -113,7 +107,7 @@ def test_damaged_plans_under_sanitizers(tmp_path: Path) -> None:
         check=False,
         env={
             "PATH": "/usr/bin:/bin",
-            "LD_PRELOAD": asan.stdout.strip(),
+            "LD_PRELOAD": asan,
             "ASAN_OPTIONS": "detect_leaks=0:redzone=2048",
             "OMP_NUM_THREADS": "1",
             "LEANCONV_EXACT": "1",

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from kernels_library import library
+from kernels_library import library, sanitized
 from leanconv.kernels import build as builder
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
@@ -258,13 +258,8 @@ def test_other_vectors(lanes: int, tmp_path: Path) -> None:
 @pytest.mark.timeout(3000)
 def test_under_sanitizers(tmp_path: Path) -> None:
     """Neither memory beside an arena or an array is touched, nor anything done that C++ leaves open."""
-    library()
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-DLEANCONV_FEW_TILES")
-    path = builder.build(tmp_path / "checked.so", vectors=(8,), flags=flags)
-    compiler = builder.compiler()
-    assert compiler is not None
-    asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    compared(path, 8, 60, preload=asan.stdout.strip())
+    path, asan = sanitized(tmp_path)
+    compared(path, 8, 60, preload=asan)
 
 
 def test_the_library_needs_nothing_but_the_c_library() -> None:

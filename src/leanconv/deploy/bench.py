@@ -24,7 +24,7 @@ from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
 from leanconv.deploy.program_nodes import ProgramNode
-from leanconv.deploy.timed_row import TimedRow
+from leanconv.deploy.timed_row import TimedRow, refuse_nothing
 from leanconv.deploy.verify import (
     Difference,
     Runner,
@@ -36,7 +36,7 @@ from leanconv.deploy.verify import (
     random_inputs,
 )
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes
-from leanconv.errors import LeanconvError, unknown
+from leanconv.errors import unknown
 from leanconv.files import scratch_folder
 
 __all__ = ["BACKENDS", "BenchRow", "bench", "prepared"]
@@ -79,11 +79,7 @@ def bench(
     for name in backends:
         if name not in BACKENDS:
             raise unknown("backend", name, BACKENDS)
-    if not models or not backends or min(batch, threads, rounds) < 1:
-        raise LeanconvError(
-            "bench needs at least one model, one backend, and batch, threads and rounds of at least 1, got "
-            f"{len(models)} models, {len(backends)} backends, batch={batch}, threads={threads}, rounds={rounds}"
-        )
+    refuse_nothing("bench", models, backends, batch=batch, threads=threads, rounds=rounds)
     rows: list[BenchRow] = []
     candidates: dict[str, Callable[[], object]] = {}
     with torch_threads(threads), scratch_folder() as folder:

@@ -1,14 +1,16 @@
-"""What every row of a benchmark says, of answers and of training steps alike."""
+"""What benchmarks of answers and of training steps have in common: what a row says, and that there is one."""
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from leanconv.cost.latency import Latency
 from leanconv.dryrun import Sizes
+from leanconv.errors import LeanconvError
 
-__all__ = ["TimedRow"]
+__all__ = ["TimedRow", "refuse_nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +54,13 @@ class TimedRow:
             ratio_low=latency.ratio_low,
             ratio_high=latency.ratio_high,
             rounds=latency.rounds,
+        )
+
+
+def refuse_nothing(what: str, models: Sized, backends: Sized, *, batch: int, threads: int, rounds: int) -> None:
+    """Raise `LeanconvError`, naming `what`, where there would be nothing to measure."""
+    if not models or not backends or min(batch, threads, rounds) < 1:
+        raise LeanconvError(
+            f"{what} needs at least one model, one backend, and batch, threads and rounds of at least 1, got "
+            f"{len(models)} models, {len(backends)} backends, batch={batch}, threads={threads}, rounds={rounds}"
         )

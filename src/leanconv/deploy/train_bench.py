@@ -28,7 +28,7 @@ from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.forms.trained import train_by_kernels_
 from leanconv.deploy.kept import kept_bytes
 from leanconv.deploy.program import quiet
-from leanconv.deploy.timed_row import TimedRow
+from leanconv.deploy.timed_row import TimedRow, refuse_nothing
 from leanconv.deploy.verify import forward, one_line, random_inputs
 from leanconv.dryrun import ModelHolder, Size, Sizes, as_module, check_sizes, duplicate, is_detector
 from leanconv.dryrun.size import tensors_of
@@ -95,11 +95,7 @@ def bench_training(
             raise unknown("backend of training", name, TRAIN_BACKENDS)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    if not models or not backends or min(batch, threads, rounds) < 1:
-        raise LeanconvError(
-            "a benchmark of training needs at least one model, one backend, and batch, threads and rounds of at least "
-            f"1, got {len(models)} models, {len(backends)} backends, batch={batch}, threads={threads}, rounds={rounds}"
-        )
+    refuse_nothing("a benchmark of training", models, backends, batch=batch, threads=threads, rounds=rounds)
     where = _device(device)
     rows: list[TrainBenchRow] = []
     steps: dict[str, Callable[[], object]] = {}
