@@ -15,6 +15,7 @@ from pathlib import Path
 __all__ = [
     "Machine",
     "cpu_name",
+    "give_back_freed_memory",
     "gpu_names",
     "keep_freed_memory",
     "memory_bytes",
@@ -30,7 +31,8 @@ _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse2": "SSE2", 
 """Flags of Linux's processor list and the instructions they stand for, the widest first."""
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Parameters of glibc's mallopt: when its heap is given back (-1: never), and how many blocks lie outside of it."""
+"""Parameters of glibc's mallopt: how much free memory at the end of its heap is given back (-1: none is), and how many
+blocks lie outside of the heap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +112,26 @@ def keep_freed_memory() -> bool:
     >>> isinstance(keep_freed_memory(), bool)
     True
     """
+    return _adjust_malloc({_TRIM_THRESHOLD: -1, _MMAP_MAX: 0})
+
+
+def give_back_freed_memory() -> bool:
+    """Undo `keep_freed_memory` in this process, for one that was forked from a process that trains; False as there.
+
+    >>> isinstance(give_back_freed_memory(), bool)
+    True
+    """
+    return _adjust_malloc({_TRIM_THRESHOLD: 128 * 2**10, _MMAP_MAX: 2**16})  # glibc's own
+
+
+def _adjust_malloc(parameters: dict[int, int]) -> bool:
     import ctypes
 
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     adjust = ctypes.CDLL(None).mallopt
-    return all([adjust(_TRIM_THRESHOLD, -1), adjust(_MMAP_MAX, 0)])  # 1 for each that was accepted
+    accepted = [adjust(parameter, value) for parameter, value in parameters.items()]  # 1 for each that was
+    return all(accepted)
 
 
 def gpu_names() -> list[str]:

@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tiny_videos import numbers_in, video_folders, write_sound, write_video
 from leanconv.data import VideoData, open_videos, stream, workers
 from leanconv.data.video.augment import DrawnClip
 from leanconv.errors import DataError
+from leanconv.machine import give_back_freed_memory, keep_freed_memory
 
 
 def opened(root: Path, **how) -> VideoData:
@@ -213,6 +216,16 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
     monkeypatch.setattr(workers, "_begin", starve)
 
 
+@pytest.fixture(params=[False, True], ids=["", "process keeps what it frees"])
+def memory_of_training(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As `leanconv train` sets it for its process, from which the workers are forked."""
+    if request.param and not keep_freed_memory():
+        pytest.skip("not with glibc's malloc, or by choice of the environment")
+    yield
+    give_back_freed_memory()
+
+
+@pytest.mark.usefixtures("memory_of_training")
 def test_4k_frames_fit_where_those_of_a_whole_clip_would_not(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 120)  # the eight frames of a clip are 199 MB
     data = opened(large, workers=2, batch_size=2)
@@ -221,6 +234,7 @@ def test_4k_frames_fit_where_those_of_a_whole_clip_would_not(large: Path, monkey
     assert data.problems == ()
 
 
+@pytest.mark.usefixtures("memory_of_training")
 def test_workers_short_of_memory_name_the_file(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 6)  # less than one frame
     data = opened(large, workers=2, batch_size=2)
@@ -238,6 +252,49 @@ def test_a_worker_that_is_killed_is_reported_with_what_it_read(tmp_path: Path, m
     data = opened(tmp_path, workers=1)
     with pytest.raises(DataError, match=r"while the workers read .*train/\w+/\d\.mp4: it probably ran out of memory"):
         list(data.train_loader())
+
+
+def test_queues_are_closed_before_their_error_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector closed their ends a second time, perhaps as files that others had opened since."""
+    video_folders(tmp_path, per_class=4)
+    data = opened(tmp_path, workers=2)
+    monkeypatch.setattr(stream, "_gather", lambda _: Unsendable())
+    with pytest.raises(DataError) as held:
+        list(data.train_loader())
+    [queues] = [
+        iterator._index_queues
+        for step in held.traceback
+        if step.name == "collated" and (iterator := step.locals["batches"])
+    ]
+    assert len(queues) == 2
+    assert all(queue._closed for queue in queues)
+
+
+def test_a_loop_that_is_left_early_ends_its_workers(tmp_path: Path) -> None:
+    video_folders(tmp_path, per_class=4)
+    before = set(active_children())
+    batches = iter(opened(tmp_path, workers=2, batch_size=2).train_loader())
+    next(batches)
+    assert set(active_children()) - before
+    batches.close()
+    assert not set(active_children()) - before
+
+
+def test_a_worker_whose_answer_cannot_be_fetched_ends_the_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are fetched from a thread of the worker; what fails there was printed, and the fetching hung for ever."""
+    video_folders(tmp_path, per_class=2)
+    here, mask = os.getpid(), signal.pthread_sigmask  # the first that the thread does
+
+    def fail(*given: object) -> object:
+        if os.getpid() != here:
+            raise MemoryError("no room to serve what is asked for")
+        return mask(*given)
+
+    monkeypatch.setattr(signal, "pthread_sigmask", fail)
+    with pytest.raises(DataError, match="it probably ran out of memory"):
+        list(opened(tmp_path, workers=1).train_loader())
 
 
 class Unsendable:

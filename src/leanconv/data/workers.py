@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.queues import Queue
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanconv.errors import DataError
-from leanconv.machine import usable_cores
+from leanconv.machine import give_back_freed_memory, usable_cores
 
 __all__ = ["collated", "give_up_reserve"]
 
@@ -64,6 +65,11 @@ def collated(
             f"{what}{at}: it probably ran out of memory (or of shared memory, /dev/shm): use"
             f" fewer workers (now {workers}) or a smaller batch"
         ) from error
+    finally:
+        if workers:
+            # Now, and not when the error that holds the iterator is collected: then the queues' ends are closed twice,
+            # by the collector and by the thread of the queue, the second time perhaps as somebody else's file.
+            batches._shutdown_workers()
 
 
 _CUT_OFF = (EOFError, ConnectionError, FileNotFoundError, UnpicklingError)
@@ -87,13 +93,17 @@ def give_up_reserve() -> None:
 
 def _begin(_worker: int) -> None:
     global _reserve
+    gc.freeze()  # what the parent has yet to collect is not for a worker to close and to end
+    give_back_freed_memory()  # a process that trains keeps it; here the largest frame would stay in every worker
     torch.set_num_threads(1)
     _reserve = mmap.mmap(-1, _RESERVED)
-    # By default an answer that cannot be sent is forgotten, and whoever waits for it waits for ever.
+    # By default what a thread of a worker cannot send is forgotten, and whoever waits for it waits for ever.
     Queue._on_queue_feeder_error = staticmethod(_die)  # type: ignore[attr-defined]
+    sys.excepthook = lambda _kind, error, _trace: _die(error)  # what serves tensors to the other process calls it
+    threading.excepthook = lambda thread: _die(thread.exc_value)
 
 
-def _die(error: Exception, _answer: object) -> None:
+def _die(error: BaseException | None, _answer: object = None) -> None:
     try:
         print(f"a data loading worker cannot send what it read: {error!r}", file=sys.stderr, flush=True)
     finally:
