@@ -1,12 +1,15 @@
-"""One claim of each of three papers on CIFAR-10, under several seeds, for as many epochs as a time allows.
+"""One claim of each of the five papers, under several seeds: on CIFAR-10, and on clips of UT-Interaction.
 
-    python benchmarks/studies.py parquet:TRAIN,TEST --out runs/studies --seconds 330
+    python benchmarks/studies.py parquet:TRAIN,TEST --out runs/studies --seconds 330 --studies osep igc octave mutual
+    python benchmarks/studies.py --clips video-csv:TRAIN.csv,TEST.csv --out runs/studies --epochs 24 --studies csn
 
-All runs of all studies share the machine. A probe of two short epochs of everything says how long an epoch takes under
-that load, and every study gets the epochs that fit. Before it, on a GPU, a step of the chain networks is timed in both
-forms, as chains and as the dense convolutions that they equal, and the faster one is taken. Published settings, but for
-the epochs, a warm-up of a quarter epoch (networks 3.6 times as wide need it in a short run), and BatchNorm's momentum
-.1 in the plain networks of the interleaved group paper, whose published .01 knows nothing after so few steps.
+With `--seconds` all runs of all studies share the machine: a probe of two short epochs of everything says how long an
+epoch takes under that load, and every study gets the epochs that fit. With `--epochs` there is no probe, and
+`--at-once 1` runs one network after another, as a CPU wants it. Before that, on a GPU, `--forms` times a step of the
+chain networks in both forms, as chains and as the dense convolutions that they equal, and takes the faster one.
+Published settings, but for the epochs, a warm-up of a quarter epoch (networks 3.6 times as wide need it in a short
+run), and BatchNorm's momentum .1 in the plain networks of the interleaved group paper, whose published .01 knows
+nothing after so few steps.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -37,8 +41,20 @@ STUDIES: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "own_1.0_28": ("resnet20_cifar10", (*OWN, "data.resolution=28")),
         "own_0.5_32": ("resnet20_cifar10", (*OWN, "model_args.multiplier=0.5")),
     },
+    "octave": {
+        "resnet20": ("resnet20_cifar10", OWN),
+        "oct_resnet20_alpha25": ("oct_resnet20_cifar10", ()),
+        "oct_resnet20_alpha50": ("oct_resnet20_cifar10", ("rewrites=[octave:alpha=0.5]",)),
+    },
+    "csn": {
+        "resnet3d_26": ("ip_csn_26_ut_interaction", ("model=resnet3d_26",)),
+        "ip_csn_26": ("ip_csn_26_ut_interaction", ()),
+    },
 }
 """Study -> the name of each run, the recipe and what is changed in it; differences are from the first."""
+
+WARMUP = 0.25
+"""Epochs of warm-up in the studies of images, of which networks 3.6 times as wide need one in a short run."""
 
 TAIL = 15.0
 """Seconds by which calibration, tables, tests and saving take longer than in the probe, where they count as startup."""
@@ -55,21 +71,16 @@ def main() -> None:
     chosen = {name: STUDIES[name] for name in options.studies}
     _write(out / "notes.json", notes)
 
-    probe, begun = out / "probe", time.monotonic()
-    short = dict.fromkeys(chosen, ("epochs=2", f"steps_per_epoch={options.steps}"))
-    _run(chosen, probe, short, options, composed=composed, until=end)
-    wall = time.monotonic() - begun
-    seconds = {name: _epoch(probe / name, options.steps, chosen[name]) for name in chosen}
-    startup = wall - max((_spent(probe / name) for name in chosen), default=0.0)
-    left = end - time.monotonic() - startup - TAIL
-    epochs = {name: max(1, int(0.9 * left / max(each, 0.1))) for name, each in seconds.items()}
-    epochs = {name: min(count, options.most) for name, count in epochs.items()}
-    notes |= {"composed": composed, "probe_wall": wall, "startup": startup, "epoch_seconds": seconds, "epochs": epochs}
+    if options.epochs:
+        epochs = dict.fromkeys(chosen, options.epochs)
+    else:
+        epochs = _fitting(chosen, out / "probe", options, composed=composed, until=end, notes=notes)
+    notes |= {"composed": composed, "epochs": epochs}
     _write(out / "notes.json", notes)
     print(json.dumps(notes), flush=True)
 
     long = {name: (f"epochs={count}", *options.set) for name, count in epochs.items()}
-    _run(chosen, out / "runs", long, options, composed=composed, until=end)
+    _run(chosen, out / "runs", long, options, composed=composed, until=math.inf if options.epochs else end)
     for name in chosen:
         report = subprocess.run(
             [
@@ -90,20 +101,52 @@ def main() -> None:
     _write(out / "notes.json", notes)
 
 
+def _fitting(
+    chosen: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]],
+    probe: Path,
+    options: argparse.Namespace,
+    *,
+    composed: bool,
+    until: float,
+    notes: dict[str, Any],
+) -> dict[str, int]:
+    """The epochs of every study that a probe says will fit."""
+    begun = time.monotonic()
+    short = dict.fromkeys(chosen, ("epochs=2", f"steps_per_epoch={options.steps}"))
+    _run(chosen, probe, short, options, composed=composed, until=until)
+    wall = time.monotonic() - begun
+    seconds = {name: _epoch(probe / name, options.steps, chosen[name]) for name in chosen}
+    startup = wall - max((_spent(probe / name) for name in chosen), default=0.0)
+    left = until - time.monotonic() - startup - TAIL
+    notes |= {"probe_wall": wall, "startup": startup, "epoch_seconds": seconds}
+    return {name: min(options.most, max(1, int(0.9 * left / max(each, 0.1)))) for name, each in seconds.items()}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="SPEC", help="parquet:TRAIN,TEST or cifar10:DIR")
+    parser.add_argument("data", metavar="SPEC", nargs="?", help="parquet:TRAIN,TEST or cifar10:DIR")
+    parser.add_argument("--clips", metavar="SPEC", help="video-csv:TRAIN.csv,TEST.csv, for csn")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     parser.add_argument("--seconds", type=float, default=330.0, help="for everything")
+    parser.add_argument("--epochs", type=int, help="so many, however long they take")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of an epoch of the probe")
     parser.add_argument("--most", type=int, default=200, help="epochs, however much time there is")
     parser.add_argument("--at-once", type=int, default=100, help="runs of a study at a time")
-    parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES))
+    parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), required=True)
     parser.add_argument("--set", nargs="*", default=[], help="for the long runs: steps_per_epoch=20, ...")
     parser.add_argument("--forms", action="store_true", help="time both forms of chains first (needs a GPU)")
     parser.add_argument("--composed", action="store_true", help="train chains composed, without timing them first")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for given, wanted in (
+        (options.data, set(options.studies) - {"csn"}),
+        (options.clips, {"csn"} & {*options.studies}),
+    ):
+        if wanted and not given:
+            parser.error(f"no data for {', '.join(sorted(wanted))}: give SPEC for images, --clips for clips")
+    if "csn" in options.studies and not options.epochs:
+        parser.error("csn wants --epochs: the probe counts the images of CIFAR-10")
+    return options
 
 
 def _run(
@@ -124,9 +167,11 @@ def _run(
         for label, (recipe, own) in runs.items():
             path = out / "recipes" / name / f"{label}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            told = [f"name={label}", f"data.spec={options.data}", "data.validation=0", "schedule.warmup_epochs=0.25"]
-            told += [*own, f"data.spec={options.data}", *changes[name]]
-            told += ["composed=true"] * (composed and name != "mutual")
+            data = f"data.spec={options.clips if name == 'csn' else options.data}"
+            told = [f"name={label}", data, "data.validation=0"]
+            told += [f"schedule.warmup_epochs={WARMUP}"] * (name != "csn")
+            told += [*own, *changes[name]]
+            told += ["composed=true"] * (composed and name in ("osep", "igc"))
             path.write_text(to_yaml(get_recipe(recipe, overrides=told)))
             files.append(str(path))
         words = [*VERB, *files, "--seeds", str(options.seeds), "--at-once", str(options.at_once), "--no-latency"]
