@@ -116,7 +116,7 @@ def _takes_and_gives_tensors(graph: fx.GraphModule) -> bool:
 
 
 def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer) -> fx.Node:
-    """(B, *lead, H, W), (B, *lead, T, H, W) or (B, C) as the maps (B, C, H, W), (B, C, T * H, W) that a program takes."""
+    """(B, *lead, H, W) or (B, C) as the maps (B, C, H, W) that a program takes, clips as (B, C, T * H, W)."""
     rank = was.meta["val"].ndim
     if rank == 2:
         node = new.call_function(torch.ops.aten.unsqueeze.default, (node, -1))

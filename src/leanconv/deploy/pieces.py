@@ -116,9 +116,9 @@ def _join(mine: Piece, other: Piece, found: dict[fx.Node, Piece], passed: dict[f
 
 
 def _has_clips(module: fx.GraphModule) -> bool:
-    """Whether a network convolves over three axes: then tensors of five are clips, not maps with two axes of channels."""
+    """Whether a network convolves over three axes: then tensors of five are clips, not maps with channels in two."""
     weights = (bind(node.target, node.args, dict(node.kwargs)) for node in module.graph.nodes if is_convolution(node))
-    return any(isinstance(one := args["weight"], fx.Node) and one.meta["val"].ndim == 5 for args in weights)
+    return any(getattr(args["weight"].meta.get("val"), "ndim", 0) == 5 for args in weights)
 
 
 def _lowered(module: fx.GraphModule, piece: Piece, clips: bool) -> Program:

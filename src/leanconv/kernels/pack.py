@@ -14,7 +14,7 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.layout import LINE, Geometry, Places, also_read, geometries, odd_lines, places, size_of, up
+from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, odd_lines, places, size_of, up
 from leanconv.kernels.program import (
     ZERO,
     Activation,
@@ -29,7 +29,7 @@ from leanconv.kernels.program import (
     Volume,
     Wire,
 )
-from leanconv.kernels.sort import Sorted, sorted_columns, sorted_flat
+from leanconv.kernels.sort import Sorted, ends_of, sorted_columns, sorted_flat
 from leanconv.kernels.sums import pack_sums
 from leanconv.kernels.tiles import FLAT, FLAT_ROUND, THREE, flat_tile, parts, tile
 from leanconv.kernels.volumes import fields as volume_fields
@@ -50,8 +50,6 @@ _MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
 _SORTED_FLOATS = 4608
 """What is sorted for one tile and then forgotten stays in the first cache, with what it is sorted from."""
-_MASKED_TILES = 2
-"""Groups of so many tiles of outputs read flat rows with masks, groups of more from copies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,13 +96,13 @@ class _Scratch:
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes, self.registers = program, lanes, registers
-        self.needed = _needed(program)
+        self.needed = needed(program)
         self.geometry = geometries(program, lanes)
         self.scratch = {step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv)}
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
         volumes = (scratch_of(*self._volume_sizes(step), lanes) for step in program.steps if isinstance(step, Volume))
-        floats = max([0, *(one.floats for one in (*self.scratch.values(), *volumes))])
+        floats = max([0, *(one.floats for one in self.scratch.values()), *(one.floats for one in volumes)])
         self.places: Places = places(program, self.geometry, max(planes), floats)
         self.numbers: list[int] = []
         self.weights: list[Floats] = []
@@ -165,7 +163,7 @@ class _Packer:
         found = _Scratch(band=self._band(step))
         width, pitch = size_of(self.program, step.reads)[1], self._of(step.reads).pitch
         if geometry.flat:
-            found.ends = None if pitch != geometry.pitch else _ends(stage, width, out.width, geometry)
+            found.ends = None if pitch != geometry.pitch else ends_of(stage, width, out.width, geometry)
             if found.ends is None:
                 found.sorted = sorted_flat(stage, found.band, out.width, width, pitch, geometry)
         elif stage.stride[1] > 1:
@@ -419,34 +417,3 @@ class _Outputs:
     place: Callable[[int], int]
     row: int
     pitch: int
-
-
-def _ends(stage: Stage, width: int, made: int, geometry: Geometry) -> tuple[int, ...] | None:
-    """Which lanes the first and the last of three taps take, where rows of `made` pixels are flat; `width` are read.
-
-    Nothing where every tap takes all lanes that count; None where sorted copies serve better, or alone.
-    """
-    if stage.stride != (1, 1):
-        return None
-    shifts = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
-    met = [[0 <= column + shift < width for column in range(geometry.pitch)] for shift in shifts]
-    whole = [all(found[:made]) for found in met]
-    if all(whole):
-        return ()
-    # Where many tiles read the same channels, one copy for all of them costs less than the masks of each.
-    tiles = len(parts(len(stage.weight) // stage.groups))
-    if len(met) != 3 or not whole[1] or tiles > _MASKED_TILES:
-        return None
-    bits = [sum(1 << lane for lane in range(geometry.lanes) if found[lane % geometry.pitch]) for found in met]
-    return bits[0], bits[2]
-
-
-def _needed(program: Program) -> dict[int, set[int]]:
-    """The channels of each buffer that somebody reads."""
-    found: dict[int, set[int]] = {number: set() for number in range(-1, len(program.buffers))}
-    wires = [wire for output in program.outputs for wire in output]
-    for step in program.steps:
-        wires += [*step.reads, *also_read(step)]
-    for wire in wires:
-        found[wire.buffer].add(wire.channel)
-    return found

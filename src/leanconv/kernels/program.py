@@ -191,7 +191,7 @@ class Volume:
     @property
     def kernel(self) -> tuple[int, int, int]:
         """Frames, height and width of the filters."""
-        return (1, 1, 1) if self.weight is None else self.weight.shape[1:]  # type: ignore[return-value]
+        return (1, 1, 1) if self.weight is None else self.weight.shape[1:]
 
     def sides(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Frames, height and width of what it makes of maps of a size."""
@@ -330,8 +330,8 @@ def _check_volume(what: str, step: Volume, size: tuple[int, int], out: Buffer) -
         or step.kernel[0] * step.kernel[1] > MOST_FILTER_ROWS
     ):
         raise PlanError(
-            f"{what}: filters of {step.weight.shape} for {out.channels} channels; they are (C, k_t, k_h, 3), of at most "
-            f"{MOST_FILTER_ROWS} rows, with a bias"
+            f"{what}: filters of {step.weight.shape} for {out.channels} channels; they are (C, k_t, k_h, 3), of at "
+            f"most {MOST_FILTER_ROWS} rows, with a bias"
         )
 
 
