@@ -20,6 +20,7 @@ from leanconv.cost.latency import compare_latency, torch_threads
 from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
+from leanconv.deploy.frame_by_frame import frame_by_frame
 from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
@@ -170,6 +171,7 @@ def _exported(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
 def _exported_with_kernels(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     """The same with the programs of the kernels as nodes."""
     found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime_kernels")
+    frame_by_frame(found.model)
     return _exported(found.model, path, size, batch)
 
 
