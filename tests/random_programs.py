@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Wire, out_side
+from leanconv.kernels.program import (
+    NOTHING,
+    ZERO,
+    Activation,
+    Buffer,
+    Conv,
+    Pool,
+    Program,
+    Stage,
+    Volume,
+    Wire,
+    out_side,
+)
 
 ACTIVATIONS = (
     NOTHING,
@@ -40,6 +52,9 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         if isinstance(step, Pool):
             buffers[step.writes] = x.mean((2, 3), keepdim=True)
             continue
+        if isinstance(step, Volume):
+            buffers[step.writes] = activated(_filtered(step, x), step.activation)
+            continue
         for index, stage in enumerate(step.stages):
             if index:
                 x = activated(x, step.inner)
@@ -52,6 +67,14 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
     return [gather(wires) for wires in program.outputs]
 
 
+def _filtered(step: Volume, x: Tensor) -> Tensor:
+    x = x.unflatten(2, (step.frames, -1))
+    if step.weight is None or step.bias is None:
+        return x[:, :, :: step.stride[0], :: step.stride[1], :: step.stride[2]].flatten(2, 3)
+    weight, bias = torch.from_numpy(step.weight)[:, None].to(x), torch.from_numpy(step.bias).to(x)
+    return F.conv3d(x, weight, bias, step.stride, step.padding, step.dilation, x.shape[1]).flatten(2, 3)
+
+
 class Draw:
     """Draws a program step by step; every size is odd as often as even."""
 
@@ -59,7 +82,7 @@ class Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[Conv | Pool] = []
+        self.steps: list[Conv | Pool | Volume] = []
 
     def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
         """`count` channels of maps of a size, in any order, some of them zeros."""
@@ -97,10 +120,13 @@ class Draw:
         size = (source.height, source.width)
         count = self.draw(st.sampled_from((1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 24)))
         reads, writes = self.wires(count, size), len(self.buffers)
-        kind = self.draw(st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool")))
+        kind = self.draw(st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume")))
         if kind == "pool":
             self.buffers.append(Buffer(count, 1, 1))
             self.steps.append(Pool(reads=reads, writes=writes))
+            return
+        if kind == "volume":
+            self.volume(reads, size)
             return
         stages: list[Stage] = []
         strides = (1, 1)
@@ -139,6 +165,43 @@ class Draw:
                 activation=self.draw(activations),
             )
         )
+
+    def volume(self, reads: tuple[Wire, ...], size: tuple[int, int]) -> None:
+        """Filters over time, or none, on maps whose rows are those of some frames; often a pointwise step follows."""
+        frames = self.draw(st.sampled_from([n for n in range(1, 9) if size[0] % n == 0]))
+        triples = st.tuples(*[st.sampled_from((1, 1, 2))] * 3)
+        stride = self.draw(triples)
+        step = Volume(reads=reads, writes=len(self.buffers), frames=frames, stride=stride)
+        if self.draw(st.sampled_from((True, True, True, False))):
+            kernel = (*self.draw(st.sampled_from(((3, 3), (3, 3), (1, 3), (3, 1), (2, 5)))), 3)
+            dilation = self.draw(st.sampled_from(((1, 1, 1), (1, 1, 1), (2, 1, 3), (1, 2, 1))))
+            reach = [gap * (k - 1) + 1 for gap, k in zip(dilation, kernel, strict=True)]
+            sides = (frames, size[0] // frames, size[1])
+            padding = tuple(max(r // 2, -(-(r - side) // 2)) for r, side in zip(reach, sides, strict=True))
+            weight = self.random.standard_normal((len(reads), *kernel)) / np.sqrt(np.prod(kernel))
+            step = Volume(
+                reads=reads,
+                writes=len(self.buffers),
+                frames=frames,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                weight=weight.astype(np.float32),
+                bias=self.random.standard_normal(len(reads)).astype(np.float32),
+                activation=self.draw(st.sampled_from(ACTIVATIONS)),
+            )
+        frames, height, width = step.sides(size)
+        self.buffers.append(Buffer(len(reads), frames * height, width))
+        self.steps.append(step)
+        if self.draw(st.booleans()):  # maps that only such steps and pointwise ones meet are tight
+            stage = self.stage(len(reads), (frames * height, width), pointwise=True)
+            order = tuple(range(len(stage.weight)))
+            channels = tuple(Wire(step.writes, channel) for channel in range(len(reads)))
+            residual = channels if len(order) == len(channels) else None
+            self.buffers.append(Buffer(len(order), frames * height, width))
+            self.steps.append(
+                Conv(reads=channels, writes=step.writes + 1, order=order, stages=(stage,), residual=residual)
+            )
 
 
 @st.composite

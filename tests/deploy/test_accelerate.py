@@ -32,7 +32,7 @@ def _library() -> None:
 def stirred(net: nn.Module) -> nn.Module:
     """With norms that do something."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
@@ -272,8 +272,50 @@ def test_nothing_to_gain(net: nn.Module, words: str) -> None:
         accelerate(net, SIZE)
 
 
-def test_three_axes_are_left_to_torch() -> None:
-    with pytest.raises(NothingToRewrite, match=r"conv3d\.default has no step"):
+class Clips(nn.Module):
+    """Everything that is known of clips: a shuffle, parts, a sum, strides, filters of several sizes, a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 10, (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2))
+        self.wide = nn.Conv3d(10, 7, 1)
+        self.deep = nn.Conv3d(7, 14, 3, padding=1, groups=7)
+        self.norm = nn.BatchNorm3d(14)
+        self.shuffle = ChannelShuffle(2)
+        self.down = nn.Conv3d(14, 14, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), groups=14, bias=False)
+        self.last = nn.Conv3d(14, 13, 1, groups=1)
+        self.short = nn.Conv3d(10, 13, 1, stride=(1, 2, 2))
+        self.head = nn.Linear(13, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.silu(self.norm(self.deep(F.relu(self.wide(x)))))
+        first, second = self.shuffle(y).split([4, 10], 1)
+        y = self.last(F.hardswish(self.down(torch.cat([second, first], 1))))
+        y = F.relu(y + self.short(x))
+        return self.head(y.mean((2, 3, 4)))  # type: ignore[no-any-return]
+
+
+def test_clips_in_one_program() -> None:
+    net = stirred(Clips())
+    fast = accelerate(net, (3, 5, 27, 22))
+    assert len(fast.programs) == 1
+    assert [left.name for left in fast.left] == ["stem"]
+    assert_same(net, fast.model, (3, 5, 27, 22))
+    assert lc.measure(fast.model, (3, 5, 27, 22)).macs == lc.measure(net, (3, 5, 27, 22)).macs
+
+
+def test_a_channel_separated_network_runs_in_one_program_behind_its_stem() -> None:
+    """Of each block: 1x1x1, 3x3x3, then 1x1x1 with the sum; three shortcuts in two steps; mean and classifier."""
+    net = stirred(lc.create_model("ip_csn_26", num_classes=5))
+    fast = accelerate(net, (3, 8, 48, 33))
+    assert [len(program.steps) for program in fast.programs] == [3 * 8 + 3 * 2 + 1 + 1]
+    assert [left.name for left in fast.left] == ["stem.0.conv"]
+    assert_same(net, fast.model, (3, 8, 48, 33))
+
+
+def test_dense_convolutions_over_time_are_left_to_torch() -> None:
+    with pytest.raises(NothingToRewrite, match="it is no convolution over time of one channel at a time"):
         accelerate(nn.Sequential(nn.Conv3d(2, 2, 3, groups=2)), (2, 4, 8, 8))
 
 

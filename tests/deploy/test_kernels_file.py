@@ -324,3 +324,17 @@ def test_plain_files_need_no_library(tmp_path: Path) -> None:
     lc.export(nn.Sequential(nn.Conv2d(4, 4, 3)), tmp_path / "net.onnx", size=SIZE)
     assert not uses_kernels(tmp_path / "net.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_clips_run_in_onnxruntime_and_in_torch() -> None:
+    """Five axes go into a program as four, and come out of it as five."""
+    clips = nn.Sequential(
+        nn.Conv3d(3, 6, 1),
+        nn.Conv3d(6, 6, 3, padding=1, groups=6, stride=2),
+        nn.ReLU(),
+        nn.MaxPool3d((1, 2, 2)),
+        nn.Conv3d(6, 6, 3, padding=1, groups=6),
+    ).eval()
+    rows = bench({"clips": clips}, (3, 4, 9, 14), backends=["leanconv", "onnxruntime_kernels"], batch=2, rounds=2)
+    assert [row.problem for row in rows] == [None, None]
+    assert all(row.max_abs_difference < 1e-5 for row in rows if row.max_abs_difference is not None)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
-from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire, out_side
+from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Wire, out_side
 from random_programs import programs
 
 MARK = np.float32(12345.0)
@@ -75,6 +75,28 @@ def single(channels: int, groups: int, kernel: int, stride: int, height: int, wi
     return Program(buffers=(Buffer(channels, height, width), made), steps=(step,), inputs=(0,), outputs=(output,))
 
 
+def over_time(kernel: tuple[int, int, int], stride: int, frames: int, height: int, width: int) -> Program:
+    """One filter over time for each of two channels, padded, with rows of three; then a pointwise convolution."""
+    wires = (Wire(0, 0), Wire(0, 1))
+    step = Volume(
+        reads=wires,
+        writes=1,
+        frames=frames,
+        stride=(stride,) * 3,
+        padding=tuple(side // 2 for side in kernel),  # type: ignore[arg-type]
+        weight=np.ones((2, *kernel), np.float32),
+        bias=np.ones(2, np.float32),
+    )
+    deep, high, wide = step.sides((frames * height, width))
+    stage = Stage(weight=np.ones((2, 2, 1, 1), np.float32), bias=np.ones(2, np.float32))
+    then = Conv(reads=(Wire(1, 0), Wire(1, 1)), writes=2, order=(0, 1), stages=(stage,))
+    made = Buffer(2, deep * high, wide)
+    output = (Wire(2, 0), Wire(2, 1))
+    return Program(
+        buffers=(Buffer(2, frames * height, width), made, made), steps=(step, then), inputs=(0,), outputs=(output,)
+    )
+
+
 def chosen() -> list[Program]:
     """Small plans, one for each way to run a convolution, that random programs seldom take."""
     return [
@@ -86,6 +108,8 @@ def chosen() -> list[Program]:
         single(2, 1, 3, 2, 9, 8),  # flat, vector by vector
         single(2, 1, 5, 1, 9, 5),  # flat copies
         single(3, 3, 1, 1, 5, 33),  # single taps, one of them spare
+        over_time((3, 3, 3), 1, 4, 5, 13),  # rows shared by the taps
+        over_time((2, 5, 3), 2, 5, 6, 21),  # and not
     ]
 
 
@@ -107,7 +131,7 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 9 + 5 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + 8)
+        found += range(step, step + (36 if plan[step] == 4 else 8))
         if plan[step] != 0:
             continue
         for stage in range(step + 6, step + 6 + 16 * int(plan[step + 5]), 16):

@@ -18,7 +18,7 @@ from kernels_library import library, sanitized
 from leanconv.kernels import build as builder
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
-from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Wire
+from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
 from random_programs import computed, programs
 
 
@@ -135,6 +135,42 @@ def test_the_mean_is_of_the_pixels_alone() -> None:
     assert run(program, [x])[0].flatten().tolist() == [7.0, 2.0]
 
 
+def clip(channels: int, size: tuple[int, int, int], stride: tuple[int, int, int]) -> Program:
+    """Channelwise 3 x 3 x 3 of clips of (frames, height, width)."""
+    rng = np.random.default_rng(0)
+    wires = tuple(Wire(0, c) for c in range(channels))
+    step = Volume(
+        reads=wires,
+        writes=1,
+        frames=size[0],
+        stride=stride,
+        padding=(1, 1, 1),
+        weight=rng.standard_normal((channels, 3, 3, 3)).astype(np.float32),
+        bias=rng.standard_normal(channels).astype(np.float32),
+        activation=Activation(low=0.0),
+    )
+    frames, height, width = step.sides((size[0] * size[1], size[2]))
+    return Program(
+        buffers=(Buffer(channels, size[0] * size[1], size[2]), Buffer(channels, frames * height, width)),
+        steps=(step,),
+        inputs=(0,),
+        outputs=(tuple(Wire(1, c) for c in range(channels)),),
+    )
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 7, 7), (5, 13, 19), (4, 33, 56)])
+def test_filters_over_time_are_those_of_torch(size: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
+    """Prime channels, one and many frames; numbers that are none reach the same pixels."""
+    program = clip(7, size, stride)
+    (x,) = drawn(program)
+    assert_near(run(program, [x]), computed(program, [x.double()]))
+    x[0, 3, -1, -1], x[1, 0, 0, 0] = float("nan"), float("inf")
+    (got,), (wanted,) = run(program, [x]), computed(program, [x])
+    assert torch.equal(got.isnan(), wanted.isnan())
+    assert torch.equal(got.isinf(), wanted.isinf())
+
+
 def test_steps_are_timed() -> None:
     program = ragged(3)
     runnable = Runnable(program, library())
@@ -147,7 +183,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 3: build it again"):
+    with pytest.raises(NoLibrary, match="does not run plans of version 4: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 

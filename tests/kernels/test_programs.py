@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.kernels.fuse import fused
-from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Wire
+from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
 from leanconv.kernels.written import read, write
 from random_programs import computed, programs
 
@@ -84,6 +84,65 @@ def test_an_activation_before_a_sum_stays_before_it() -> None:
     assert (first.activation, first.residual, second.residual) == (RELU, None, whole(0, 2))
 
 
+def filters(channels: int, **changes: object) -> Volume:
+    """Channelwise 3 x 3 x 3 on six frames of one row."""
+    given = {
+        "reads": whole(0, channels),
+        "writes": 1,
+        "frames": 6,
+        "padding": (1, 1, 1),
+        "weight": np.ones((channels, 3, 3, 3), np.float32),
+        "bias": np.zeros(channels, np.float32),
+    }
+    return Volume(**(given | changes))  # type: ignore[arg-type]
+
+
+def test_an_activation_and_a_choice_of_channels_join_the_filters_before_them() -> None:
+    program = Program(
+        buffers=(Buffer(3, 6, 5), Buffer(3, 6, 5), Buffer(2, 6, 5)),
+        steps=(
+            filters(3, bias=np.array([1, 2, 3], np.float32)),
+            Conv(reads=(Wire(1, 2), Wire(1, 0)), writes=2, order=(0, 1), activation=RELU),
+        ),
+        inputs=(0,),
+        outputs=(whole(2, 2),),
+    )
+    (step,) = fused(program).steps
+    assert isinstance(step, Volume)
+    assert (step.reads, step.writes, step.activation) == ((Wire(0, 2), Wire(0, 0)), 2, RELU)
+    assert step.bias is not None
+    assert step.bias.tolist() == [3, 1]
+    assert (program.macs, fused(program).macs, fused(program).interactions) == (3 * 27 * 30, 2 * 27 * 30, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 4}, r"step 0 reads maps of \(6, 5\) as 4 frames"),
+        ({"stride": (2, 1, 1)}, r"step 0 makes 2 maps of \(3, 5\), its buffer is"),
+        ({"weight": np.ones((2, 3, 3, 2), np.float32), "padding": (1, 1, 0)}, r"makes 2 maps of \(6, 4\)"),
+        ({"weight": np.ones((2, 3, 3, 5), np.float32), "padding": (1, 1, 2)}, r"filters of \(2, 3, 3, 5\)"),
+        ({"weight": np.ones((2, 5, 13, 3), np.float32), "padding": (2, 6, 1)}, "of at most 64 rows, with a bias"),
+        ({"bias": None}, "filters of"),
+        ({"weight": None, "bias": None, "padding": (0, 0, 0), "activation": RELU}, "passes pixels, and has a bias"),
+    ],
+)
+def test_filters_that_do_not_fit_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        Program(
+            buffers=(Buffer(2, 6, 5), Buffer(2, 6, 5)),
+            steps=(filters(2, **changes),),
+            inputs=(0,),
+            outputs=(whole(1, 2),),
+        )
+
+
+def test_a_program_that_was_written_before_there_were_clips_is_read() -> None:
+    written = write(block())
+    old = written.text.replace('"version":2', '"version":1')
+    assert read(old, written.weights).macs == block().macs
+
+
 def test_a_stride_between_is_no_second_stage() -> None:
     program = Program(
         buffers=(Buffer(2, 4, 4), Buffer(2, 4, 4), Buffer(2, 2, 2)),
@@ -117,8 +176,8 @@ def test_a_written_program_has_a_name_of_its_own() -> None:
 
 def test_a_program_of_another_version_is_refused() -> None:
     written = write(block())
-    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 1"):
-        read(written.text.replace('"version":1', '"version":7'), written.weights)
+    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 2"):
+        read(written.text.replace('"version":2', '"version":7'), written.weights)
 
 
 @pytest.mark.parametrize(

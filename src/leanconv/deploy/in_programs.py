@@ -15,7 +15,7 @@ from leanconv.deploy.program import explained, quiet, to_program
 from leanconv.deploy.verify import forward, random_inputs
 from leanconv.dryrun import Size
 from leanconv.errors import ExportError, NothingToRewrite
-from leanconv.kernels.program import Program
+from leanconv.kernels.program import Buffer, Program
 
 __all__ = ["InPrograms", "in_programs"]
 
@@ -84,10 +84,17 @@ def _rebuilt(graph: fx.GraphModule, found: list[Piece], layers: list[nn.Module])
             if node.op == "get_attr":
                 _share(graph, root, str(node.target))
             return
-        inputs = tuple(_as_maps(new, made[one], one) for one in found[number].inputs)
+        program = found[number].program
+        assert program is not None  # pieces without one are not kept
+        inputs = tuple(
+            _as_maps(new, made[one], one, program.buffers[buffer])
+            for one, buffer in zip(found[number].inputs, program.inputs, strict=True)
+        )
         call = new.call_module(f"program_{number}", inputs)
         for index, output in enumerate(found[number].outputs):
-            made[output] = _as_it_was(new, new.call_function(operator.getitem, (call, index)), output)
+            made[output] = _as_it_was(
+                new, new.call_function(operator.getitem, (call, index)), output, program.sizes[index]
+            )
 
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output"):
@@ -108,21 +115,27 @@ def _takes_and_gives_tensors(graph: fx.GraphModule) -> bool:
     return not kwargs and all(one == 0 for one in args) and info.out_spec.is_leaf()
 
 
-def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node) -> fx.Node:
-    """(B, *lead, H, W) or (B, C) as the maps (B, C, H, W) that a program takes."""
+def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer) -> fx.Node:
+    """(B, *lead, H, W) or (B, C) as the maps (B, C, H, W) that a program takes, clips as (B, C, T * H, W)."""
     rank = was.meta["val"].ndim
     if rank == 2:
         node = new.call_function(torch.ops.aten.unsqueeze.default, (node, -1))
         return new.call_function(torch.ops.aten.unsqueeze.default, (node, -1))
+    if was.meta["val"].shape[-2] != like.height:  # clips
+        node = new.call_function(torch.ops.aten.flatten.using_ints, (node, rank - 3, rank - 2))
+        rank -= 1
     return node if rank == 4 else new.call_function(torch.ops.aten.flatten.using_ints, (node, 1, rank - 3))
 
 
-def _as_it_was(new: fx.Graph, node: fx.Node, was: fx.Node) -> fx.Node:
+def _as_it_was(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer) -> fx.Node:
     """The maps that a program gives, in the shape that the network had there."""
-    shape = was.meta["val"].shape
+    shape = list(was.meta["val"].shape)
     if len(shape) == 2:
         return new.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
-    return node if len(shape) == 4 else new.call_function(torch.ops.aten.unflatten.int, (node, 1, list(shape[1:-2])))
+    if shape[-2] != like.height:  # clips
+        node = new.call_function(torch.ops.aten.unflatten.int, (node, 2, shape[-3:-1]))
+        return node if len(shape) == 5 else new.call_function(torch.ops.aten.unflatten.int, (node, 1, shape[1:-3]))
+    return node if len(shape) == 4 else new.call_function(torch.ops.aten.unflatten.int, (node, 1, shape[1:-2]))
 
 
 def _share(graph: nn.Module, root: nn.Module, name: str) -> None:

@@ -61,6 +61,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
 
     Worth it is a piece with a grouped convolution in it, or all convolutions of the network.
     """
+    clips = _has_clips(module)
     found: dict[fx.Node, Piece] = {}
     passed: dict[fx.Node, set[Piece]] = {}  # pieces from which a path leads here that has left them
     reasons: dict[fx.Node, str] = {}
@@ -68,7 +69,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
         operands = node.all_input_nodes
         through = set().union(*(passed[one] for one in operands)) if operands else set()
         try:
-            _lower_one(module, node)
+            _lower_one(module, node, clips)
         except Unfit as reason:
             reasons[node] = str(reason)
             passed[node] = through | {found[one] for one in operands if one in found}
@@ -93,7 +94,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
             )
         elif inside:
             try:
-                piece.program = fused(_lowered(module, piece))
+                piece.program = fused(_lowered(module, piece, clips))
             except (Unfit, PlanError) as reason:
                 reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
             else:
@@ -114,8 +115,14 @@ def _join(mine: Piece, other: Piece, found: dict[fx.Node, Piece], passed: dict[f
             pieces_before.add(mine)
 
 
-def _lowered(module: fx.GraphModule, piece: Piece) -> Program:
-    build = Builder()
+def _has_clips(module: fx.GraphModule) -> bool:
+    """Whether a network convolves over three axes: then tensors of five are clips, not maps with channels in two."""
+    weights = (bind(node.target, node.args, dict(node.kwargs)) for node in module.graph.nodes if is_convolution(node))
+    return any(getattr(args["weight"].meta.get("val"), "ndim", 0) == 5 for args in weights)
+
+
+def _lowered(module: fx.GraphModule, piece: Piece, clips: bool) -> Program:
+    build = Builder(clips=clips)
     made: dict[fx.Node, Map | list[Map]] = {node: build.input(_shape(node)) for node in piece.inputs}
     for node in piece.nodes:
         made[node] = _lower(module, node, build, made)
@@ -143,9 +150,9 @@ def _trim(piece: Piece) -> None:
         piece.nodes = [node for node in piece.nodes if node not in gone]
 
 
-def _lower_one(module: fx.GraphModule, node: fx.Node) -> None:
+def _lower_one(module: fx.GraphModule, node: fx.Node, clips: bool) -> None:
     """Raise `Unfit` where a node alone cannot be steps."""
-    build = Builder()
+    build = Builder(clips=clips)
     if node.op != "call_function":
         raise Unfit("it computes nothing")
     made = {source: _input(build, source) for source in node.all_input_nodes if _is_image(source)}

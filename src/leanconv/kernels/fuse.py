@@ -1,6 +1,7 @@
 """Steps of a program merged, so that fewer maps cross memory: nothing computed changes.
 
 conv, then add, then activation    one step: both are done where the sums still are in registers
+volume, then activation            likewise
 conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TypeVar
 
-from leanconv.kernels.program import NOTHING, ZERO, Conv, Program, Step, Wire
+from leanconv.kernels.program import NOTHING, ZERO, Conv, Program, Step, Volume, Wire
 
 __all__ = ["fused"]
+
+_Kind = TypeVar("_Kind", Conv, Volume)
 
 
 def fused(program: Program) -> Program:
@@ -44,14 +48,17 @@ def _reads(program: Program, steps: list[Step]) -> Counter[int]:
     return wires
 
 
-def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, Conv] | None:
+def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, Conv] | tuple[Volume, Volume] | None:
     """`step` merged with one before it, and that one; None where there is none to merge with."""
-    if not step.stages and step.strides == (1, 1):
+    if not step.stages and step.strides == (1, 1) and step.order == tuple(range(len(step.reads))):
+        volume = _merged_with_volume(steps, step, reads)
+        if volume is not None:
+            return volume
         operands = [(step.reads, step.residual)]
         if step.residual is not None:
             operands.append((step.residual, step.reads))
         for wires, other in operands:
-            before = _only_source(steps, wires, reads)
+            before = _only_source(steps, wires, reads, Conv)
             if before is None or before.activation != NOTHING or ZERO in wires or len(set(wires)) < len(wires):
                 continue
             if other is not None and before.residual is not None:
@@ -65,7 +72,7 @@ def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, C
                 before, writes=step.writes, order=order, residual=residual, activation=step.activation
             ), before
     elif len(step.stages) == 1 and step.stages[0].pointwise:
-        before = _only_source(steps, step.reads, reads)
+        before = _only_source(steps, step.reads, reads, Conv)
         if before is not None and len(before.stages) == 1 and before.residual is None:
             between = tuple(-1 if wire == ZERO else before.order[wire.channel] for wire in step.reads)
             stages = (*before.stages, *step.stages)
@@ -73,12 +80,31 @@ def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, C
     return None
 
 
-def _only_source(steps: list[Step], wires: tuple[Wire, ...], reads: Counter[int]) -> Conv | None:
-    """The convolution whose buffer these wires, and no others anywhere, read."""
+def _merged_with_volume(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Volume, Volume] | None:
+    """An activation merged with the filters before it."""
+    before = _only_source(steps, step.reads, reads, Volume)
+    if before is None or before.weight is None or before.bias is None or before.activation != NOTHING:
+        return None
+    if step.residual is not None or ZERO in step.reads:
+        return None
+    kept = [wire.channel for wire in step.reads]
+    merged = replace(
+        before,
+        reads=tuple(before.reads[channel] for channel in kept),
+        writes=step.writes,
+        weight=before.weight[kept],
+        bias=before.bias[kept],
+        activation=step.activation,
+    )
+    return merged, before
+
+
+def _only_source(steps: list[Step], wires: tuple[Wire, ...], reads: Counter[int], kind: type[_Kind]) -> _Kind | None:
+    """The step of a kind whose buffer these wires, and no others anywhere, read."""
     sources = {wire.buffer for wire in wires if wire != ZERO}
     if len(sources) != 1:
         return None
     (source,) = sources
     if reads[source] != sum(wire.buffer == source for wire in wires):
         return None
-    return next((one for one in steps if isinstance(one, Conv) and one.writes == source), None)
+    return next((one for one in steps if isinstance(one, kind) and one.writes == source), None)

@@ -7,7 +7,9 @@ zeros below a channel those above the next. No step ever writes to them.
 *Flat* maps, those narrower than a vector, have no padding right of their rows: a row takes 1, 2, 4 or 8 floats,
 whatever its width, so that a vector holds whole rows, a band is one long run of pixels, and no lane is idle.
 Convolutions that look left and right of a pixel read shifted copies (`sort.py`), in which the pixels beside a row are
-zeros; what stands behind the width of a row is anything.
+zeros; what stands behind the width of a row is anything. *Tight* maps are flat maps of any width, whose rows take no
+more than that: those of clips between filters over time, which make copies of their own, and convolutions that read
+pixels one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Step, Sums, Wire
+from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Spread, Step, Sums, Volume, Wire
 
 __all__ = [
     "LINE",
@@ -26,6 +28,7 @@ __all__ = [
     "flat_pitch",
     "geometries",
     "lanes_for",
+    "needed",
     "odd_lines",
     "places",
     "size_of",
@@ -92,7 +95,8 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
             for axis in range(2):
                 reach = step.dilation[axis] * (step.kernel[axis] - 1)
                 sides[size][axis] = max(sides[size][axis], step.padding[axis], reach - step.padding[axis])
-    flat = _flat(program, lanes)
+    tight = _tight(program)
+    flat = _flat(program, lanes) | {size: size[1] for size in tight}
     found = {}
     for (height, width), (rows, columns) in sides.items():
         if (height, width) in flat:
@@ -138,6 +142,20 @@ def _flat(program: Program, lanes: int) -> dict[Size, int]:
             return found
         for size in unfit:
             del found[size]
+
+
+def _tight(program: Program) -> set[Size]:
+    """The sizes of maps that filters over time read or write, and others only pixel by pixel."""
+    found: set[Size] = set()
+    for step in program.steps:
+        if isinstance(step, Volume):
+            found |= {size_of(program, step.reads), program.buffers[step.writes][1:]}
+    for step in program.steps:
+        if isinstance(step, Conv) and not step.first.pointwise:
+            found -= {size_of(program, step.reads), program.buffers[step.writes][1:]}
+        elif isinstance(step, (Sums, Spread)):
+            found.discard(size_of(program, step.reads))
+    return found
 
 
 def size_of(program: Program, wires: tuple[Wire, ...]) -> Size:
@@ -240,3 +258,14 @@ def _written_over(program: Program, step: Step) -> int | None:
     whole = tuple(Wire(number, channel) for channel in range(program.buffers[step.writes].channels))
     reads = {wire.buffer for wire in step.reads}
     return number if step.residual == whole and number not in reads else None
+
+
+def needed(program: Program) -> dict[int, set[int]]:
+    """The channels of each buffer that somebody reads."""
+    found: dict[int, set[int]] = {number: set() for number in range(-1, len(program.buffers))}
+    wires = [wire for output in program.outputs for wire in output]
+    for step in program.steps:
+        wires += [*step.reads, *also_read(step)]
+    for wire in wires:
+        found[wire.buffer].add(wire.channel)
+    return found

@@ -9,31 +9,47 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.layout import LINE, Geometry, Places, also_read, geometries, odd_lines, places, size_of, up
-from leanconv.kernels.program import ZERO, Activation, Conv, Floats, Pool, Program, Spread, Stage, Step, Sums, Wire
-from leanconv.kernels.sort import Sorted, sorted_columns, sorted_flat
+from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, odd_lines, places, size_of, up
+from leanconv.kernels.program import (
+    ZERO,
+    Activation,
+    Conv,
+    Floats,
+    Pool,
+    Program,
+    Spread,
+    Stage,
+    Step,
+    Sums,
+    Volume,
+    Wire,
+)
+from leanconv.kernels.sort import Sorted, ends_of, sorted_columns, sorted_flat
 from leanconv.kernels.sums import pack_sums
 from leanconv.kernels.tiles import FLAT, FLAT_ROUND, THREE, flat_tile, parts, tile
+from leanconv.kernels.volumes import fields as volume_fields
+from leanconv.kernels.volumes import scratch_of
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-PLAN_VERSION = 3
-_CONV, _POOL, _SPREAD, _SUMS = range(4)
+PLAN_VERSION = 4
+_CONV, _POOL, _SPREAD, _SUMS, _VOLUME = range(5)
 _CURVES = ("none", "silu", "hardswish")
 _BAND_PIXELS = 1024
 """A band has at least so many pixels where there is room: the beginnings and ends of tiles and of rows cost."""
 _SLAB_FLOATS = {16: 12288, 8: 3072, 4: 3072}
 """What a single stage reads of a band for one tile, by lanes: a fraction of the first cache, which grew with them."""
+_TIGHT_FLOATS = 96 * 1024
+"""The same of tight maps, in bands of whole tiles: it streams from the second cache."""
 _MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
 _SORTED_FLOATS = 4608
 """What is sorted for one tile and then forgotten stays in the first cache, with what it is sorted from."""
-_MASKED_TILES = 2
-"""Groups of so many tiles of outputs read flat rows with masks, groups of more from copies."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +96,13 @@ class _Scratch:
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes, self.registers = program, lanes, registers
-        self.needed = _needed(program)
+        self.needed = needed(program)
         self.geometry = geometries(program, lanes)
         self.scratch = {step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv)}
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
-        floats = max((one.floats for one in self.scratch.values()), default=0)
+        volumes = (scratch_of(*self._volume_sizes(step), lanes) for step in program.steps if isinstance(step, Volume))
+        floats = max([0, *(one.floats for one in self.scratch.values()), *(one.floats for one in volumes)])
         self.places: Places = places(program, self.geometry, max(planes), floats)
         self.numbers: list[int] = []
         self.weights: list[Floats] = []
@@ -146,7 +163,7 @@ class _Packer:
         found = _Scratch(band=self._band(step))
         width, pitch = size_of(self.program, step.reads)[1], self._of(step.reads).pitch
         if geometry.flat:
-            found.ends = None if pitch != geometry.pitch else _ends(stage, width, out.width, geometry)
+            found.ends = None if pitch != geometry.pitch else ends_of(stage, width, out.width, geometry)
             if found.ends is None:
                 found.sorted = sorted_flat(stage, found.band, out.width, width, pitch, geometry)
         elif stage.stride[1] > 1:
@@ -161,16 +178,20 @@ class _Packer:
     def _band(self, step: Conv) -> int:
         out, geometry = self.program.buffers[step.writes], self._to(step.writes)
         # The last vector of a band must not reach into the next one: what is added there may lie where the sum goes.
-        least = max(1, geometry.lanes // geometry.pitch) if geometry.flat else 1
+        least = geometry.lanes // gcd(geometry.lanes, geometry.pitch) if geometry.flat else 1
+        tight = geometry.flat and geometry.pitch >= self.lanes
+        if tight and 4 * least <= out.height:
+            least = 4 * least // gcd(4, geometry.pitch * least // geometry.lanes)  # whole tiles too
         band = max(4, least)
         while band * out.width < _BAND_PIXELS and band < out.height:
             band += max(4, least)
         if len(step.stages) == 2:
-            while band > least and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
-                band //= 2
+            room = _MIDDLE_FLOATS // len(step.stages[0].weight)
         else:
-            while band > max(2, least) and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS[self.lanes]:
-                band //= 2
+            room = (_SLAB_FLOATS[self.lanes] if not tight else _TIGHT_FLOATS) // step.first.weight.shape[1]
+            least = max(2, least)
+        while band > least and band * out.width > room:
+            band = max(least, band // 2 // least * least)
         stage = step.first
         tiles = parts(len(stage.weight) // stage.groups)
         if stage.stride[1] > 1 and not geometry.flat and len(tiles) == 1:
@@ -188,6 +209,8 @@ class _Packer:
             return [self._pool(step)]
         if isinstance(step, Spread):
             return [self._spread(step)]
+        if isinstance(step, Volume):
+            return [self._volume(step)]
         size = size_of(self.program, step.reads)
         read, gradient = (
             [None if wire == ZERO else self._origin(wire) for wire in wires] for wires in (step.reads, step.gradient)
@@ -205,13 +228,34 @@ class _Packer:
         fields = [_SPREAD, out.channels, height, width, self._of(step.reads).pitch, *step.strides]
         return self._table([*fields, out.height, out.width, self._to(step.writes).pitch, into, made])
 
-    def _pool(self, step: Pool) -> int:
-        height, width = size_of(self.program, step.reads)
+    def _kept(self, step: Pool | Volume) -> tuple[list[int], tuple[int, int, int]]:
+        """The channels that somebody reads; how many they are, and tables of what each is made of and where it goes."""
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)
-        out = self._table(self._origin(Wire(step.writes, channel)) for channel in kept)
+        return kept, (len(kept), into, self._table(self._origin(Wire(step.writes, channel)) for channel in kept))
+
+    def _volume_sizes(self, step: Volume) -> tuple[Volume, tuple[int, int], tuple[int, int, int]]:
+        size = size_of(self.program, step.reads)
+        return step, size, step.sides(size)
+
+    def _volume(self, step: Volume) -> int:
+        kept, tables = self._kept(step)
+        at = [0, 0, 0]
+        if step.weight is not None and step.bias is not None:
+            bounds = np.array([step.activation.low, step.activation.high], dtype=np.float32)
+            at = [self._floats(values) for values in (step.weight[kept], step.bias[kept], bounds)]
+        found = volume_fields(
+            *(step, size_of(self.program, step.reads), (self._of(step.reads), self._to(step.writes)), self.lanes),
+            *(self.places.scratch, tables, (at[0], at[1], at[2]), self.registers),
+            _CURVES.index(step.activation.curve),
+        )
+        return self._table([_VOLUME, *found])
+
+    def _pool(self, step: Pool) -> int:
+        height, width = size_of(self.program, step.reads)
+        _, (count, into, out) = self._kept(step)
         pitch, lanes = self._of(step.reads).pitch, self._of(step.reads).lanes
-        return self._table([_POOL, lanes, len(kept), height, width, pitch, into, out])
+        return self._table([_POOL, lanes, count, height, width, pitch, into, out])
 
     def _conv(self, step: Conv) -> int:
         out, scratch = self.program.buffers[step.writes], self.scratch[step.writes]
@@ -290,6 +334,7 @@ class _Packer:
         ends = (self.scratch[step.writes].ends or ()) if inputs.first else ()
         group_in, group_out = stage.weight.shape[1], len(stage.weight) // stage.groups
         fields: list[int] = []
+        shared: tuple[list[int], int] | None = None
         count = 0
         for group in range(stage.groups):
             # A slot of an output stands in the list as often as the buffer has channels of it.
@@ -316,8 +361,10 @@ class _Packer:
                     shape = tile(len(chosen), width, lanes, registers=self.registers, shares_rows=shares, three=three)
                 kernel = stage.weight[[slot for slot, _ in chosen]][:, [inner for _, inner in read]]
                 table, taps = inputs.slots([slot for slot, _ in read], kernel, shape.kind)
+                if shared is None or shared[0] != table:  # neighbouring tiles read by one table
+                    shared = table, self._table(table)
                 fields += [sorting, shape.kind, bool(ends), len(chosen), shape.rows, shape.vectors]
-                fields += [self._table(table), len(table), self._floats(taps)]
+                fields += [shared[1], len(table), self._floats(taps)]
                 fields.append(self._floats(stage.bias[[slot for slot, _ in chosen]]))
                 fields.append(self._table(outputs.place(channel) for _, channel in chosen))
                 added = None if residual is None else [self._origin(residual[channel]) for _, channel in chosen]
@@ -370,34 +417,3 @@ class _Outputs:
     place: Callable[[int], int]
     row: int
     pitch: int
-
-
-def _ends(stage: Stage, width: int, made: int, geometry: Geometry) -> tuple[int, ...] | None:
-    """Which lanes the first and the last of three taps take, where rows of `made` pixels are flat; `width` are read.
-
-    Nothing where every tap takes all lanes that count; None where sorted copies serve better, or alone.
-    """
-    if stage.stride != (1, 1):
-        return None
-    shifts = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
-    met = [[0 <= column + shift < width for column in range(geometry.pitch)] for shift in shifts]
-    whole = [all(found[:made]) for found in met]
-    if all(whole):
-        return ()
-    # Where many tiles read the same channels, one copy for all of them costs less than the masks of each.
-    tiles = len(parts(len(stage.weight) // stage.groups))
-    if len(met) != 3 or not whole[1] or tiles > _MASKED_TILES:
-        return None
-    bits = [sum(1 << lane for lane in range(geometry.lanes) if found[lane % geometry.pitch]) for found in met]
-    return bits[0], bits[2]
-
-
-def _needed(program: Program) -> dict[int, set[int]]:
-    """The channels of each buffer that somebody reads."""
-    found: dict[int, set[int]] = {number: set() for number in range(-1, len(program.buffers))}
-    wires = [wire for output in program.outputs for wire in output]
-    for step in program.steps:
-        wires += [*step.reads, *also_read(step)]
-    for wire in wires:
-        found[wire.buffer].add(wire.channel)
-    return found

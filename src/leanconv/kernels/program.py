@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from leanconv.errors import PlanError
 
 __all__ = [
+    "MOST_FILTER_ROWS",
     "NOTHING",
     "ZERO",
     "Activation",
@@ -29,11 +30,15 @@ __all__ = [
     "Stage",
     "Step",
     "Sums",
+    "Volume",
     "Wire",
     "out_side",
 ]
 
 Floats = NDArray[np.float32]
+
+MOST_FILTER_ROWS = 64
+"""Frames times rows of a filter over time, as in native/kernels.h."""
 
 
 class Wire(NamedTuple):
@@ -166,7 +171,43 @@ class Sums:
         return len(self.gradient), len(self.reads) // self.groups, *self.kernel
 
 
-Step = Conv | Pool | Spread | Sums
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Volume:
+    """A filter over time, rows and columns for each channel; the rows of a map are those of `frames` frames, in order.
+
+    `weight` is (C, k_t, k_h, 3) and `bias` (C,). Without a weight the pixels pass, every `stride`-th of each axis.
+    """
+
+    reads: tuple[Wire, ...]
+    writes: int
+    frames: int
+    stride: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[int, int, int] = (0, 0, 0)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+    weight: Floats | None = None
+    bias: Floats | None = None
+    activation: Activation = NOTHING
+
+    @property
+    def kernel(self) -> tuple[int, int, int]:
+        """Frames, height and width of the filters."""
+        return (1, 1, 1) if self.weight is None else self.weight.shape[1:]
+
+    def sides(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Frames, height and width of what it makes of maps of a size."""
+        axes = zip(
+            (self.frames, size[0] // self.frames, size[1]),
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            strict=True,
+        )
+        frames, height, width = ((n + 2 * pad - gap * (k - 1) - 1) // by + 1 for n, k, by, pad, gap in axes)
+        return frames, height, width
+
+
+Step = Conv | Pool | Spread | Sums | Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -200,6 +241,8 @@ class Program:
             if isinstance(step, Conv):
                 pixels = self.buffers[step.writes].height * self.buffers[step.writes].width
                 total += sum(stage.weight.size for stage in step.stages) * pixels
+            elif isinstance(step, Volume) and step.weight is not None:
+                total += step.weight.size * self.buffers[step.writes].height * self.buffers[step.writes].width
         return total
 
     @property
@@ -249,6 +292,9 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
         if small != size or len(step.reads) != out.channels:
             raise PlanError(f"{what} spreads {len(step.reads)} maps of {size} by {step.strides}, its buffer is {out}")
         return
+    if isinstance(step, Volume):
+        _check_volume(what, step, size, out)
+        return
     channels = len(step.reads)
     for index, stage in enumerate(step.stages or (step.first,)):
         if stage.in_channels != (channels if index == 0 else len(step.between)):
@@ -265,6 +311,28 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
         program._size(step.residual, written, what) != size or len(step.residual) != out.channels
     ):
         raise PlanError(f"{what}: its residual has another size than {out}")
+
+
+def _check_volume(what: str, step: Volume, size: tuple[int, int], out: Buffer) -> None:
+    frames, height, width = step.sides(size)
+    if size[0] % step.frames or min(frames, height, width) < 1:
+        raise PlanError(f"{what} reads maps of {size} as {step.frames} frames, and makes {(frames, height, width)}")
+    if len(step.reads) != out.channels or (frames * height, width) != out[1:]:
+        raise PlanError(f"{what} makes {len(step.reads)} maps of {(frames * height, width)}, its buffer is {out}")
+    if step.weight is None:
+        if step.bias is not None or any(step.padding) or step.activation != NOTHING:
+            raise PlanError(f"{what} passes pixels, and has a bias, padding or an activation")
+    elif (
+        step.bias is None
+        or step.weight.ndim != 4
+        or not len(step.weight) == len(step.bias) == out.channels
+        or step.kernel[2] != 3
+        or step.kernel[0] * step.kernel[1] > MOST_FILTER_ROWS
+    ):
+        raise PlanError(
+            f"{what}: filters of {step.weight.shape} for {out.channels} channels; they are (C, k_t, k_h, 3), of at "
+            f"most {MOST_FILTER_ROWS} rows, with a bias"
+        )
 
 
 def out_side(side: int, stage: Stage, axis: int) -> int:

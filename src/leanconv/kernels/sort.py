@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from leanconv.kernels.layout import LINE, Geometry, odd_lines, up
 from leanconv.kernels.program import Stage
+from leanconv.kernels.tiles import parts
 
-__all__ = ["Rows", "Sorted", "sorted_columns", "sorted_flat"]
+__all__ = ["Rows", "Sorted", "ends_of", "sorted_columns", "sorted_flat"]
+
+_MASKED_TILES = 2
+"""Groups of so many tiles of outputs read flat rows with masks, groups of more from copies."""
 
 
 class Rows(NamedTuple):
@@ -100,6 +104,26 @@ def sorted_flat(stage: Stage, band: int, made: int, width: int, pitch: int, out:
     rows = [phases.index(tap % sy) * one + (tap // sy - shifts[tap % sy][0]) * out.pitch for tap in down]
     plane = len(across) * len(phases) * one
     return Sorted(plane, 0, 0, 0, 0, tuple(parts), out.pitch, rows, columns)
+
+
+def ends_of(stage: Stage, width: int, made: int, geometry: Geometry) -> tuple[int, ...] | None:
+    """Which lanes the first and the last of three taps take, where rows of `made` pixels are flat; `width` are read.
+
+    Nothing where every tap takes all lanes that count; None where sorted copies serve better, or alone.
+    """
+    if stage.stride != (1, 1):
+        return None
+    shifts = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
+    met = [[0 <= column + shift < width for column in range(geometry.pitch)] for shift in shifts]
+    whole = [all(found[:made]) for found in met]
+    if all(whole):
+        return ()
+    # Where many tiles read the same channels, one copy for all of them costs less than the masks of each.
+    tiles = len(parts(len(stage.weight) // stage.groups))
+    if len(met) != 3 or not whole[1] or tiles > _MASKED_TILES:
+        return None
+    bits = [sum(1 << lane for lane in range(geometry.lanes) if found[lane % geometry.pitch]) for found in met]
+    return bits[0], bits[2]
 
 
 def _bits(numbers: set[int]) -> int:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leanconv.errors import LeanconvError
-from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Wire
+from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Volume, Wire
 
 __all__ = ["Written", "key_of", "read", "write"]
 
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)
+"""Version 1 had no volumes."""
 
 
 class Written(NamedTuple):
@@ -54,7 +56,7 @@ def read(text: str, weights: Floats) -> Program:
     Raises `LeanconvError` for another version's.
     """
     found = json.loads(text)
-    if found["version"] != _VERSION:
+    if found["version"] not in _READ:
         raise LeanconvError(
             f"a program of version {found['version']} was written by another leanconv, this one reads {_VERSION}: "
             "accelerate the network again"
@@ -88,6 +90,19 @@ def _wires(flat: list[int]) -> tuple[Wire, ...]:
 def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
     if isinstance(step, Pool):
         return {"kind": "pool", "reads": _flat(step.reads), "writes": step.writes}
+    if isinstance(step, Volume):
+        arrays += [array for array in (step.weight, step.bias) if array is not None]
+        return {
+            "kind": "volume",
+            "reads": _flat(step.reads),
+            "writes": step.writes,
+            "frames": step.frames,
+            "stride": step.stride,
+            "padding": step.padding,
+            "dilation": step.dilation,
+            "shape": None if step.weight is None else step.weight.shape,
+            "activation": step.activation,
+        }
     if not isinstance(step, Conv):
         raise LeanconvError("a program of gradients is made where it runs, and is not written")
     for stage in step.stages:
@@ -111,6 +126,19 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "volume":
+        shape = step["shape"]
+        return Volume(
+            reads=_wires(step["reads"]),
+            writes=step["writes"],
+            frames=step["frames"],
+            stride=tuple(step["stride"]),
+            padding=tuple(step["padding"]),
+            dilation=tuple(step["dilation"]),
+            weight=None if shape is None else reader.take(*shape),
+            bias=None if shape is None else reader.take(shape[0]),
+            activation=Activation(*step["activation"]),
+        )
     return Conv(
         reads=_wires(step["reads"]),
         writes=step["writes"],

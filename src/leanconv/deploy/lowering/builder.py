@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Step, Wire, out_side
+from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Step, Volume, Wire, out_side
 
 __all__ = ["Builder", "Map", "Rule", "Unfit", "as_map"]
 
@@ -23,17 +23,31 @@ class Unfit(Exception):
 class Map:
     """A tensor of the graph in terms of wires: (B, *lead, height, width), or (B, *lead) where it is `flat`.
 
-    `wires` is (*lead, 2): buffer and channel. Every `strides`-th row and column of them is meant.
+    `wires` is (*lead, 2): buffer and channel. Every `strides`-th row and column of them is meant. Of clips,
+    (B, *lead, frames, height, width), the maps have the rows of all `frames`, one frame under another.
     """
 
     wires: NDArray[np.int64]
     size: tuple[int, int]
     flat: bool = False
     strides: tuple[int, int] = (1, 1)
+    frames: int | None = None
 
     @property
     def lead(self) -> tuple[int, ...]:
         return self.wires.shape[:-1]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The axes of the tensor behind `lead`."""
+        if self.flat:
+            return ()
+        return self.size if self.frames is None else (self.frames, self.size[0] // self.frames, self.size[1])
+
+    @property
+    def rank(self) -> int:
+        """The axes of the tensor, that of the batch among them."""
+        return 1 + len(self.lead) + len(self.sides)
 
     def channels(self) -> tuple[Wire, ...]:
         """The wires in order."""
@@ -41,9 +55,10 @@ class Map:
 
 
 class Builder:
-    """Collects the buffers and steps of one program."""
+    """Collects the buffers and steps of one program; with `clips` tensors of five axes and more are of clips."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clips: bool = False) -> None:
+        self.clips = clips
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.inputs: list[int] = []
@@ -51,10 +66,16 @@ class Builder:
     def input(self, shape: Sequence[int]) -> Map:
         """An input of a shape without its batch axis: the channels, in one axis or in several, and height and width.
 
-        Raises `Unfit` for other shapes.
+        Of clips frames are before them. Raises `Unfit` for other shapes.
         """
         if len(shape) == 2 or not shape or not all(isinstance(side, int) for side in shape):
             raise Unfit(f"its input of shape (B, {', '.join(map(str, shape))}) is no map of two axes")
+        if self.clips and len(shape) >= 4:
+            *channels, frames, height, width = shape
+            number = self._buffer(prod(channels), (frames * height, width))
+            self.inputs.append(number)
+            wires = _wires(number, prod(channels)).reshape(*channels, 2)
+            return Map(wires, (frames * height, width), frames=frames)
         lead, size = (tuple(shape), (1, 1)) if len(shape) == 1 else (tuple(shape[:-2]), (shape[-2], shape[-1]))
         number = self._buffer(prod(lead), size)
         self.inputs.append(number)
@@ -78,12 +99,44 @@ class Builder:
         number = self._buffer(len(stage.weight), size)
         order = tuple(range(len(stage.weight)))
         self.steps.append(Conv(reads=x.channels(), writes=number, order=order, stages=(stage,)))
-        return self._whole(number, size)
+        return replace(self._whole(number, size), frames=x.frames)
+
+    def filtered(
+        self,
+        x: Map,
+        stride: tuple[int, int, int],
+        padding: tuple[int, int, int] = (0, 0, 0),
+        dilation: tuple[int, int, int] = (1, 1, 1),
+        weight: NDArray[np.float32] | None = None,
+        bias: NDArray[np.float32] | None = None,
+    ) -> Map:
+        """A filter over time for each channel of clips; without one every `stride`-th pixel."""
+        if x.frames is None or len(x.lead) != 1:
+            raise Unfit("it convolves something that is no clip")
+        # As many filters as a channel has stand one behind the other.
+        times = 1 if weight is None else len(weight) // x.lead[0]
+        reads = tuple(wire for wire in x.channels() for _ in range(times))
+        step = Volume(
+            reads=reads,
+            writes=len(self.buffers),
+            frames=x.frames,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            weight=weight,
+            bias=bias,
+        )
+        frames, height, width = step.sides(x.size)
+        if min(frames, height, width) < 1:
+            raise Unfit("its kernel is larger than its clip")
+        number = self._buffer(len(reads), (frames * height, width))
+        self.steps.append(step)
+        return replace(self._whole(number, (frames * height, width)), frames=frames)
 
     def elementwise(self, x: Map, activation: Activation, other: Map | None = None) -> Map:
         """`activation(x + other)`."""
         x, other = self.settled(x), None if other is None else self.settled(other)
-        if other is not None and (x.lead, x.size, x.flat) != (other.lead, other.size, other.flat):
+        if other is not None and (x.lead, x.sides) != (other.lead, other.sides):
             raise Unfit("it adds tensors of two shapes")
         number = self._buffer(prod(x.lead), x.size)
         self.steps.append(
@@ -95,14 +148,15 @@ class Builder:
                 activation=activation,
             )
         )
-        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), x.size, x.flat)
+        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), x.size, x.flat, frames=x.frames)
 
     def mean(self, x: Map, *, flat: bool) -> Map:
-        """The mean of each channel."""
+        """The mean of each channel, of clips over all frames."""
         x = self.settled(x)
         number = self._buffer(prod(x.lead), (1, 1))
         self.steps.append(Pool(reads=x.channels(), writes=number))
-        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), (1, 1), flat)
+        frames = None if flat or x.frames is None else 1
+        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), (1, 1), flat, frames=frames)
 
     def settled(self, x: Map) -> Map:
         """`x` with every row and column meant: a step copies those that were not skipped."""

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leanconv.deploy.lowering.builder import Builder, Map, Rule, Unfit, as_map
-from leanconv.kernels.program import NOTHING, Activation, Stage
+from leanconv.kernels.program import MOST_FILTER_ROWS, NOTHING, Activation, Stage
 
 __all__ = ["STEPS"]
 
 _DENSE = 64 * 1024
 """Weights of one group from which on a k x k convolution runs as well elsewhere: they leave the second cache."""
 _POINTWISE = 256 * 1024
+_CLIP_POINTWISE = 2048 * 1024
+"""The same of pixels of clips, which come in all frames."""
 _LINEAR = 32 * 1024
 """Weights of a linear layer, whose maps of one pixel use one lane of a vector, that is worth leaving the piece for."""
 
@@ -41,17 +43,54 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
+def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
+    sides = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(sides) == 1:
+        sides = sides * 3
+    if len(sides) != 3:
+        raise Unfit("it has other than three axes")
+    return sides
+
+
+def _over_time(build: Builder, x: Map, args: dict[str, Any]) -> Map:
+    """A convolution of clips: pixel by pixel, its stride apart before it, or channel by channel."""
+    weight, groups = _array(args["weight"], 0), args["groups"]
+    bias = _array(args["bias"], len(weight))
+    stride, padding, dilation = (_triple(args[name]) for name in ("stride", "padding", "dilation"))
+    if x.frames is None:
+        raise Unfit("it convolves something that is no clip")
+    if weight.shape[2:] == (1, 1, 1) and not any(padding):
+        _refuse_large(weight, groups, _CLIP_POINTWISE)
+        if stride != (1, 1, 1):
+            x = build.filtered(x, stride)
+        return build.conv(x, Stage(weight=weight[..., 0], bias=bias, groups=groups))
+    if weight.shape[1] != 1 or len(x.lead) != 1 or groups != x.lead[0]:
+        raise Unfit("it is no convolution over time of one channel at a time")
+    filters = weight[:, 0]
+    if filters.shape[3] != 3 or filters.shape[1] * filters.shape[2] > MOST_FILTER_ROWS:
+        raise Unfit(
+            f"its kernel is {' x '.join(map(str, filters.shape[1:]))}: those with rows of three have kernels here"
+        )
+    return build.filtered(x, stride, padding, dilation, filters, bias)
+
+
+def _refuse_large(weight: NDArray[np.float32], groups: int, most: int) -> None:
+    if weight.size // groups > most:
+        raise Unfit(f"it has {weight.size // groups} weights in a group, more than the {most} up to which it gains")
+
+
 def _convolution(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x, given = as_map(args["input"]), args["weight"]
     if args.get("transposed"):
         raise Unfit("it is transposed")
-    if not isinstance(given, Tensor) or given.ndim != 4:
+    if isinstance(given, Tensor) and given.ndim == 5:
+        return _over_time(build, x, args)
+    if not isinstance(given, Tensor) or given.ndim != 4 or x.frames is not None:
         raise Unfit("its weights are computed, or it has other than two axes")
     weight = _array(given, 0)
     groups = args["groups"]
     most = _POINTWISE if weight.shape[2:] == (1, 1) else _DENSE
-    if weight.size // groups > most:
-        raise Unfit(f"it has {weight.size // groups} weights in a group, more than the {most} up to which it gains")
+    _refuse_large(weight, groups, most)
     stage = Stage(
         weight=weight,
         bias=_array(args["bias"], len(weight)),
@@ -77,7 +116,10 @@ def _batch_norm(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) ->
 
 
 def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    x, kernel, padding = as_map(args["self"]), _pair(args["kernel_size"]), _pair(args["padding"])
+    x = as_map(args["self"])
+    if x.frames is not None:
+        raise Unfit("it averages parts of clips")
+    kernel, padding = _pair(args["kernel_size"]), _pair(args["padding"])
     if args["ceil_mode"] or args["divisor_override"] or (any(padding) and not args["count_include_pad"]):
         raise Unfit("it averages fewer pixels at the border than inside")
     stride = _pair(args["stride"]) if args["stride"] else kernel
@@ -88,16 +130,17 @@ def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Ma
 
 
 def _adaptive(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    if tuple(args["output_size"]) != (1, 1):
+    x = as_map(args["self"])
+    if tuple(args["output_size"]) != (1,) * len(x.sides):
         raise Unfit("it pools to more than one pixel")
-    return build.mean(as_map(args["self"]), flat=False)
+    return build.mean(x, flat=False)
 
 
 def _mean(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x = as_map(args["self"])
-    rank = len(x.lead) + 3
-    if x.flat or args["dim"] is None or {axis % rank for axis in args["dim"]} != {rank - 2, rank - 1}:
-        raise Unfit("it is the mean over other axes than height and width")
+    inner = set(range(x.rank - len(x.sides), x.rank))
+    if x.flat or args["dim"] is None or {axis % x.rank for axis in args["dim"]} != inner:
+        raise Unfit("it is the mean over other axes than height and width, and frames of clips")
     return build.mean(x, flat=not args["keepdim"])
 
 
@@ -129,10 +172,12 @@ def _add(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
 
 STEPS: dict[str, Rule] = {
     "conv2d": _convolution,
+    "conv3d": _convolution,
     "convolution": _convolution,
     "batch_norm": _batch_norm,
     "avg_pool2d": _average,
     "adaptive_avg_pool2d": _adaptive,
+    "adaptive_avg_pool3d": _adaptive,
     "mean": _mean,
     "linear": _linear,
     "relu": _activation(Activation(low=0.0)),

@@ -24,10 +24,11 @@ def _same(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
 def _view(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     """Any change of shape that keeps whole maps, or takes the axes of maps of one pixel away."""
     x = build.settled(as_map(args["self"]))
-    if not x.flat and len(shape) >= 3 and shape[-2:] == x.size:
-        return replace(x, wires=x.wires.reshape(*shape[:-2], 2))
+    axes = len(x.sides)
+    if axes and len(shape) > axes and shape[-axes:] == x.sides:
+        return replace(x, wires=x.wires.reshape(*shape[:-axes], 2))
     if x.size == (1, 1) and prod(shape) == prod(x.lead) and len(shape) == 1:
-        return replace(x, wires=x.wires.reshape(*shape, 2), flat=True)
+        return replace(x, wires=x.wires.reshape(*shape, 2), flat=True, frames=None)
     if x.flat and x.size == (1, 1) and shape[-2:] == (1, 1) and len(shape) == 3:
         return replace(x, wires=x.wires.reshape(shape[0], 2), flat=False)
     raise Unfit("it changes the shape of maps")
@@ -35,7 +36,7 @@ def _view(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
 
 def _permute(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x = as_map(args["self"])
-    rank = 1 + len(x.lead) + (0 if x.flat else 2)
+    rank = x.rank
     if "dims" in args:
         axes = [axis % rank for axis in args["dims"]]
     else:
@@ -50,8 +51,7 @@ def _permute(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Ma
 
 def _axis(x: Map, axis: int) -> int:
     """The axis of `x.wires` that an axis of the tensor is."""
-    rank = 1 + len(x.lead) + (0 if x.flat else 2)
-    number = axis % rank - 1
+    number = axis % x.rank - 1
     if not 0 <= number < len(x.lead):
         raise Unfit("it takes parts of something else than channels")
     return number
@@ -75,9 +75,11 @@ def _slice(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x = as_map(args["self"])
     if _everything(args):
         return x
-    axis = args["dim"] % (1 + len(x.lead) + (0 if x.flat else 2))
+    axis = args["dim"] % x.rank
     if axis <= len(x.lead):
         return replace(x, wires=x.wires[_channels(x, args)])
+    if x.frames is not None:
+        raise Unfit("it crops clips")
     which = axis - len(x.lead) - 1
     side, end = -(-x.size[which] // x.strides[which]), args["end"]
     if args["start"] or not isinstance(end, (int, type(None))) or (end or side) < side or len(x.lead) != 1:
@@ -125,14 +127,14 @@ def _getitem(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Ma
 
 def _cat(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     parts = [build.settled(as_map(one)) for one in args["tensors"]]
-    if len({(len(one.lead), one.size, one.flat) for one in parts}) != 1:
+    if len({(len(one.lead), one.sides) for one in parts}) != 1:
         raise Unfit("it joins maps of several sizes")
     return replace(parts[0], wires=np.concatenate([one.wires for one in parts], axis=_axis(parts[0], args["dim"])))
 
 
 def _pad(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x, pads = as_map(args["self"]), list(args["pad"])
-    inner = 0 if x.flat else 4
+    inner = 2 * len(x.sides)
     if args.get("mode", "constant") != "constant" or args.get("value") or any(pads[:inner]) or min(pads) < 0:
         raise Unfit("it pads maps by something else than channels of zeros")
     wires = x.wires

@@ -1,8 +1,10 @@
 // What a plan that somebody sent may touch: everything a run of it would read or write is worked out before it is run.
 //
-// A plan that leanconv wrote uses each of its numbers once, so no more than its length is looked at, and the check takes no
-// longer. A plan that passes may still compute nonsense, or long; it stays within the arena, the weights, and the arrays of
+// A plan that leanconv wrote uses each of its numbers once, but for tables that neighbouring tiles share, so no more than its
+// length is looked at, and the check takes no longer. A plan that passes may still compute nonsense, or long; it stays within the arena, the weights, and the arrays of
 // its ports.
+#include <initializer_list>
+
 #include "kernels.h"
 #include "leanconv_kernels.h"
 #include "plan.h"
@@ -94,6 +96,17 @@ private:
         return true;
     }
 
+    // The same of a table by which neighbouring tiles may read: it is looked at once.
+    bool shared_hull(int64_t position, int64_t count, Span* found) {
+        if (position != table_ || count != table_count_) {
+            if (!hull(position, count, &table_hull_)) return false;
+            table_ = position;
+            table_count_ = count;
+        }
+        *found = table_hull_;
+        return true;
+    }
+
     bool inside(Span floats) const { return floats.low >= 0 && floats.high < floats_; }
 
     bool reads_weights(int64_t from, Wide count) {
@@ -120,6 +133,7 @@ private:
     const char* check_step(int64_t position) {
         NEED(within(position, 0, numbers_ - 1), kCut);
         if (plan_[position] == kConvStep) return check_conv(position);
+        if (plan_[position] == kVolumeStep) return check_volume(position);
         NEED(plan_[position] == kPoolStep, kKind);
         const PoolStep* step = records<PoolStep>(position, 1);
         NEED(step, kCut);
@@ -138,10 +152,11 @@ private:
         const ConvStep* step = records<ConvStep>(position, 1);
         NEED(step, kCut);
         NEED(within(step->rows, 1, kMostSide) && within(step->width, 1, kMostSide) && within(step->band, 1, kMostSide) &&
-                 within(step->flat, 0, 16) && within(step->stages, 1, 2),
+                 within(step->flat, 0, kMostSide) && within(step->stages, 1, 2),
              kNumber);
         // Everything is linear in where a band begins: of those that are whole the first and the last, and the rest.
         const int64_t band = step->band < step->rows ? step->band : step->rows;
+        NEED(band * step->flat <= kMostMap, kNumber);
         const int64_t last = (step->rows - 1) / band * band, before = last >= band ? last - band : 0;
         const Band bands[] = {{0, band}, {before, band}, {last, step->rows - last}};
         const Stage* stages = records<Stage>(position + int64_t(sizeof(ConvStep) / 8), step->stages);
@@ -166,6 +181,48 @@ private:
         return nullptr;
     }
 
+    // The extents are those of the loops in volumes.cpp.
+    const char* check_volume(int64_t position) {
+        const VolumeStep* step = records<VolumeStep>(position, 1);
+        NEED(step, kCut);
+        const VolumeStep& s = *step;
+        NEED(kernels(s.lanes), kVectors);
+        NEED(within(s.channels, 0, kMostSide) && (s.taps == 0 || s.taps == 3), kNumber);
+        for (int64_t side : {s.frames, s.height, s.width, s.out_frames, s.out_height, s.out_width, s.st, s.sy, s.sx})
+            NEED(within(side, 1, kMostSide), kNumber);
+        const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height, columns = (s.out_width - 1) * s.sx + 1;
+        NEED(rows <= kMostMap && out_rows <= kMostMap && columns <= kMostMap, kNumber);
+        if (!s.channels) return nullptr;
+        Span in, out;
+        NEED(hull(s.in, s.channels, &in) && hull(s.out, s.channels, &out), kCut);
+        NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
+        if (!s.taps) {
+            const Span frames = steps(s.out_frames, Wide(s.st) * s.height * s.pitch);
+            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns)), kOutside);
+            return nullptr;
+        }
+        for (int64_t number : {s.pt, s.py, s.px, s.left, s.right}) NEED(within(number, 0, kMostSide), kNumber);
+        for (int64_t number : {s.dt, s.dy, s.dx}) NEED(within(number, 1, kMostSide), kNumber);
+        NEED(within(s.deep, 1, kMostFilterRows) && within(s.high, 1, kMostFilterRows) && s.deep * s.high <= kMostFilterRows &&
+                 within(s.rows, 1, kMaxRows) && within(s.scratch_pitch, 1, kMostMap) && within(s.activation, kNone, kHardswish),
+             kNumber);
+        const bool shares = s.high == 3 && s.sy == 1 && s.dy == 1;
+        NEED(kernels(s.lanes)->tile(shares ? kRows : kThree, 0, 1, 1, 1), "it needs a tile that this build does not have");
+        NEED(reads_weights(s.weights, Wide(s.channels) * s.deep * s.high * 3) && reads_weights(s.bias, s.channels) &&
+                 reads_weights(s.bounds, 2),
+             kWeights);
+        NEED(inside(in + steps(rows, s.pitch) + run(s.width)), kOutside);
+        const Wide pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch;
+        const Span frames = point(s.scratch) + steps(s.frames, frame);
+        const Span row{-s.left, s.width + s.right - 1};
+        NEED(inside(frames + run(frame)) && inside(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
+        const Span whole = run(up(columns, s.lanes));
+        const Span taps = steps(s.high, s.dy * pitch) + point(s.left - s.px) + steps(3, s.dx);
+        NEED(inside(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
+        NEED(inside(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
+        return nullptr;
+    }
+
     // The extents are those of the loops in run.cpp and tiles.h.
     const char* check(const ConvStep& step, const Stage& s, const Tile& t, const Band (&bands)[3]) {
         NEED(within(t.kind, kFlat, kTwoRows) && within(t.masked, 0, 1) && within(t.channels, 1, kMaxChannels) &&
@@ -179,7 +236,7 @@ private:
         NEED(reads_weights(t.weights, Wide(t.n_slots) * taps * t.channels), kWeights);
         NEED(reads_weights(t.bias, t.channels), kWeights);
         Span slots{}, out, residual{};
-        NEED(!t.n_slots || hull(t.slots, t.n_slots, &slots), kCut);
+        NEED(!t.n_slots || shared_hull(t.slots, t.n_slots, &slots), kCut);
         NEED(hull(t.out, t.channels, &out), kCut);
         NEED(t.residual < 0 || hull(t.residual, t.channels, &residual), kCut);
         const Span across = joined(joined(point(s.dx[0]), point(s.dx[1])), point(s.dx[2]));
@@ -259,6 +316,8 @@ private:
 
     const int64_t* plan_;
     int64_t numbers_, unused_, floats_ = 0;
+    int64_t table_ = -1, table_count_ = 0;
+    Span table_hull_{};
 };
 
 }  // namespace

@@ -96,7 +96,19 @@ void copy(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int row
     const int whole = width / kLanes * kLanes;
     for (; rows > 0; --rows, from += step, to += pitch) {
         for (int x = 0; x < whole; x += kLanes) store(to + x, load(from + x));
-        for (int x = whole; x < width; ++x) to[x] = from[x];
+        if (whole == width) continue;
+        if (whole) store(to + width - kLanes, load(from + width - kLanes));  // some columns a second time
+        else for (int x = 0; x < width; ++x) to[x] = from[x];
+    }
+}
+
+void pick(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride) {
+    if (stride == 1) return copy(from, step, to, pitch, rows, width);
+    for (; rows > 0; --rows, from += step, to += pitch) {
+        int x = 0;
+        if (stride == 2)  // the last column is read alone: nothing has to be behind it
+            for (; x + kLanes < width; x += kLanes) store(to + x, every_second<0>(load(from + 2 * x), load(from + 2 * x + kLanes)));
+        for (; x < width; ++x) to[x] = from[ptrdiff_t(x) * stride];
     }
 }
 
@@ -115,4 +127,4 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy};
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, pick};

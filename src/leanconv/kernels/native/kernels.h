@@ -32,6 +32,7 @@ using Kernel = void (*)(const Args&);
 enum TileKind { kFlat, kThree, kRows, kTwoRows };
 enum Activation { kNone, kSilu, kHardswish };
 
+constexpr int kMostFilterRows = 64;  // of a filter over time: all its frames together
 constexpr int kMaxChannels = 6, kMaxRows = 8, kVectors = 4;  // 1, 2, 4 and 8 vectors
 constexpr int kTiles = 4 * 2 * kMaxChannels * kMaxRows * kVectors;
 constexpr int tile_index(int kind, int masked, int channels, int rows, int vectors) {
@@ -88,6 +89,8 @@ struct Kernels {
     }
     void (*add)(const SumArgs& args);  // the sum of one map
     void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
+    // Every `stride`-th column of rows to rows of `width`.
+    void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
 };
 
 const Kernels* kernels_of(int lanes);  // null where this machine or this build has none

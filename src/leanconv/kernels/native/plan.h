@@ -17,7 +17,7 @@ struct Plan {
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -62,6 +62,20 @@ struct SumTile {
 
 struct SumBias {
     int64_t gradient, sums;  // the place of the map
+};
+
+// One filter of down x rows x 3 for each channel, over maps whose rows are frames one under another. With `taps` of 0 there
+// is none, and the pixels pass. A channel is copied into the scratch with zeros around its frames, the tiles write a frame
+// beside it, with all columns, and those that a stride leaves are copied from there.
+struct VolumeStep {
+    int64_t kind, lanes, channels, in, out;  // tables
+    int64_t frames, height, width, pitch;    // of what is read
+    int64_t out_frames, out_height, out_width, out_pitch;
+    int64_t deep, high, taps;           // frames, rows and columns of the filter
+    int64_t st, sy, sx, pt, py, px, dt, dy, dx;  // stride, padding and dilation
+    int64_t weights, bias, bounds, activation;  // [channel][frame][row][column]; bounds as in a stage
+    int64_t scratch, scratch_pitch, left, right;  // `left` and `right` columns of zeros beside each row
+    int64_t made, made_pitch, rows;               // where a frame is written to first, rows of a tile
 };
 
 struct PoolStep {

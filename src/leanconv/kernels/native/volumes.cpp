@@ -1,0 +1,87 @@
+// Channelwise convolutions over time: one filter for each channel, frame by frame while what it reads is in the cache.
+#include <cstring>
+
+#include "run.h"
+
+namespace leanconv {
+namespace {
+
+// Frame number `frame` of a channel with zeros left and right of its rows; the rows of zeros above and below are there.
+void surround(const Kernels& kernels, const VolumeStep& s, const float* from, float* frame) {
+    float* to = frame + s.py * s.scratch_pitch + s.left;
+    kernels.copy(from, s.pitch, to, s.scratch_pitch, int(s.height), int(s.width));
+    for (int64_t y = 0; y < s.height; ++y, to += s.scratch_pitch) {
+        for (int64_t x = 1; x <= s.left; ++x) to[-x] = 0;
+        for (int64_t x = 0; x < s.right; ++x) to[s.width + x] = 0;
+    }
+}
+
+void pass(const Kernels& kernels, const VolumeStep& s, const float* from, float* to) {
+    for (int64_t t = 0; t < s.out_frames; ++t)
+        kernels.pick(from + t * s.st * s.height * s.pitch, s.sy * s.pitch, to + t * s.out_height * s.out_pitch, s.out_pitch,
+                     int(s.out_height), int(s.out_width), int(s.sx));
+}
+
+}  // namespace
+
+void run_volume(const Run& r, const VolumeStep& s) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
+    if (!s.taps) {
+        for (int64_t c = 0; c < s.channels; ++c) pass(kernels, s, r.arena + in[c], r.arena + out[c]);
+        return;
+    }
+    const int64_t pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch, columns = (s.out_width - 1) * s.sx + 1;
+    float *scratch = r.arena + s.scratch, *made = r.arena + s.made;
+    for (int64_t t = 0; t < s.frames; ++t) {
+        memset(scratch + t * frame, 0, size_t(s.py * pitch) * sizeof(float));
+        memset(scratch + t * frame + (s.py + s.height) * pitch, 0, size_t(s.py * pitch) * sizeof(float));
+    }
+    // A vector serves three rows of outputs where those are neighbours in the input too.
+    const bool shares = s.high == 3 && s.sy == 1 && s.dy == 1;
+    const int64_t each = shares ? 1 : s.high;  // slots of a frame
+    ptrdiff_t slots[kMostFilterRows];
+    for (int64_t k = 0; k < s.deep; ++k)
+        for (int64_t y = 0; y < each; ++y) slots[k * each + y] = k * s.dt * frame + y * s.dy * pitch;
+    Tile tile{};
+    tile.kind = shares ? kRows : kThree;
+    tile.channels = 1;
+    tile.rows = s.rows;
+    const ptrdiff_t place = 0;
+    Args a{};
+    a.slots = slots;
+    a.rstep = s.sy * pitch;
+    a.kstep = pitch;
+    for (int i = 0; i < 3; ++i) a.dx[i] = s.left + i * s.dx - s.px;
+    a.out = made;
+    a.out_channel = &place;
+    a.opitch = s.made_pitch;
+    a.low = r.weights[s.bounds];
+    a.high = r.weights[s.bounds + 1];
+    a.lowest = a.low != -__builtin_inff();
+    a.highest = a.high != __builtin_inff();
+    a.to = int((columns + s.lanes - 1) / s.lanes * s.lanes);
+    for (int64_t c = 0; c < s.channels; ++c) {
+        const float* weights = r.weights + s.weights + c * s.deep * s.high * 3;
+        a.bias = r.weights + s.bias + c;
+        for (int64_t t = 0, there = 0; t < s.out_frames; ++t) {
+            const int64_t start = t * s.st - s.pt;  // the frame of the first tap
+            int64_t first = 0, count = 0;
+            while (first < s.deep && start + first * s.dt < 0) ++first;
+            while (first + count < s.deep && start + (first + count) * s.dt < s.frames) ++count;
+            if (count)
+                for (; there <= start + (first + count - 1) * s.dt; ++there)
+                    surround(kernels, s, r.arena + in[c] + there * s.height * s.pitch, scratch + there * frame);
+            a.in = scratch + (count ? start + first * s.dt : 0) * frame;
+            a.n_slots = count * each;
+            a.weights = weights + first * s.high * 3;
+            run_tile(kernels, tile, a, int(s.out_height), 1);
+            if (s.activation != kNone)
+                for (int64_t y = 0; y < s.out_height; ++y) kernels.activate(int(s.activation), made + y * s.made_pitch, int(columns));
+            kernels.pick(made, s.made_pitch, r.arena + out[c] + t * s.out_height * s.out_pitch, s.out_pitch, int(s.out_height),
+                         int(s.out_width), int(s.sx));
+        }
+    }
+}
+
+}  // namespace leanconv
