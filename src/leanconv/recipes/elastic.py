@@ -33,7 +33,7 @@ def elastic_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def made_elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple[int, ...]) -> nn.Module:
-    """`model`, called `name`, elastic over what the settings say; `LeanconvError` for one that is over something else."""
+    """`model`, called `name`, elastic over what the settings say; `LeanconvError` where it is over others."""
     from leanconv.elastic import ElasticNet, make_elastic
 
     if not isinstance(model, ElasticNet):
