@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanconv.build import create_model
+from leanconv.data.contract import InputContract, attach, contract_of
 from leanconv.deploy import bench, fold
 from leanconv.deploy.forms import octave_forms
 from leanconv.deploy.forms.octave_sums import SUM_FORMS, OctaveSum
@@ -102,8 +103,11 @@ def test_what_is_measured_as_fastest_is_kept(fast: str, kept: str, monkeypatch: 
 
     monkeypatch.setattr(MODULE, "_times", times)
     net = Two().eval()
+    contract = InputContract(size=(3, 7, 9), mean=(0.5,) * 3, std=(0.25,) * 3)
+    attach(net, contract)
     found = octave_forms(net, (3, 7, 9), runtime="openvino")
     assert found.kept == kept
+    assert contract_of(found.model) == contract
     assert [one.count for one in found.layers] == [1, 1, 1]  # the high and the low output of `second`, `last`
     assert asked[0][1] == ((4, 7, 9), (4, 4, 5), (4, 7, 9))
     assert asked[1][1] == ((4, 4, 5), (4, 4, 5), (4, 4, 5))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.cost.latency import compare_latency, torch_threads
+from leanconv.data.contract import attach, contract_of
 from leanconv.deploy.fold import fold
 from leanconv.deploy.forms.fuse import fused
 from leanconv.deploy.forms.octave_sums import OctaveSum, SumForm
@@ -148,6 +149,8 @@ def octave_forms(
             f"{type(network).__name__}: its octave convolutions summed in another order give outputs that differ by "
             f"{difference.max_abs:.1e}, more than {tolerance:g} of the largest: a fault of ours, please report it"
         )
+    if (contract := contract_of(network)) is not None:
+        attach(networks[kept], contract)
     return OctaveForms(model=networks[kept], runtime=runtime, kept=kept, whole_ms=whole, layers=layers)
 
 
