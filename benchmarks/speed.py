@@ -5,8 +5,13 @@
 makes the whole page again: one thread, every network on every back-end that there is, those with leanconv's own kernels
 beside the others, all candidates of a group and batch interleaved in one run, their outputs held against torch's first.
 The first network of a group is the dense one, which the ratios refer to. With --densified also the chains folded back
-into dense convolutions, which is what the grouped form has to beat. On an idle machine half an hour or more, most of it
-torch.compile; `--only octave --backends onnxruntime openvino` is quicker.
+into dense convolutions, which is what the grouped form has to beat. On an idle machine an hour or more, most of it
+torch.compile; `--only octave --backends onnxruntime openvino` is quicker. What octave networks take in all ways:
+
+    python benchmarks/speed.py --only octave --networks alpha=0.25 alpha=0.5 --rounds 30 \\
+        --backends compile onnxruntime openvino onnxruntime_forms openvino_forms
+
+With --processor-time on a machine that is not idle: provisional figures.
 """
 
 from __future__ import annotations
@@ -19,10 +24,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leanconv.deploy import BenchRow
+
+WITH_OCTAVES = "ResNet-50, octave paper"
 
 GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "20 layers, optimized separable paper": [
@@ -31,7 +39,7 @@ GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("d_resnet20", {"multiplier": 2.75}),
     ],
     "20 layers, interleaved group paper": [("regconv_w18", {}), ("igc_l4m8", {}), ("igc_l24m2", {})],
-    "ResNet-50, octave paper": [("oct_resnet50", {"alpha": alpha}) for alpha in (0, 0.125, 0.25, 0.5, 0.75)],
+    WITH_OCTAVES: [("oct_resnet50", {"alpha": alpha}) for alpha in (0, 0.125, 0.25, 0.5, 0.75)],
     "50 layers on 8 frames of 224, channel-separated paper": [
         ("resnet3d_50", {}),
         ("ip_csn_50", {}),
@@ -42,11 +50,14 @@ GROUPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 SIZES = {"50 layers on 8 frames of 224, channel-separated paper": (3, 8, 224, 224)}
 """Where the networks' own input is not what is timed."""
 
-LARGE_BATCHES = ("20 layers",)
+LARGE_BATCHES = ("20 layers", WITH_OCTAVES)
 """What the titles begin with of groups that are timed at other batches than 1 as well: the others take seconds."""
 
 KERNELS = ("leanconv", "onnxruntime_kernels")
 """The back-ends that run leanconv's own kernels."""
+
+FORMS = ("onnxruntime_forms", "openvino_forms")
+"""The runtimes as they come, on octave convolutions in the equal way that is fastest there; on `WITH_OCTAVES` alone."""
 
 INTRODUCTION = """\
 # Speed of the papers' networks on a CPU
@@ -70,15 +81,22 @@ and with leanconv's kernels (`leanconv`: in torch, by `lc.accelerate`; `onnxrunt
 |---|---:|---:|---:|---:|"""
 
 
-def candidates(group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...], densified: bool) -> dict[str, Any]:
-    """The networks with their BatchNorms folded, and `densified` ones of those that have chains of several stages."""
+def candidates(
+    group: list[tuple[str, dict[str, Any]]], size: tuple[int, ...], densified: bool, wanted: Sequence[str] = ("",)
+) -> dict[str, Any]:
+    """The networks with their BatchNorms folded, and `densified` ones of those that have chains of several stages.
+
+    The first of the group, and those with one of `wanted` in their names.
+    """
     from leanconv.build import create_model
     from leanconv.deploy import densify, fold
 
     nets: dict[str, Any] = {}
     for name, options in group:
-        net = create_model(name, **options).eval()
         label = " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+        if nets and not any(one in label for one in wanted):
+            continue
+        net = create_model(name, **options).eval()
         nets[label] = fold(net, size).model
         if not densified:
             continue
@@ -119,9 +137,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="the groups whose title has this in it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument(
-        "--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino", "leanconv", KERNELS[1]]
+        "--backends", nargs="+", default=["eager", "compile", "onnxruntime", "openvino", *FORMS, *KERNELS]
     )
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument(
+        "--networks", nargs="+", default=[""], help="the first of a group, and those with one of these in their names"
+    )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="for a machine that does other work: provisional figures"
+    )
     parser.add_argument("--densified", action="store_true", help="chains folded back into dense convolutions, too")
     options = parser.parse_args()
 
@@ -144,10 +168,12 @@ def main() -> None:
         if options.only not in title:
             continue
         size = SIZES.get(title) or default_size(group[0][0])
-        nets = candidates(group, size, options.densified)
+        nets = candidates(group, size, options.densified, options.networks)
+        backends = [one for one in options.backends if one not in FORMS or title == WITH_OCTAVES]
+        clock = process_time if options.processor_time else perf_counter
         for batch in options.batches if title.startswith(LARGE_BATCHES) else options.batches[:1]:
             print(f"{title}, batch {batch}", file=sys.stderr, flush=True)
-            timed = bench(nets, size, backends=options.backends, batch=batch, threads=1, rounds=options.rounds)
+            timed = bench(nets, size, backends=backends, batch=batch, threads=1, rounds=options.rounds, clock=clock)
             rows += [{"group": title, **row.to_json()} for row in timed]
             best += bests(timed)
             tables += [f"\n## {title}, batch {batch}\n", *table(timed)]

@@ -77,6 +77,39 @@ ROWS = [
         spec(36, 36, 3, padding=1),
         36 * 6 + 2 * 36 * 3 * 3,
     ),
+    # Figure 2's 3 + 3 for a 5: n* = (64^3 9 9)^(1/2) / (64 9) = 8 in both.
+    Row(
+        "osep-preset",
+        OptimizedSeparable(init="fresh", stage_kernels=(3, 3)),
+        spec(64, 64, 5, padding=2),
+        2 * 64 * 8 * 9,
+    ),
+    # 2, 1 and 3 see 4 positions; everything is preset.
+    Row(
+        "osep-preset-strided",
+        OptimizedSeparable(
+            init="fresh",
+            num_separated=3,
+            stage_kernels=(2, 1, 3),
+            inner_channels=(24, 32),
+            stage_groups=(4, 2, 4),
+            overlap=0.5,
+        ),
+        spec(16, 24, 4, padding=3, stride=2, dilation=2),
+        24 * 4 * 4 + 32 * 12 + 24 * 8 * 9,
+    ),
+    Row(
+        "osep-preset-1d",
+        OptimizedSeparable(init="fresh", stage_kernels=(3, 3), stage_groups=(4, 4)),
+        spec(16, 16, 5, 1, padding=2, padding_mode="reflect"),
+        2 * 16 * 4 * 3,
+    ),
+    Row(
+        "osep-preset-oblong",  # one of its axes is not convolved at all
+        OptimizedSeparable(init="fresh", stage_kernels=(3, 3), stage_groups=(4, 4)),
+        spec(16, 16, (5, 1), padding="same"),
+        2 * 16 * 4 * 3,
+    ),
     Row("osep-at-most-dense", OptimizedSeparable(overlap=64.0, at_most_dense=True), spec(8, 8, 3, padding=1), 576),
     Row("igc", InterleavedGroup(primary_partitions=4), spec(32, 32, 3, padding=1), 32 * 8 * 9 + 32 * 4),
     Row("igc-widening", InterleavedGroup(primary_partitions=4), spec(16, 32, 3, padding=1, stride=2), 1152 + 128),
@@ -99,6 +132,9 @@ ROWS = [
 ]
 
 CHAINS = [row for row in ROWS if isinstance(row.rewrite, ChainRewrite)]
+
+FITTED = [row for row in CHAINS if row.rewrite.init == "project"]
+"""Those that can be fitted to a kernel."""
 
 
 def network(name: str) -> nn.Sequential:

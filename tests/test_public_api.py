@@ -42,7 +42,7 @@ SIGNATURES = {
     "OptimizedSeparable": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', num_separated=2, overlap=1.0, "
         "width='normal', spatial=False, search='paper', stage_groups=None, "
-        "kernel_at='middle', at_most_dense=False)"
+        "kernel_at='middle', at_most_dense=False, stage_kernels=None, inner_channels=None)"
     ),
     "InterleavedGroup": (
         "(*, where='kernel>1 groups=1 !stem', init='project', between='none', primary_partitions=None, "

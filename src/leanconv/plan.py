@@ -26,11 +26,13 @@ __all__ = [
     "NarrowedPlan",
     "NarrowedStage",
     "Plan",
+    "Share",
     "Stage",
     "WidthPolicy",
     "grouped_stage",
     "inner_width",
     "narrowed_plan",
+    "shared_kernel",
     "stage_axes",
 ]
 
@@ -66,8 +68,9 @@ def _shuffled(slots: int, groups: int) -> list[int]:
 class Plan:
     """The chain of `stages` that stands for the dense convolution `spec`.
 
-    Each spatial axis is convolved (kernel > 1, stride, padding, dilation) by exactly one stage, so that the chain
-    equals one dense convolution with `spec`'s stride, padding and dilation whatever the weights are.
+    Every spatial axis is padded once, before anything convolves it, and strided once, after all that do; the kernels
+    of the stages that convolve it add up: 3 and 3 see 5 positions. So the chain equals one dense convolution with
+    `spec`'s stride, padding and dilation whatever the weights are.
 
     Raises:
         PlanError: if the stages do not add up to `spec`.
@@ -86,13 +89,36 @@ class Plan:
                 f"but the convolution has {self.spec.in_channels} and {self.spec.out_channels}"
             )
         for axis in range(self.spec.ndim):
-            for name in ("kernel_size", "stride", "dilation"):
-                wanted = getattr(self.spec, name)[axis]
-                given = [getattr(stage.conv, name)[axis] for stage in self.stages]
-                if prod(given) != wanted or sum(value > 1 for value in given) > 1:
-                    raise PlanError(f"{name} of axis {axis} is {wanted}, but the stages have {given}")
+            self._check_axis(axis)
         if any(stage.conv.bias for stage in self.stages[:-1]):
             raise PlanError("only the last stage may have a bias: an inner one would break zero padding")
+
+    def _check_axis(self, axis: int) -> None:
+        given = {
+            name: [getattr(stage.conv, name)[axis] for stage in self.stages]
+            for name in ("kernel_size", "stride", "dilation")
+        }
+        kernel, stride, dilation = given.values()
+        adds_up = {
+            "kernel_size": sum(size - 1 for size in kernel) == self.spec.kernel_size[axis] - 1,
+            "stride": prod(stride) == self.spec.stride[axis] and sum(step > 1 for step in stride) < 2,
+            "dilation": {far for far, size in zip(dilation, kernel, strict=True) if size > 1 or far > 1}
+            <= {self.spec.dilation[axis]},
+        }
+        for name, right in adds_up.items():
+            if not right:
+                raise PlanError(f"{name} of axis {axis} is {getattr(self.spec, name)[axis]}, stages have {given[name]}")
+        convolving = [index for index, size in enumerate(kernel) if size > 1]
+        if not convolving:
+            return
+        if any(step > 1 for step in stride[: convolving[-1]]):
+            raise PlanError(f"axis {axis} is strided by {stride} before stage {convolving[-1] + 1} convolves it")
+        padding = [stage.conv.padding for stage in self.stages[convolving[0] + 1 :]]
+        if len(convolving) > 1 and any(isinstance(pad, str) or pad[axis] for pad in padding):
+            raise PlanError(
+                f"axis {axis} is padded after stage {convolving[0] + 1} has convolved it, so at the border the chain"
+                " would be no single convolution"
+            )
 
     @property
     def params(self) -> int:
@@ -156,8 +182,18 @@ class Plan:
         return "; ".join(map(str, self.stages))
 
 
-def stage_axes(spec: ConvSpec, axes: Iterable[int]) -> dict[str, tuple[int, ...] | str]:
-    """Kernel, stride, padding and dilation of the stage that convolves `axes` of `spec` and passes the others."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one stage does of the convolving of a layer: the arguments of `ConvSpec` along the axes."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+
+
+def stage_axes(spec: ConvSpec, axes: Iterable[int]) -> Share:
+    """The share of the stage that convolves `axes` of `spec` alone, and passes the others."""
     chosen = set(axes)
 
     def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
@@ -168,17 +204,59 @@ def stage_axes(spec: ConvSpec, axes: Iterable[int]) -> dict[str, tuple[int, ...]
         padding = spec.padding if chosen else (0,) * spec.ndim
     else:
         padding = pick(spec.padding, 0)
-    return {
-        "kernel_size": pick(spec.kernel_size, 1),
-        "stride": pick(spec.stride, 1),
-        "padding": padding,
-        "dilation": pick(spec.dilation, 1),
-    }
+    return Share(
+        kernel_size=pick(spec.kernel_size, 1),
+        stride=pick(spec.stride, 1),
+        padding=padding,
+        dilation=pick(spec.dilation, 1),
+    )
+
+
+def shared_kernel(spec: ConvSpec, kernels: Sequence[int]) -> tuple[Share, ...]:
+    """The shares of stages that convolve every axis of `spec` by these kernels, one behind the other.
+
+    An axis of one tap is convolved by none. All padding is done by the first of them and the stride by the last.
+
+    Raises `PlanError` where the kernels see more or fewer positions than that of the layer.
+    """
+    convolving = [index for index, size in enumerate(kernels) if size > 1] or [0]
+    reach = 1 + sum(size - 1 for size in kernels)
+    if any(size not in (1, reach) for size in spec.kernel_size):
+        raise PlanError(
+            f"stages with kernels of {', '.join(map(str, kernels))} see {reach} positions of an axis, the layer's"
+            f" kernel {spec.kernel_size} sees others: they must add up to it, like 3 and 3 to 5"
+        )
+    whole = _padding(spec)
+    return tuple(
+        Share(
+            kernel_size=tuple(size if of > 1 else 1 for of in spec.kernel_size),
+            stride=spec.stride if index == convolving[-1] else (1,) * spec.ndim,
+            padding=whole if index == convolving[0] else (0,) * spec.ndim,
+            dilation=tuple(
+                far if size > 1 and of > 1 else 1 for far, of in zip(spec.dilation, spec.kernel_size, strict=True)
+            ),
+        )
+        for index, size in enumerate(kernels)
+    )
+
+
+def _padding(spec: ConvSpec) -> tuple[int, ...]:
+    """What a layer pads at both ends of every axis, in numbers."""
+    if not isinstance(spec.padding, str):
+        return spec.padding
+    both = [
+        far * (size - 1) * (spec.padding == "same") for far, size in zip(spec.dilation, spec.kernel_size, strict=True)
+    ]
+    if any(amount % 2 for amount in both):
+        raise PlanError(
+            f"padding 'same' of kernel {spec.kernel_size} is not the same at both ends: no stage pads so alone"
+        )
+    return tuple(amount // 2 for amount in both)
 
 
 def grouped_stage(
     spec: ConvSpec,
-    axes: Iterable[int],
+    axes: Iterable[int] | Share,
     in_channels: int,
     out_channels: int,
     groups: int,
@@ -186,14 +264,19 @@ def grouped_stage(
     shuffle: int = 1,
     last: bool = False,
 ) -> Stage:
-    """The stage of `groups` groups that convolves `axes` of `spec`, on as many spare slots as it takes to divide."""
+    """The stage of `groups` groups that convolves `axes` of `spec`, or its share of them all, on as many spare slots as
+    it takes to divide."""
+    share = axes if isinstance(axes, Share) else stage_axes(spec, axes)
     conv = ConvSpec(
         in_channels=groups * -(-in_channels // groups),
         out_channels=groups * -(-out_channels // groups),
         groups=groups,
         bias=spec.bias and last,
         padding_mode=spec.padding_mode,
-        **stage_axes(spec, axes),  # type: ignore[arg-type]
+        kernel_size=share.kernel_size,
+        stride=share.stride,
+        padding=share.padding,
+        dilation=share.dilation,
     )
     return Stage(conv=conv, shuffle=shuffle)
 

@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from kernels_library import library
 from leanconv.build import create_model
-from leanconv.deploy.forms import fastest, in_form
+from leanconv.deploy.forms import fastest, in_form, measured
 from leanconv.deploy.forms.measured import measure_training
 from leanconv.deploy.forms.trained import KernelChain, KernelConv2d, train_by_kernels_, trained_by_kernels
 from leanconv.deploy.kept import kept_bytes
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.nets import CifarResNet
-from leanconv.ops import conv_maker
+from leanconv.ops import conv_maker, spec_of
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv2d
@@ -161,6 +161,25 @@ def test_measured() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(one, state[name]) for name, one in plain.state_dict().items())
     assert not any(isinstance(module, (KernelChain, KernelConv2d)) for module in plain.modules())
+
+
+def test_a_gradient_that_is_only_rounding_is_no_difference() -> None:
+    """A bias in front of a BatchNorm moves nothing: its gradient is noise, on either side another one."""
+    torch.manual_seed(0)
+    chain = DepthSeparable(between="bn").build(spec_of(nn.Conv2d(16, 16, 3, padding=1)))
+    found = measure_training(nn.Sequential(chain, nn.BatchNorm2d(16), nn.ReLU()), (16, 9, 9), rounds=1)
+    assert found.convs
+    assert found.difference < 1e-3
+
+
+def test_a_wrong_gradient_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module) -> tuple[str, ...]:
+        names = train_by_kernels_(model)
+        model.get_submodule(names[0]).weight.register_hook(lambda gradient: gradient * 1.1)
+        return names
+
+    monkeypatch.setattr(measured, "train_by_kernels_", wrong)
+    assert measure_training(net(OptimizedSeparable()), SIZE, rounds=1).difference == pytest.approx(0.1, rel=1e-2)
 
 
 def test_among_the_forms() -> None:

@@ -21,7 +21,7 @@ def job(folder: Path, name: str, code: str) -> Job:
     return Job(name=name, command=(sys.executable, "-c", code), log=folder / "logs" / f"{name}.log")
 
 
-def test_all_run_and_failures_stop_no_other(tmp_path: Path) -> None:
+def test_all_run_and_failures_stop_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Ended] = []
     jobs = [
         job(tmp_path, "a", "import os; print('threads', os.environ['OMP_NUM_THREADS'])"),
@@ -35,7 +35,12 @@ def test_all_run_and_failures_stop_no_other(tmp_path: Path) -> None:
     assert done[0].last_line == f"threads {threads_of_each(2)}"
     assert done[1].last_line == "no such thing"
     assert done[2].last_line == ""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads_of_each(10**6) == 1
+    assert threads_of_each(1) == usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads_of_each(1) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
     assert threads_of_each(1) == usable_cores()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from leanconv.deploy import densify, fold
 from leanconv.errors import LeanconvError, PlanError, UnknownName
 from leanconv.ops import conv_maker, spec_of
 from leanconv.ops.chain import ConvChain
@@ -19,9 +20,10 @@ from leanconv.ops.igc import InterleavedGroupConv1d, InterleavedGroupConv2d
 from leanconv.ops.osep import OptimizedSeparable, OptimizedSeparableConv1d, OptimizedSeparableConv2d
 from leanconv.ops.separable import DepthSeparableConv2d, Grouped
 from leanconv.spec import ConvSpec
-from operators import CHAINS, Row
+from operators import CHAINS, FITTED, Row
 
 every_row = pytest.mark.parametrize("row", CHAINS, ids=lambda row: row.name)
+every_fitted_row = pytest.mark.parametrize("row", FITTED, ids=lambda row: row.name)
 
 PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -94,7 +96,7 @@ def test_it_has_a_bias_where_the_convolution_has_one(row: Row) -> None:
     assert (row.rewrite.build(row.spec).bias is None) == (dense_module(row.spec).bias is None)
 
 
-@every_row
+@every_fitted_row
 def test_projection_finds_a_kernel_that_the_chain_can_express(row: Row) -> None:
     source = row.rewrite.build(row.spec, dtype=torch.float64)
     target = row.rewrite.build(row.spec, dtype=torch.float64)
@@ -107,7 +109,7 @@ def test_projection_finds_a_kernel_that_the_chain_can_express(row: Row) -> None:
         torch.testing.assert_close(target(x), source(x), rtol=0, atol=1e-6)
 
 
-@every_row
+@every_fitted_row
 def test_projection_is_a_least_squares_optimum(row: Row) -> None:
     """No small step of any stage's weights comes nearer to the dense kernel."""
     chain, dense = row.rewrite.build(row.spec, dtype=torch.float64), dense_module(row.spec)
@@ -117,6 +119,29 @@ def test_projection_is_a_least_squares_optimum(row: Row) -> None:
     assert error == pytest.approx(float((loss.sqrt() / dense.weight.norm()).detach()), rel=1e-6, abs=1e-12)
     gradients = torch.autograd.grad(loss, [conv.weight for conv in chain.convs])
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-2 * float(dense.weight.detach().norm())
+
+
+@pytest.mark.parametrize("row", [row for row in CHAINS if row not in FITTED], ids=lambda row: row.name)
+def test_a_kernel_is_not_fitted_by_stages_that_share_an_axis(row: Row) -> None:
+    dense = dense_module(row.spec)
+    chain = row.rewrite.build(row.spec, dtype=torch.float64)
+    with pytest.raises(PlanError, match=r"several stages convolve axis 0, .* init='fresh'"):
+        chain.project_(dense.weight, dense.bias)
+
+
+def test_a_folded_norm_between_stages_that_share_an_axis_is_composed() -> None:
+    """Its shift is a bias in the middle, where nothing pads any more."""
+    planner = OptimizedSeparable(init="fresh", stage_kernels=(3, 3), stage_groups=(2, 2), between="bn")
+    chain = planner.build(ConvSpec(in_channels=8, out_channels=8, kernel_size=(5, 5), padding=(2, 2), bias=True))
+    norm = chain.get_submodule("bn1")
+    nn.init.normal_(norm.bias)
+    norm.running_mean.normal_()
+    folded = fold(chain.eval(), (8, 7, 6))
+    made = densify(folded.model, (8, 7, 6))
+    assert isinstance(made.model, nn.Conv2d)
+    assert folded.model.convs[0].bias is not None
+    x = torch.randn(2, 8, 7, 6)
+    torch.testing.assert_close(made.model(x), chain(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["osep-padded", "osep-sparse", "igc", "spatial_separable-3d", "depth_separable"])
@@ -203,6 +228,12 @@ def test_spec_of_a_module() -> None:
         (lambda: DropInOf(3, overlap=-1.0), "overlap must be above 0"),
         (lambda: DropInOf(3, num_separated=0), "num_separated must be at least 1"),
         (lambda: DropInOf(3, stage_groups=(1,)), "one entry per stage"),
+        (lambda: DropInOf(5, stage_kernels=(3,)), "stage_kernels needs one entry per stage"),
+        (lambda: DropInOf(5, stage_kernels=(3, 0)), "stage_kernels are at least 1"),
+        (lambda: DropInOf(5, inner_channels=(8, 8)), "inner_channels needs one entry per place between two stages"),
+        (lambda: DropInOf(5, stage_kernels=(3, 3), spatial=True), "spatial and kernel_at cannot say it as well"),
+        (lambda: DropInOf(7, stage_kernels=(3, 3)), r"see 5 positions of an axis, the layer's kernel \(7, 7\)"),
+        (lambda: DropInOf(4, stage_kernels=(2, 3), padding="same"), "is not the same at both ends"),
         (lambda: DropInOf(3, stage_groups=(None, 99)), "between 1 and 16, got 99"),
         (lambda: DropInOf(3, search="exact", stage_groups=(3, None)), "must divide 16 and 16"),
         (lambda: DropInOf(3, search="best"), "search must be"),

@@ -26,8 +26,9 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="What runs the models: eager, compile, onnxruntime, openvino, and our own kernels, leanconv (in "
-            "torch) and onnxruntime_kernels; with --train eager, compile, leanconv.  [default: eager,compile,"
+            help="What runs the models: eager, compile, onnxruntime, openvino; onnxruntime_forms and openvino_forms, "
+            "with octave convolutions in the way that is fastest there; our own kernels, leanconv (in torch) and "
+            "onnxruntime_kernels; with --train eager, compile, leanconv.  [default: eager,compile,"
             "onnxruntime,openvino; with --train eager]",
             show_default=False,
         ),

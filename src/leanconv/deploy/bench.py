@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
 from leanconv.deploy.frame_by_frame import frame_by_frame
+from leanconv.deploy.forms.octave_forms import octave_forms
 from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
@@ -62,12 +64,14 @@ def bench(
     rounds: int = 50,
     tolerance: float = 1e-3,
     seed: int = 0,
+    clock: Callable[[], float] = perf_counter,
 ) -> list[BenchRow]:
     """Measure every model on every backend, in eval mode on the CPU with `threads` threads; one row for each pair.
 
     `size` is (C, L), (C, H, W) or (C, frames, H, W), without the batch axis, or a list of such. The models stay
     untouched. Outputs that are further from torch's than `tolerance` times the largest of them disqualify a backend.
-    BatchNorms are not folded: to see what that gives, pass `fold(model, size)` as one more model.
+    BatchNorms are not folded: to see what that gives, pass `fold(model, size)` as one more model. `clock` gives
+    seconds; with `time.process_time` the processor's time counts, on a machine that does other work as well.
 
     Raises:
         UnknownName: for a backend that is not in `BACKENDS`.
@@ -112,7 +116,7 @@ def bench(
                 )
         if not candidates:
             return rows
-        latencies = compare_latency(candidates, rounds=rounds, threads=threads)
+        latencies = compare_latency(candidates, rounds=rounds, threads=threads, clock=clock)
     for index, latency in latencies.items():
         rows[int(index)] = rows[int(index)].timed(latency)
     return rows
@@ -168,6 +172,12 @@ def _exported(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     return path
 
 
+def _exported_in_forms(model: nn.Module, path: Path, size: Sizes, batch: int, threads: int, runtime: str) -> Path:
+    """The same with octave convolutions in the way that is fastest on `runtime`."""
+    found = octave_forms(model, size, runtime=runtime, batch=batch, threads=threads)
+    return _exported(found.model, path.with_suffix(f".{runtime}.onnx"), size, batch)
+
+
 def _exported_with_kernels(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     """The same with the programs of the kernels as nodes."""
     found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime_kernels")
@@ -183,6 +193,12 @@ BACKENDS: dict[str, Build] = {
     ),
     "openvino": lambda model, path, size, batch, threads: openvino_runner(
         _exported(model, path, size, batch), threads=threads
+    ),
+    "onnxruntime_forms": lambda model, path, size, batch, threads: onnxruntime_runner(
+        _exported_in_forms(model, path, size, batch, threads, "onnxruntime"), threads=threads
+    ),
+    "openvino_forms": lambda model, path, size, batch, threads: openvino_runner(
+        _exported_in_forms(model, path, size, batch, threads, "openvino"), threads=threads
     ),
     "onnxruntime_kernels": lambda model, path, size, batch, threads: onnxruntime_runner(
         _exported_with_kernels(model, path.with_suffix(".kernels.onnx"), size, batch), threads=threads

@@ -80,8 +80,7 @@ def densify(model: nn.Module | ModelHolder, size: Size | None = None, *, toleran
 def _obstacle(chain: ConvChain) -> str | None:
     if not chain.is_linear:
         return f"between its stages stands {chain.between}: it is not one linear convolution"
-    first = next((index for index, conv in enumerate(chain.convs) if conv.bias is not None), len(chain.convs))
-    if any(max(conv.kernel_size) > 1 for conv in chain.convs[first + 1 :]):
+    if chain.cuts_inner_bias:
         return "an inner stage has a bias, which zero padding would cut at the border"
     if any(module._forward_hooks or module._forward_pre_hooks for module in chain.modules()):
         return "it carries forward hooks"

@@ -26,8 +26,10 @@ _LOOK_EVERY = 0.05
 
 
 def threads_of_each(at_once: int) -> int:
-    """How many threads a job may have where `at_once` share the cores of this machine."""
-    return max(1, usable_cores() // at_once)
+    """How many threads a job may have where `at_once` share the cores, and no more than OMP_NUM_THREADS here says."""
+    share = max(1, usable_cores() // at_once)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(said)) if said.isdecimal() and int(said) else share
 
 
 def run_local(
@@ -35,7 +37,8 @@ def run_local(
 ) -> tuple[Ended, ...]:
     """Carry out `jobs`, `at_once` of them at a time, begun in their order; `ended` is told of each as it ends.
 
-    The cores are shared out: each has as many threads (OMP_NUM_THREADS), unless its environment says another number.
+    The cores are shared out: each has as many threads (OMP_NUM_THREADS), fewer where that says so already, unless its
+    own environment says another number.
     A job that fails does not stop the others. On KeyboardInterrupt or SIGTERM (or any error here) all that run are
     asked to end, and waited for, before it is raised on. Raises `LeanconvError` for `at_once` below 1, a command that
     is not there and a log that cannot be written.

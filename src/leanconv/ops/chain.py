@@ -193,24 +193,32 @@ class ConvChain(ConvOperator, nn.Sequential):
         if not self.is_linear:
             raise PlanError(f"a chain with between={self.between!r} is not one linear convolution")
 
+    @property
+    def cuts_inner_bias(self) -> bool:
+        """Whether a stage pads behind one that has a bias (a folded norm): then the chain is no single convolution."""
+        first = next((index for index, conv in enumerate(self.convs) if conv.bias is not None), len(self.convs))
+        behind = self.convs[first + 1 :]
+        return any(conv.padding not in ((0,) * self.plan.spec.ndim, "valid") for conv in behind)
+
     def _whole_bias(self) -> Tensor:
         """What the chain makes of nothing, (C_out,): its last bias, and the inner ones through what follows them.
 
         Raises `PlanError` where a later stage pads, which would cut an inner bias at the border.
         """
-        first = next((index for index, conv in enumerate(self.convs) if conv.bias is not None), 0)
-        if any(
-            any(stage.conv.kernel_size[a] > 1 for a in range(self.plan.spec.ndim))
-            for stage in self.plan.stages[first + 1 :]
-        ):
+        if self.cuts_inner_bias:
             raise PlanError("an inner stage has a bias, which zero padding would cut at the border")
+        first = next(index for index, conv in enumerate(self.convs) if conv.bias is not None)
         leaves = list(self)
         start = leaves.index(self.convs[first])
         bias = self.convs[first].bias
         assert bias is not None  # whoever asks has seen one
         value = bias.double().view(1, -1, *(1,) * self.plan.spec.ndim)
         for leaf in leaves[start + 1 :]:
-            value = copy.deepcopy(leaf).double()(value) if isinstance(leaf, tuple(CONVS.values())) else leaf(value)
+            if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                seen = (far * (size - 1) + 1 for far, size in zip(leaf.dilation, leaf.kernel_size, strict=True))
+                value = copy.deepcopy(leaf).double()(value.expand(1, -1, *seen))  # the same everywhere that it sees
+            else:
+                value = leaf(value)
         return value.flatten()
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ weights (where a group's block lies, who reads whom) put into buffers once.
 
     dense(W, g) = repeat(W, g) * mask                 (O, I / g, *K) -> (O, I, *K), zeros off the blocks
     kernel_1    = dense_1[:, :C_in][wiring_1]
-    kernel_n    = (dense_n x kernel_{n-1})[wiring_n]  taps multiply, never add: each axis is convolved by one stage
+    kernel_n    = (dense_n x kernel_{n-1})[wiring_n]  see `project.behind`
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from leanconv.errors import LeanconvError
 from leanconv.ops.octave_parts import Runs, double, halve, interleave, take
@@ -31,7 +30,6 @@ __all__ = [
     "RULES",
     "MergeHere",
     "OctaveMap",
-    "PartsMode",
     "Rule",
     "become",
     "call",
@@ -326,25 +324,6 @@ def split(x: Tensor, runs: int | Runs) -> OctaveMap:
         runs = (x.shape[1] - runs, runs)
     high, low = take(x, runs)
     return OctaveMap(high, halve(low), runs)
-
-
-class PartsMode(TorchFunctionMode):
-    """A mode that sees what functions do with the parts of maps at two resolutions, and not the maps."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if OctaveMap not in types:
-            return self.function(func, args, kwargs or {})
-        TorchFunctionMode.__enter__(self)  # type: ignore[no-untyped-call]  # nobody asks a mode while it is asked
-        try:
-            return call(func, args, kwargs or {})[0]
-        finally:
-            TorchFunctionMode.__exit__(self, None, None, None)  # type: ignore[no-untyped-call]
-
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of a function with plain tensors."""
-        raise NotImplementedError
 
 
 # --------------------------------------------------------------------------------------------------- for autograd

@@ -21,6 +21,7 @@ group is given back until they meet; no layer of the paper's networks is touched
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf, prod
 from typing import ClassVar, Literal
@@ -33,7 +34,7 @@ from leanconv.ops.osep_groups import (
     exact_groups,
     paper_groups,
 )
-from leanconv.plan import Plan, WidthPolicy, grouped_stage, inner_width
+from leanconv.plan import Plan, Share, WidthPolicy, grouped_stage, inner_width, shared_kernel, stage_axes
 from leanconv.spec import ConvSpec
 
 __all__ = [
@@ -61,11 +62,17 @@ class OptimizedSeparable(ChainRewrite):
             the cheapest of all, padded where they do not divide.
         stage_groups: fixed group counts, one per stage, None where the planner is free (the "masked" inputs of
             Algorithm 1).
+        stage_kernels: the kernel of every stage (Algorithm 1's "preset" ones), along every axis of more than one tap;
+            they must add up to the layer's, as 3 and 3 do to 5. None: one stage has all of it, which costs least.
+        inner_channels: the channels between the stages, one number less than there are stages, in the place of `width`.
         at_most_dense: keep one dense stage where the chain would have more weights than the dense convolution, instead
             of refusing: the end of the sweep of gamma that the paper calls conventional.
 
     >>> print(OptimizedSeparable().plan(ConvSpec(in_channels=62, out_channels=62, kernel_size=(3, 3))))
     3x3 63->63 g21, shuffle 21; 1x1 63->63 g3
+    >>> five = ConvSpec(in_channels=64, out_channels=64, kernel_size=(5, 5), padding=(2, 2))
+    >>> print(OptimizedSeparable(stage_kernels=(3, 3)).plan(five))
+    3x3 64->64 g8, shuffle 8; 3x3 64->64 g8
     >>> print(OptimizedSeparable(search="exact").plan(ConvSpec(in_channels=64, out_channels=64, kernel_size=(3, 3))))
     3x3 64->64 g32, shuffle 32; 1x1 64->64 g2
     """
@@ -80,6 +87,8 @@ class OptimizedSeparable(ChainRewrite):
     stage_groups: tuple[int | None, ...] | None = None
     kernel_at: Literal["middle", "first", "last"] = "middle"
     at_most_dense: bool = False
+    stage_kernels: tuple[int, ...] | None = None
+    inner_channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,13 +101,25 @@ class OptimizedSeparable(ChainRewrite):
         for name, legal in (("search", ("paper", "exact", "cheapest")), ("kernel_at", ("middle", "first", "last"))):
             if getattr(self, name) not in legal:
                 raise LeanconvError(f"osep: {name} must be one of {', '.join(legal)}, got {getattr(self, name)!r}")
-        if self.stage_groups is not None:
-            object.__setattr__(self, "stage_groups", tuple(self.stage_groups))
-            if len(self.stage_groups) != self.num_separated:
+        for name, entries, per in (
+            ("stage_groups", self.num_separated, "stage"),
+            ("stage_kernels", self.num_separated, "stage"),
+            ("inner_channels", self.num_separated - 1, "place between two stages"),
+        ):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            object.__setattr__(self, name, tuple(given))
+            if len(given) != entries:
                 raise LeanconvError(
-                    f"osep: stage_groups needs one entry per stage (num_separated={self.num_separated}), "
-                    f"got {self.stage_groups}"
+                    f"osep: {name} needs one entry per {per} (num_separated={self.num_separated}), got {tuple(given)}"
                 )
+            if name != "stage_groups" and any(number < 1 for number in given):
+                raise LeanconvError(f"osep: {name} are at least 1, got {tuple(given)}")
+        if self.stage_kernels is not None and (self.spatial or self.kernel_at != "middle"):
+            raise LeanconvError(
+                "osep: stage_kernels say where the kernel is; spatial and kernel_at cannot say it as well"
+            )
 
     def plan(self, spec: ConvSpec) -> Plan:
         """See `ChainRewrite.plan`.
@@ -107,26 +128,22 @@ class OptimizedSeparable(ChainRewrite):
             PlanError: if the chain would have more weights than the dense convolution, or no legal groups exist.
         """
         self._check_stage_count(spec)
-        axes = self._axes(spec)
         count = self.num_separated
-        channels = [
-            spec.in_channels,
-            *(inner_width(self.width, spec.in_channels, spec.out_channels, step, count) for step in range(1, count)),
-            spec.out_channels,
-        ]
-        taps = [prod(spec.kernel_size[axis] for axis in chosen) for chosen in axes]
+        shares = self._shares(spec)
+        channels = [spec.in_channels, *self.widths_between(spec), spec.out_channels]
+        taps = [prod(share.kernel_size) for share in shares]
         fixed = self.stage_groups or (None,) * count
         if self.overlap == inf and fixed == (None,) * count:
-            plan = _chain(spec, axes, channels, (1,) * count)
+            plan = _chain(spec, shares, channels, (1,) * count)
         elif self.search == "exact":
             plan = _connected(
-                spec, axes, channels, exact_groups(channels, taps, self.overlap, fixed), fixed, self.overlap
+                spec, shares, channels, exact_groups(channels, taps, self.overlap, fixed), fixed, self.overlap
             )
         else:
             groups = paper_groups(channels, taps, self.overlap, fixed)
-            plan = _connected(spec, axes, channels, groups, fixed, self.overlap)
+            plan = _connected(spec, shares, channels, groups, fixed, self.overlap)
             if self.search == "cheapest":
-                plan = self._cheapest(spec, axes, channels, taps, fixed, plan)
+                plan = self._cheapest(spec, shares, channels, taps, fixed, plan)
         if plan.params > spec.params:
             if self.at_most_dense:
                 whole = grouped_stage(spec, range(spec.ndim), spec.in_channels, spec.out_channels, 1, last=True)
@@ -141,7 +158,7 @@ class OptimizedSeparable(ChainRewrite):
     def _cheapest(
         self,
         spec: ConvSpec,
-        axes: list[tuple[int, ...]],
+        shares: Sequence[Share],
         channels: list[int],
         taps: list[int],
         fixed: tuple[int | None, ...],
@@ -150,11 +167,11 @@ class OptimizedSeparable(ChainRewrite):
         """The cheapest chain of all; for gamma >= 1 only those in which every output sees every input."""
 
         def accept(groups: tuple[int, ...]) -> bool:
-            return self.overlap < 1 or _chain(spec, axes, channels, groups).coverage == 1
+            return self.overlap < 1 or _chain(spec, shares, channels, groups).coverage == 1
 
         start = tuple(stage.conv.groups for stage in rounded.stages)
         groups = cheapest_groups(channels, taps, self.overlap, fixed, start, accept)
-        return _chain(spec, axes, channels, groups)
+        return _chain(spec, shares, channels, groups)
 
     def _check_stage_count(self, spec: ConvSpec) -> None:
         """Refuse more stages than log(gamma C K^2), from where on a further one only adds weights (eq. 21)."""
@@ -167,6 +184,20 @@ class OptimizedSeparable(ChainRewrite):
                 f"{spec.out_channels} channels with kernel {spec.kernel_size}: the least cost is at "
                 f"log(gamma C K^2) = {best:.2f} stages, more only add weights; use at most {max(2, ceil(best))}"
             )
+
+    def widths_between(self, spec: ConvSpec) -> tuple[int, ...]:
+        """The channels between the stages of the chain for `spec`."""
+        count = self.num_separated
+        if self.inner_channels is not None:
+            return self.inner_channels
+        return tuple(
+            inner_width(self.width, spec.in_channels, spec.out_channels, step, count) for step in range(1, count)
+        )
+
+    def _shares(self, spec: ConvSpec) -> tuple[Share, ...]:
+        if self.stage_kernels is not None:
+            return shared_kernel(spec, self.stage_kernels)
+        return tuple(stage_axes(spec, axes) for axes in self._axes(spec))
 
     def _axes(self, spec: ConvSpec) -> list[tuple[int, ...]]:
         """The spatial axes that each stage convolves (Algorithm 1: K x K at floor(N / 2), counted from 1)."""
@@ -191,14 +222,14 @@ class OptimizedSeparable(ChainRewrite):
 
 def _connected(
     spec: ConvSpec,
-    axes: list[tuple[int, ...]],
+    shares: Sequence[Share],
     channels: list[int],
     groups: tuple[int, ...],
     fixed: tuple[int | None, ...],
     overlap: float,
 ) -> Plan:
     """The chain with these groups; where rounding has cut what eq. 15 promises, with as many fewer as mend it."""
-    plan = _chain(spec, axes, channels, groups)
+    plan = _chain(spec, shares, channels, groups)
     while overlap >= 1 and plan.coverage < 1:
         # Give back the group that mends most, then costs least.
         fewer = [
@@ -209,19 +240,19 @@ def _connected(
         if not fewer:
             break
         plan, groups = max(
-            ((_chain(spec, axes, channels, option), option) for option in fewer),
+            ((_chain(spec, shares, channels, option), option) for option in fewer),
             key=lambda candidate: (candidate[0].coverage, -candidate[0].params),
         )
     return plan
 
 
-def _chain(spec: ConvSpec, axes: list[tuple[int, ...]], channels: list[int], groups: tuple[int, ...]) -> Plan:
+def _chain(spec: ConvSpec, shares: Sequence[Share], channels: list[int], groups: tuple[int, ...]) -> Plan:
     """The chain with these group counts, its stages joined by shuffles."""
     last = len(groups) - 1
     stages = tuple(
         grouped_stage(
             spec,
-            axes[l],
+            shares[l],
             channels[l],
             channels[l + 1],
             groups[l],

@@ -14,7 +14,7 @@ from leanconv.ops.drop_in import ChainRewrite
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.osep_groups import best_stage_count, relaxed_cost
 from leanconv.ops.separable import DepthSeparable, Depthwise, Grouped, SpatialSeparable
-from leanconv.plan import Plan, inner_width
+from leanconv.plan import Plan, shared_kernel
 from leanconv.spec import ConvSpec
 
 __all__ = ["GAMMAS", "Choice", "classics", "overlap_sweep", "relaxed_optimum", "stage_sweep", "two_stage_cost"]
@@ -42,9 +42,10 @@ def relaxed_optimum(spec: ConvSpec, step: OptimizedSeparable) -> float:
     3072
     """
     count = step.num_separated
-    inner = [inner_width(step.width, spec.in_channels, spec.out_channels, l, count) for l in range(1, count)]
     taps = [prod(spec.kernel_size), *(1,) * (count - 1)]  # only the product counts
-    return relaxed_cost([spec.in_channels, *inner, spec.out_channels], taps, step.overlap)
+    if step.stage_kernels is not None:
+        taps = [prod(share.kernel_size) for share in shared_kernel(spec, step.stage_kernels)]
+    return relaxed_cost([spec.in_channels, *step.widths_between(spec), spec.out_channels], taps, step.overlap)
 
 
 def two_stage_cost(channels: int, kernel: int, groups: float, first: float, *, ndim: int = 1) -> float:
@@ -52,8 +53,8 @@ def two_stage_cost(channels: int, kernel: int, groups: float, first: float, *, n
 
     The first has `groups` groups, the second channels / groups, so that the channel condition holds with nothing to
     spare (eq. 5, gamma 1). Figure 2 draws it for `ndim` 1; real numbers are what derivatives are taken of. Equal parts
-    of the kernel are a saddle, so that all of it belongs in one stage, which is what the planner does: no chain of ours
-    convolves an axis twice.
+    of the kernel are a saddle, so that all of it belongs in one stage, which is what the planner does where
+    `stage_kernels` do not say otherwise.
 
     >>> two_stage_cost(64, 5, 8, 3), two_stage_cost(64, 5, 8, 3, ndim=2)
     (3072.0, 9216.0)
@@ -74,7 +75,7 @@ def stage_sweep(spec: ConvSpec, step: OptimizedSeparable | None = None) -> tuple
     >>> [choice.plan.params for choice in stage_sweep(spec) if choice.plan]
     [36864, 3234, 1600, 1344, 1506, 1566, 1344]
     """
-    step = replace(step or OptimizedSeparable(), stage_groups=None)
+    step = replace(step or OptimizedSeparable(), stage_groups=None, stage_kernels=None, inner_channels=None)
     taps = prod(spec.kernel_size)
     best = best_stage_count(spec.in_channels, spec.out_channels, taps, max(step.overlap, 1.0))
     most = max(2, ceil(best)) if step.overlap < inf else 2

@@ -12,15 +12,21 @@ singular value decomposition of the blocks is the global optimum.
 Anything else (more stages, slots that repeat): the kernel is linear in each stage's weights with the others held, so
 the stages are solved in turn by conjugate gradients on the normal equations: a local optimum, started from the tensor
 train of the kernel.
+
+Kernels of stages that convolve the same axis are not fitted: convolved with each other they have many local optima, and
+no start that we tried is good for all (from half of the kernel missed to none, on kernels that the chain can express).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from leanconv.errors import PlanError
 from leanconv.plan import Plan
 from leanconv.spec import ConvSpec
 
@@ -30,13 +36,19 @@ _SWEEPS = 200  # kernels that a chain can express exactly are reached slowly; ot
 _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
 
+_CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
 
 def behind(kernel: Tensor, after: Tensor) -> Tensor:
     """The dense kernel (O, I, *K) of a convolution by `kernel` (M, I, *K1) and one by `after` (O, M, *K2) behind it.
 
-    Along every axis one of the two has a single tap.
+    K is K1 + K2 - 1: where both have several taps along an axis, the kernels are convolved with each other.
     """
     ndim = kernel.ndim - 2
+    if any(min(a, b) > 1 for a, b in zip(after.shape[2:], kernel.shape[2:], strict=True)):
+        ends = [size - 1 for size in after.shape[2:]]
+        made: Tensor = _CONV[ndim](kernel.transpose(0, 1), after.flip(*range(2, after.ndim)), padding=ends)
+        return made.transpose(0, 1)
     product = torch.einsum("omb,mia->oiba", after.flatten(2), kernel.flatten(2))
     product = product.reshape(*product.shape[:2], *after.shape[2:], *kernel.shape[2:])
     axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]
@@ -45,10 +57,7 @@ def behind(kernel: Tensor, after: Tensor) -> Tensor:
 
 
 def compose(plan: Plan, weights: Sequence[Tensor]) -> Tensor:
-    """The dense kernel (C_out, C_in, *K) of `plan` with these stage weights; differentiable in them.
-
-    Each axis is convolved by one stage, so taps multiply, never add.
-    """
+    """The dense kernel (C_out, C_in, *K) of `plan` with these stage weights; differentiable in them."""
     kernel: Tensor | None = None
     for index, (stage, weight) in enumerate(zip(plan.stages, weights, strict=True)):
         dense = _block_diagonal(weight, stage.conv.groups)
@@ -63,7 +72,16 @@ def compose(plan: Plan, weights: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def project(plan: Plan, kernel: Tensor) -> list[Tensor]:
-    """The stage weights whose composed kernel is nearest to `kernel` (C_out, C_in, *K); float32 or wider."""
+    """The stage weights whose composed kernel is nearest to `kernel` (C_out, C_in, *K); float32 or wider.
+
+    Raises `PlanError` where several stages convolve the same axis.
+    """
+    for axis in range(plan.spec.ndim):
+        if sum(stage.conv.kernel_size[axis] > 1 for stage in plan.stages) > 1:
+            raise PlanError(
+                f"{plan}: several stages convolve axis {axis}, and such a chain is not fitted to a kernel: draw its"
+                " weights with init='fresh'"
+            )
     target = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
     stages = plan.stages
     if len(stages) == 1:

@@ -10,6 +10,8 @@
 
 Beside any of the others all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
 
+For onnxruntime and openvino, `octave_forms` finds how octave convolutions are to be summed there.
+
 In training the parameters stay those of the network, under their names; nothing that reads, saves or averages them
 notices. For inference kernels are composed and filled up once.
 """
@@ -18,5 +20,6 @@ from __future__ import annotations
 
 from leanconv.deploy.forms.apply import FORMS, Form, in_form
 from leanconv.deploy.forms.choose import Choice, Fastest, fastest
+from leanconv.deploy.forms.octave_forms import OctaveForms, octave_forms
 
-__all__ = ["FORMS", "Choice", "Fastest", "Form", "fastest", "in_form"]
+__all__ = ["FORMS", "Choice", "Fastest", "Form", "OctaveForms", "fastest", "in_form", "octave_forms"]

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from leanconv.deploy.forms.chains import ChainUnit, ConvUnit, fits_unit, pays
 from leanconv.deploy.forms.layers import ChannelwiseUnit, is_channelwise
-from leanconv.deploy.forms.octaves import OctaveUnit, fits_octave_unit
+from leanconv.deploy.forms.octaves import OctaveUnit, Output, fits_octave_unit
 from leanconv.ops.chain import ConvChain
 from leanconv.ops.octave import OctConv
 
@@ -45,10 +45,13 @@ class _Tracer(fx.Tracer):
         )
 
 
-def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.Module, int]:
+def fused(
+    model: nn.Module, *, multiple: int = 1, own: bool = True, octaves: Output | None = None
+) -> tuple[nn.Module, int]:
     """`model` (in eval mode, its BatchNorms folded) with such units, and how many there are; `model` is used up.
 
-    Chains, where they pay, and octave convolutions run on our own kernels with `own`; dense ones on cuDNN's.
+    Chains, where they pay, and octave convolutions run on our own kernels with `own`; dense ones on cuDNN's. With
+    `octaves`, which makes their outputs, octave convolutions alone become units.
     """
     try:
         graph = _Tracer(model).trace(model)
@@ -57,7 +60,7 @@ def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.
         for name, child in list(model.named_children()):
             if not any(isinstance(part, _ConvNd) for part in child.modules()):
                 continue
-            new, more = fused(child, multiple=multiple, own=own)
+            new, more = fused(child, multiple=multiple, own=own, octaves=octaves)
             if more:
                 setattr(model, name, new)
             count += more
@@ -66,7 +69,7 @@ def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.
     count = 0
     for node in list(graph.nodes):
         if node.op == "call_module":
-            count += _fuse(module, node, multiple, own)
+            count += _fuse(module, node, multiple, own, octaves)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -74,13 +77,14 @@ def fused(model: nn.Module, *, multiple: int = 1, own: bool = True) -> tuple[nn.
     return module.eval(), count
 
 
-def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> int:
+def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool, octaves: Output | None) -> int:
     layer = module.get_submodule(str(node.target))
     ours = isinstance(layer, ConvChain) and fits_unit(layer)
     channelwise = is_channelwise(layer)
     dense = type(layer) in (nn.Conv2d, nn.Conv3d) and not channelwise and layer.groups == 1
     octave = fits_octave_unit(layer)
-    if not (channelwise or dense or (own and (ours or octave))) or _times(module, node) > 1:
+    known = octave if octaves is not None else channelwise or dense or (own and (ours or octave))
+    if not known or _times(module, node) > 1:
         return 0
     end, residual = _skip(module, node), None
     relu = _is_relu(module, end)
@@ -103,7 +107,7 @@ def _fuse(module: fx.GraphModule, node: fx.Node, multiple: int, own: bool) -> in
     elif channelwise:
         unit = ChannelwiseUnit(layer, relu=relu is not None)  # type: ignore[arg-type]
     elif octave:
-        unit = OctaveUnit(layer, relu=relu is not None)  # type: ignore[arg-type]
+        unit = OctaveUnit(layer, relu=relu is not None, output=octaves)  # type: ignore[arg-type]
     else:
         unit = ConvUnit(layer, relu=True)  # type: ignore[arg-type]
     name = f"unit_{str(node.target).replace('.', '_')}"

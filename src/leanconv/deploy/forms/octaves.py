@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
 from typing import Any, cast
 
@@ -14,7 +15,12 @@ from leanconv.ops.octave import OctConv
 from leanconv.ops.octave_map import OctaveMap, settled
 from leanconv.ops.octave_parts import halve
 
-__all__ = ["OctaveUnit", "fits_octave_unit"]
+__all__ = ["OctaveUnit", "Output", "fits_octave_unit"]
+
+Output = Callable[[Any, Any, int, bool], "nn.Module | None"]
+"""(convolution at the resolution of the output or None, the other or None, up, relu) -> a module, or None for neither.
+
+The module takes the two maps and perhaps a residual."""
 
 
 def fits_octave_unit(layer: nn.Module) -> bool:
@@ -35,13 +41,18 @@ def fits_octave_unit(layer: nn.Module) -> bool:
 
 
 class OctaveUnit(nn.Module):
-    """An octave convolution, the sum with a residual and a clip at zero; maps in and out as the convolution's."""
+    """An octave convolution, the sum with a residual and a clip at zero; maps in and out as the convolution's.
 
-    def __init__(self, conv: OctConv, *, relu: bool) -> None:
+    `output` makes what computes one of its two outputs: of the convolution at the output's resolution, the one from
+    the other resolution, by how much that is up-sampled, and whether it clips. By default on our GPU kernel.
+    """
+
+    def __init__(self, conv: OctConv, *, relu: bool, output: Output | None = None) -> None:
         super().__init__()
+        output = output or _output
         self.conv, self.relu = conv, relu
-        self.high = _output(conv.conv_hh, conv.conv_lh, 1 if conv.halves else 2, relu)
-        self.low = _output(conv.conv_ll, conv.conv_hl, 1, relu)
+        self.high = output(conv.conv_hh, conv.conv_lh, 1 if conv.halves else 2, relu)
+        self.low = output(conv.conv_ll, conv.conv_hl, 1, relu)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """See the class."""

@@ -30,7 +30,8 @@ from leanconv.elastic.coupling.rows import Axis, CannotFollow, Dims, Row, Segmen
 from leanconv.elastic.slices import Channels, Counts, Layer, OtherLayer, Place, Slice
 from leanconv.elastic.width import channels_at
 from leanconv.errors import RewriteError, unknown
-from leanconv.ops.octave_map import OctaveMap, PartsMode, full_map, settled
+from leanconv.ops.octave_map import OctaveMap, full_map, settled
+from leanconv.ops.octave_mode import PartsMode
 
 
 class Found(NamedTuple):

@@ -20,7 +20,7 @@ from leanconv.elastic.layers.leaves import Elastic, MadeClass, made_class, make_
 from leanconv.elastic.slices import OtherLayer, Place
 from leanconv.elastic.width import Config, Width
 from leanconv.errors import RewriteError
-from leanconv.ops.octave_map import PartsMode
+from leanconv.ops.octave_mode import PartsMode
 
 Patch = tuple[tuple[int, ...], Mapping[int, int]]
 """Numbers to put into one call: all that the full network has there, and those by position that are others."""
