@@ -21,8 +21,8 @@ from leanconv.cost.latency import compare_latency, torch_threads
 from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
-from leanconv.deploy.frame_by_frame import frame_by_frame
 from leanconv.deploy.forms.octave_forms import octave_forms
+from leanconv.deploy.frame_by_frame import frame_by_frame
 from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
