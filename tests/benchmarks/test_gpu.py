@@ -13,16 +13,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
+from gpu_process import Runner
+from gpu_ways import Setting, Way, ways
 
 SCRIPT = Path(str(gpu.__file__))
 
 
 def test_one_network_in_this_process() -> None:
     """Ways are prepared, checked, captured and timed; a wrong one is refused."""
-    runner = gpu.Runner("regconv_w18", "igc_l4m8", gpu.Setting(True, float("inf")), threading.Lock())
-    chosen = [gpu.Way("infer", "fused", 8, False), gpu.Way("train", "composed", 8, False)]
+    runner = Runner("regconv_w18", "igc_l4m8", Setting(True, float("inf")), threading.Lock())
+    chosen = [Way("infer", "fused", 8, False), Way("train", "composed", 8, False)]
     for way in chosen:
-        assert way in gpu.ways("igc_l4m8")
+        assert way in ways("igc_l4m8")
         found = runner.prepare(way)
         assert found["error"] <= found["allowed"]
     assert runner.capture() == {}

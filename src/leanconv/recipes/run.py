@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,10 +16,11 @@ from leanconv.files import held
 from leanconv.ranks import rank_and_world
 from leanconv.recipes.config import complete, to_data
 from leanconv.recipes.detection import run_detection
+from leanconv.recipes.elastic import elastic_options, made_elastic, measured_table, mutual_objective
 from leanconv.recipes.finetuning import check_classes, knows_others, load_teacher, take_weights
 from leanconv.recipes.images import score_image_run
 from leanconv.recipes.named_code import named_code
-from leanconv.recipes.settings import ElasticSettings, Recipe
+from leanconv.recipes.settings import Recipe
 from leanconv.recipes.trained_by import choose_kernels, training_form
 from leanconv.recipes.videos import score_run
 from leanconv.story import is_own_code
@@ -134,7 +134,7 @@ def build_model(
         if recipe.rewrites:
             steps = [parse_step(text) for text in recipe.rewrites]
             model = rewrite(model, *steps, size=size).model
-        return model if recipe.elastic is None else _elastic(recipe.model, model, recipe.elastic, size)
+        return model if recipe.elastic is None else made_elastic(recipe.model, model, recipe.elastic, size)
 
 
 def _start(
@@ -168,19 +168,7 @@ def _start(
         raise LeanconvError(
             f"model_args.num_classes is {options['num_classes']}, but the data has {num_classes} classes: leave it out"
         )
-    return create_model(recipe.model, **{**_elastic_options(recipe), **options})
-
-
-def _elastic_options(recipe: Recipe) -> dict[str, Any]:
-    """An elastic network of the zoo is made for the widths, resolutions and frames of its recipe."""
-    from leanconv.zoo import ZOO
-
-    entry = ZOO.get(recipe.model)
-    options = list(inspect.signature(entry.builder).parameters) if entry is not None else []
-    if recipe.elastic is None or "widths" not in options:
-        return {}
-    made: dict[str, Any] = {"widths": list(recipe.elastic.widths), "resolutions": list(recipe.elastic.resolutions)}
-    return made | ({"frames": list(recipe.elastic.frames)} if "frames" in options else {})
+    return create_model(recipe.model, **{**elastic_options(recipe), **options})
 
 
 def _check_axes(recipe: Recipe, size: tuple[int, ...]) -> None:
@@ -258,7 +246,7 @@ def run_recipe(
             seed=recipe.seed,
         )
     else:
-        objective = _mutual(cast("ElasticNet", net), recipe.elastic, recipe.seed, data, trusted)
+        objective = mutual_objective(cast("ElasticNet", net), recipe.elastic, recipe.seed, data, trusted)
     with held(out) if is_main_process() else nullcontext():
         return _carry_out(recipe, net, objective, data, out, resume=resume, progress=progress, latency=latency)
 
@@ -290,7 +278,7 @@ def _carry_out(
     alone = rank_and_world()[1] == 1  # also when a finished run is resumed: then nothing started the others
     if alone and not is_main_process():
         return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model")
-    table = None if recipe.elastic is None else _measure(net, data, recipe, latency=latency)
+    table = None if recipe.elastic is None else measured_table(net, data, recipe, latency=latency)
     if not is_main_process():
         return RunResult(recipe=recipe, fit=result, net=net, model_folder=out / "model", table=table)
     for name in ("table.json", "table.csv"):
@@ -358,63 +346,3 @@ def _contract(data: ImageData | VideoData, recipe: Recipe) -> InputContract:
 def _print_remarks(remarks: Iterable[str]) -> None:
     for remark in remarks:
         print(remark, flush=True)
-
-
-def _mutual(
-    net: ElasticNet, settings: ElasticSettings, seed: int, data: ImageData | VideoData, trust_code: bool
-) -> nn.Module:
-    from leanconv.elastic.mutual import MutualObjective
-
-    return MutualObjective(
-        net,
-        num_random=settings.num_random,
-        seed=seed,
-        temperature=settings.temperature,
-        hard_labels=settings.hard_labels,
-        resolutions=settings.train_resolutions,
-        teacher=None if settings.teacher is None else load_teacher(settings.teacher, data, trust_code=trust_code),
-        low_memory=settings.low_memory,
-        layer_widths=settings.layer_widths,
-        draw_full=settings.draw_full,
-    )
-
-
-def _elastic(name: str, model: nn.Module, settings: ElasticSettings, size: tuple[int, ...]) -> nn.Module:
-    from leanconv.elastic import ElasticNet, make_elastic
-
-    if not isinstance(model, ElasticNet):
-        return make_elastic(
-            model,
-            widths=settings.widths,
-            resolutions=settings.resolutions,
-            frames=settings.frames,
-            divisor=settings.divisor,
-            size=size,
-        )
-    for what in ("widths", "resolutions", "frames"):
-        made, wanted = list(getattr(model, what)), list(getattr(settings, what))
-        if made != wanted:
-            raise LeanconvError(
-                f"{name} is elastic over {what} {made}, the recipe says {wanted}: set model_args.{what} to the same"
-            )
-    return model
-
-
-def _measure(net: Any, data: ImageData | VideoData, recipe: Recipe, *, latency: bool) -> QueryTable:
-    """Calibrate and measure, every process its share; all have the same statistics and table afterwards."""
-    import torch
-
-    from leanconv.elastic import calibrate
-    from leanconv.query import QueryTable
-
-    settings = recipe.elastic or ElasticSettings()
-    if recipe.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        net.cuda()  # training hands the network back on the CPU
-    data.set_epoch(recipe.epochs)  # images in an order and augmentation that training has not seen
-    rank, world = rank_and_world()
-    images = data.train_loader(rank=rank, world=world)
-    calibrate(net, images, settings.configs, max_images=settings.calibration_images)
-    tests = data.eval_loader(rank=rank, world=world, limit=recipe.test_limit)
-    table = QueryTable.measure(net, tests, configs=settings.configs, latency=latency)
-    net.cpu()
-    return table

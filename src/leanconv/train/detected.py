@@ -15,7 +15,7 @@ from leanconv.elastic.net import ElasticNet
 from leanconv.errors import DataError
 from leanconv.intervals import Interval
 from leanconv.modes import eval_mode
-from leanconv.train.precision import AveragePrecision, coco_rows
+from leanconv.train.precision import AveragePrecision, coco_rows, scores_of
 from leanconv.train.resampled import Matches, ap_interval, difference_interval, matched
 
 __all__ = ["Detected", "Difference", "evaluate_answers", "evaluate_detector", "has_masks"]
@@ -101,7 +101,7 @@ def evaluate_answers(answered: Iterable[tuple[list[list[dict[str, Any]]], Any]],
     matches = {"box": matched(every, "bbox"), **({"mask": matched(every, "segmentation")} if masks else {})}
     return Detected(
         images=precision.images,
-        scores=precision.scores(),
+        scores=scores_of(every, masks=masks),
         image_ids=tuple(ids),
         answers=tuple(answers),
         matches=matches,

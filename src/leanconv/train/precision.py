@@ -17,7 +17,7 @@ from torch import Tensor
 from leanconv.errors import need
 from leanconv.ranks import rank_and_world
 
-__all__ = ["SCORES", "AveragePrecision", "coco_rows"]
+__all__ = ["SCORES", "AveragePrecision", "coco_rows", "scores_of"]
 
 SCORES = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "recall": 8}
 """Our names and their places in COCO's summary; `ap` is the mean over intersections of .50, .55 to .95, `recall` that
@@ -64,13 +64,20 @@ class AveragePrecision:
             self._images.append((objects, rows))
 
     def scores(self) -> dict[str, float]:
-        """`box_ap`, `box_ap50`, ... and `mask_ap`, ...; one that nothing can be said of (no small objects) is NaN."""
-        images = _of_all(self._images)
-        found: dict[str, float] = {}
-        for kind, by in (("box", "bbox"), *((("mask", "segm"),) if self.masks else ())):
-            summary = _summary(images, by)
-            found |= {f"{kind}_{name}": float(summary[place]) for name, place in SCORES.items()}
-        return {name: value if value >= 0 else float("nan") for name, value in found.items()}
+        """What `scores_of` makes of the images that any process has added."""
+        return scores_of(self.rows, masks=self.masks)
+
+
+def scores_of(rows: Sequence[tuple[list[Row], list[Row]]], *, masks: bool) -> dict[str, float]:
+    """`box_ap`, `box_ap50`, ... and `mask_ap`, ... of the objects and answers of images, as `AveragePrecision.rows`.
+
+    One that nothing can be said of (no small objects) is NaN.
+    """
+    found: dict[str, float] = {}
+    for kind, by in (("box", "bbox"), *((("mask", "segm"),) if masks else ())):
+        summary = _summary(rows, by)
+        found |= {f"{kind}_{name}": float(summary[place]) for name, place in SCORES.items()}
+    return {name: value if value >= 0 else float("nan") for name, value in found.items()}
 
 
 def coco_rows(of: dict[str, Tensor], *, masks: bool) -> list[Row]:
