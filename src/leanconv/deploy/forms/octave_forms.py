@@ -199,7 +199,9 @@ def _fastest_way(
     clock: Callable[[], float],
 ) -> OctaveLayers:
     """Time one layer of a kind in every way that it has."""
-    ways: dict[str, nn.Module] = {form: copy.deepcopy(same[0]).run_as(form) for form in same[0].forms}
+    ways: dict[str, nn.Module] = {
+        form: _BehindConvolutions(copy.deepcopy(same[0]).run_as(form), kind.shapes) for form in same[0].forms
+    }
     times = _times(ways, kind.shapes, path, run, batch, rounds, clock)
     best = min(times, key=times.__getitem__)
     return OctaveLayers(
@@ -211,6 +213,23 @@ def _fastest_way(
         form=cast(SumForm, best if times[best] < _GAIN * times["apart"] else "apart"),
         median_ms=times,
     )
+
+
+class _BehindConvolutions(nn.Module):
+    """A layer whose inputs come out of convolutions, as in a network: in the layout that the runtime gives them there.
+
+    A runtime joins maps in the layout of the file for nothing, and not in its own.
+    """
+
+    def __init__(self, layer: OctaveSum, shapes: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.before = nn.ModuleList(nn.Conv2d(one[0], one[0], 1, groups=one[0]) for one in shapes)
+        self.layer = layer
+
+    def forward(self, x: Tensor, z: Tensor, residual: Tensor | None = None) -> Tensor:
+        given = [x, z] if residual is None else [x, z, residual]
+        made: Tensor = self.layer(*(conv(one) for conv, one in zip(self.before, given, strict=True)))
+        return made
 
 
 def _times(
