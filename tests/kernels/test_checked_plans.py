@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checked_plans import Checked, check_damaged
+from checked_plans import Checked, check_damaged, over_time
 
 from kernels_library import library, sanitized
 from leanconv.kernels.pack import PLAN_VERSION, pack
@@ -69,6 +69,18 @@ def test_a_step_of_another_kind() -> None:
     for kind in (2, 3, 7):  # those of gradients too
         plan[plan[19]] = kind
         assert checked.check(plan)[0] == "it has a step of an unknown kind"
+
+
+def test_filters_of_no_channel_touch_nothing() -> None:
+    """Nothing else of such a step is checked: its scratch may be anywhere."""
+    program = over_time((3, 3, 3), 1, 4, 5, 13)
+    checked, packed = Checked(library().path), pack(program, lanes=LANES, registers=REGISTERS)
+    plan = packed.plan
+    step = int(plan[9 + 5 * 2])
+    assert plan[step] == 4
+    plan[step + 2], plan[step + 29] = 0, -(1 << 20)  # its channels, its scratch
+    assert checked.check(plan)[0] is None
+    checked.run(plan, packed.weights)
 
 
 def test_every_prefix_is_refused() -> None:

@@ -25,6 +25,7 @@ void pass(const Kernels& kernels, const VolumeStep& s, const float* from, float*
 }  // namespace
 
 void run_volume(const Run& r, const VolumeStep& s) {
+    if (!s.channels) return;  // and nothing else of such a step is checked
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
     if (!s.taps) {
