@@ -9,7 +9,7 @@ import pytest
 
 from leanconv.kernels.layout import Geometry, geometries, lanes_for, odd_lines, places, up
 from leanconv.kernels.pack import PLAN_VERSION, pack
-from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire
+from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Wire
 from leanconv.kernels.sort import sorted_flat
 from leanconv.kernels.tiles import FLAT, ROWS, THREE, TWO_ROWS, Tile, flat_tile, parts, tile
 
@@ -65,6 +65,23 @@ def flats(*widths: int, lanes: int, kernel: int = 3) -> list[bool]:
     program = Program(buffers=buffers, steps=steps, inputs=(0,), outputs=(whole(len(sides), 1),))
     found = geometries(program, lanes)
     return [found[width, width].flat for width in widths]
+
+
+def clips(kernel: int) -> Program:
+    """Pixels of two frames of 7 x 14 that pass, then a convolution of a kernel in each row of pixels."""
+    weight = np.ones((1, 1, kernel, kernel), np.float32)
+    stage = Stage(weight=weight, bias=np.zeros(1, np.float32), padding=(kernel // 2, kernel // 2))
+    steps = (
+        Volume(reads=whole(0, 1), writes=1, frames=2),
+        Conv(reads=whole(1, 1), writes=2, order=(0,), stages=(stage,)),
+    )
+    buffers = tuple(Buffer(1, 14, 14) for _ in range(3))
+    return Program(buffers=buffers, steps=steps, inputs=(0,), outputs=(whole(2, 1),))
+
+
+def test_maps_of_clips_that_nobody_looks_around_in_are_tight() -> None:
+    assert geometries(clips(1), 16)[14, 14] == Geometry(14, 208, 0, 16, flat=True, tight=True)  # 196 floats, odd lines
+    assert geometries(clips(3), 16)[14, 14] == Geometry(pitch=16, plane=240, lead=32, lanes=16)
 
 
 def test_maps_narrower_than_a_vector_are_flat() -> None:

@@ -22,6 +22,7 @@ from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import eval_copy, fold
 from leanconv.deploy.forms.octave_forms import octave_forms
+from leanconv.deploy.frame_by_frame import frame_by_frame
 from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.onnx_file import to_onnx
 from leanconv.deploy.program import quiet
@@ -180,6 +181,7 @@ def _exported_in_forms(model: nn.Module, path: Path, size: Sizes, batch: int, th
 def _exported_with_kernels(model: nn.Module, path: Path, size: Sizes, batch: int) -> Path:
     """The same with the programs of the kernels as nodes."""
     found = in_programs(fold(model, size).model, size, ProgramNode, "onnxruntime_kernels")
+    frame_by_frame(found.model)
     return _exported(found.model, path, size, batch)
 
 

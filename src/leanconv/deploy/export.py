@@ -21,6 +21,7 @@ from leanconv.deploy import onnx_file, openvino_file, pt2_file
 from leanconv.deploy.examples import Examples, Scores
 from leanconv.deploy.fold import eval_copy
 from leanconv.deploy.fold import fold as fold_norms
+from leanconv.deploy.frame_by_frame import frame_by_frame
 from leanconv.deploy.in_programs import in_programs
 from leanconv.deploy.metadata import input_of
 from leanconv.deploy.pixels import FromPixels
@@ -355,6 +356,7 @@ def _fixed(size: Sizes) -> str:
 def _in_kernels(subject: nn.Module, plan: ExportPlan) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with its programs as nodes, and what the user should know."""
     found = in_programs(subject, plan.size, ProgramNode, f"{plan.path}: with kernels")
+    frame_by_frame(found.model)
     left = f"; of the convolutions {len(found.left)} stay with onnxruntime" if found.left else ""
     nodes = "1 node is" if len(found.programs) == 1 else f"{len(found.programs)} nodes are"
     return found.model, (

@@ -61,7 +61,8 @@ def lanes_for(width: int, lanes: int) -> int:
 class Geometry:
     """How maps of one height and width lie: floats between rows, between channels, and before the first row.
 
-    `lanes` are those of the vectors that such maps are written with, `flat` whether rows stand close.
+    `lanes` are those of the vectors that such maps are written with, `flat` whether rows stand close, `tight` whether
+    they take no more than their width.
     """
 
     pitch: int
@@ -69,6 +70,12 @@ class Geometry:
     lead: int
     lanes: int
     flat: bool = False
+    tight: bool = False
+
+    @property
+    def row(self) -> int:
+        """Floats of what steps count as a row: a pixel of tight maps, whose rows do not matter to anybody."""
+        return 1 if self.tight else self.pitch
 
 
 Size = tuple[int, int]
@@ -104,7 +111,9 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
             wide = lanes_for(height * pitch, lanes)
             # The last vector may reach over the last row; an odd number of lines, or channels would share their sets.
             plane = odd_lines(up(height * pitch, wide) + rows * pitch)
-            found[height, width] = Geometry(pitch, plane, up(rows * pitch + columns, LINE), wide, flat=True)
+            found[height, width] = Geometry(
+                pitch, plane, up(rows * pitch + columns, LINE), wide, True, (height, width) in tight
+            )
             continue
         wide = lanes_for(width, lanes)
         pitch = up(width + columns, wide)

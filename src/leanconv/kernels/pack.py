@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +43,9 @@ _BAND_PIXELS = 1024
 """A band has at least so many pixels where there is room: the beginnings and ends of tiles and of rows cost."""
 _SLAB_FLOATS = {16: 12288, 8: 3072, 4: 3072}
 """What a single stage reads of a band for one tile, by lanes: a fraction of the first cache, which grew with them."""
-_TIGHT_FLOATS = 96 * 1024
-"""The same of tight maps, in bands of whole tiles: it streams from the second cache."""
+_TIGHT_FLOATS = {16: 32768, 8: 6144, 4: 6144}
+"""The same of tight maps, whose bands are of whole tiles of `_TIGHT_VECTORS` at least."""
+_TIGHT_VECTORS = 4
 _MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
 _SORTED_FLOATS = 4608
@@ -170,7 +170,7 @@ class _Packer:
             found.sorted = sorted_columns(stage, found.band, out.width, pitch, geometry)
         found.sorted_channels = int(stage.weight.shape[1])
         if len(step.stages) == 2:
-            found.middle_pitch = geometry.pitch if geometry.flat else up(out.width, geometry.lanes)
+            found.middle_pitch = geometry.row if geometry.flat else up(out.width, geometry.lanes)
             found.middle_plane = odd_lines(up(found.band * found.middle_pitch, geometry.lanes))
             found.middle_channels = len(stage.weight)
         return found
@@ -178,20 +178,21 @@ class _Packer:
     def _band(self, step: Conv) -> int:
         out, geometry = self.program.buffers[step.writes], self._to(step.writes)
         # The last vector of a band must not reach into the next one: what is added there may lie where the sum goes.
-        least = geometry.lanes // gcd(geometry.lanes, geometry.pitch) if geometry.flat else 1
-        tight = geometry.flat and geometry.pitch >= self.lanes
-        if tight and 4 * least <= out.height:
-            least = 4 * least // gcd(4, geometry.pitch * least // geometry.lanes)  # whole tiles too
+        least = max(1, geometry.lanes // geometry.pitch) if geometry.flat else 1
+        if geometry.tight:  # in pixels
+            least = _TIGHT_VECTORS * geometry.lanes
+            most = _MIDDLE_FLOATS if len(step.stages) == 2 else _TIGHT_FLOATS[self.lanes]
+            channels = int(max(step.first.weight.shape[1], len(step.first.weight) if len(step.stages) == 2 else 0))
+            return min(max(least, most // channels // least * least), out.height * out.width)
         band = max(4, least)
         while band * out.width < _BAND_PIXELS and band < out.height:
             band += max(4, least)
         if len(step.stages) == 2:
-            room = _MIDDLE_FLOATS // len(step.stages[0].weight)
+            while band > least and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
+                band //= 2
         else:
-            room = (_SLAB_FLOATS[self.lanes] if not tight else _TIGHT_FLOATS) // step.first.weight.shape[1]
-            least = max(2, least)
-        while band > least and band * out.width > room:
-            band = max(least, band // 2 // least * least)
+            while band > max(2, least) and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS[self.lanes]:
+                band //= 2
         stage = step.first
         tiles = parts(len(stage.weight) // stage.groups)
         if stage.stride[1] > 1 and not geometry.flat and len(tiles) == 1:
@@ -267,8 +268,8 @@ class _Packer:
         if len(step.stages) == 2:
             stages.append(self._second(step, scratch, targets))
         geometry = self._to(step.writes)
-        flat = geometry.pitch if geometry.flat else 0
-        record = [_CONV, out.height, out.width, scratch.band, flat, len(stages)]
+        rows = out.height * out.width if geometry.tight else out.height
+        record = [_CONV, rows, out.width, scratch.band, geometry.row if geometry.flat else 0, len(stages)]
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
@@ -293,7 +294,7 @@ class _Packer:
                 first = slot // stage.weight.shape[1] * stage.weight.shape[1]
                 origins.append(sum(live[first:slot]) * found.plane)
         else:
-            base, pitch = 0, self._of(step.reads).pitch
+            base, pitch = 0, self._of(step.reads).row
             in_row = rstep = stage.stride[0] * pitch
             rows = [(tap * stage.dilation[0] - stage.padding[0]) * pitch for tap in range(stage.kernel[0])]
             columns = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
@@ -315,7 +316,7 @@ class _Packer:
         return self._stage(step, step.stages[1], inputs, self._last(step, targets), step.activation, step.residual)
 
     def _last(self, step: Conv, targets: dict[int, list[int]]) -> _Outputs:
-        pitch = self._to(step.writes).pitch
+        pitch = self._to(step.writes).row
         return _Outputs(targets, lambda channel: self._origin(Wire(step.writes, channel)), pitch, pitch)
 
     def _stage(
@@ -352,7 +353,7 @@ class _Packer:
                 chosen = [wanted[index] for index in part]
                 if geometry.flat:
                     shape = flat_tile(
-                        *(len(chosen), band * geometry.pitch, geometry.pitch, lanes),
+                        *(len(chosen), up(band * geometry.row, lanes), geometry.row, lanes),
                         registers=self.registers,
                         shares_rows=shares,
                         three=three,

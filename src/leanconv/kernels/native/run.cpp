@@ -93,12 +93,25 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
         } else {
             const int vectors = kernels.tile(t.kind, t.masked, t.channels, 1, int(t.vectors)) ? int(t.vectors) : 1;
             const int across = lanes * vectors;  // one vector at a time does it too, where a build has few tiles
-            a.to = width / across * across;
-            if (a.to) run_tile(kernels, t, a, rows, vectors);
-            if (a.to < width) {
-                a.from = a.to;
-                a.to = width;
-                run_tile(kernels, t, a, rows, 1);
+            // The first tiles of a band fetch a line each of the tiles of the next.
+            a.ahead = step.flat == 1 && i < 4 ? width + i * lanes : 0;
+            if (step.flat) {  // a run of vectors: what is left of it in tiles of fewer
+                const int all = (width + lanes - 1) / lanes;
+                for (int done = 0, v = vectors; v; v /= 2) {
+                    if (v > 1 && !kernels.tile(t.kind, t.masked, t.channels, 1, v)) continue;
+                    a.from = done * lanes;
+                    done += (all - done) / v * v;
+                    a.to = done * lanes;
+                    if (a.from < a.to) run_tile(kernels, t, a, 1, v);
+                }
+            } else {
+                a.to = width / across * across;
+                if (a.to) run_tile(kernels, t, a, rows, vectors);
+                if (a.to < width) {
+                    a.from = a.to;
+                    a.to = width;
+                    run_tile(kernels, t, a, rows, 1);
+                }
             }
         }
         const bool ragged = width % lanes;

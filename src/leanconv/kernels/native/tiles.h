@@ -33,6 +33,19 @@ INLINE inline void finish(Reg (&acc)[P][C], const Args& a, const Args& bounds, p
     });
 }
 
+// Where a tile will write, and what it adds, comes into the cache while its sums are made.
+template <int V, int P, int C>
+INLINE inline void claim(const Args& a, ptrdiff_t opitch, ptrdiff_t corner) {
+    unroll<C>([&](auto c) INLINE {
+        const float* out = a.out + corner + a.out_channel[c];
+        unroll<P>([&](auto p) INLINE { __builtin_prefetch(out + (p / V) * opitch + (p % V) * kLanes, 1, 3); });
+        if (a.residual && a.residual != a.out) {
+            const float* from = a.residual + corner + a.residual_channel[c];
+            unroll<P>([&](auto p) INLINE { __builtin_prefetch(from + (p / V) * opitch + (p % V) * kLanes, 0, 3); });
+        }
+    });
+}
+
 // Slots taken in one round of the loop; a plan fills the last round up with a channel of zeros. A second loop for the
 // rest makes gcc keep the accumulators on the stack.
 constexpr int kFlatRound = 2;
@@ -45,7 +58,7 @@ template <int T, bool M, int R, int V, int C>
 void conv_tile(const Args& args) {
     constexpr int P = R * V, U = T == 1 ? kFlatRound : 1;
     const Args a = args;  // a local copy: the stores below could change `args`, for all the compiler knows
-    const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, opitch = a.opitch;
+    const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, opitch = a.opitch, ahead = a.ahead;
     const Mask left = mask_of(a.left), right = mask_of(a.right);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes * V) {
@@ -53,7 +66,9 @@ void conv_tile(const Args& args) {
             start(acc, a);
             const float* base = a.in + y * rstep + x;
             const float* w = a.weights;
-            for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; i += U, w += U * T * C)
+            if constexpr (T == 1) claim<V, P, C>(args, opitch, y * opitch + x);
+            for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; i += U, w += U * T * C) {
+                if constexpr (T == 1) unroll<U>([&](auto u) INLINE { __builtin_prefetch(base + i[u] + ahead, 0, 2); });
                 unroll<U * T>([&](auto all_taps) INLINE {
                     constexpr int kx = all_taps % T;
                     const float* q = base + i[all_taps / T];
@@ -82,6 +97,7 @@ void conv_tile(const Args& args) {
                         });
                     }
                 });
+            }
             finish<V>(acc, a, args, opitch, y * opitch + x);
         }
 }
