@@ -21,11 +21,25 @@ from leanconv.errors import DataError
     ids=lambda error: type(error).__name__,
 )
 def test_an_answer_that_is_cut_off(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def batches(*_: object, **__: object):
-        yield 1
-        raise error
+    ended = []
 
-    monkeypatch.setattr(workers, "DataLoader", batches)
+    class Batches:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.sent = False
+
+        def __iter__(self) -> Batches:
+            return self
+
+        def __next__(self) -> int:
+            if self.sent:
+                raise error
+            self.sent = True
+            return 1
+
+        def _shutdown_workers(self) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(workers, "DataLoader", Batches)
 
     def collated(count: int) -> list[int]:
         return list(workers.collated([0], [[0]], count, list, ahead=1, reading=lambda: ["a.png"]))  # type: ignore[arg-type]
@@ -34,5 +48,6 @@ def test_an_answer_that_is_cut_off(monkeypatch: pytest.MonkeyPatch, error: Excep
         DataError, match=r"ended while it sent what it had read \(.*\) while the workers read a\.png: it"
     ):
         collated(1)
+    assert ended == [True]
     with pytest.raises(type(error)):  # no worker was there to be killed
         collated(0)

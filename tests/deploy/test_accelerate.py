@@ -316,7 +316,7 @@ def test_a_channel_separated_network_runs_in_one_program_behind_its_stem() -> No
 
 def test_dense_convolutions_over_time_are_left_to_torch() -> None:
     with pytest.raises(NothingToRewrite, match="it is no convolution over time of one channel at a time"):
-        accelerate(nn.Sequential(nn.Conv3d(2, 2, 3, groups=2)), (2, 4, 8, 8))
+        accelerate(nn.Sequential(nn.Conv3d(4, 4, 3, groups=2)), (4, 4, 8, 8))
 
 
 def test_without_the_library_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

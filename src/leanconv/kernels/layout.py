@@ -86,7 +86,7 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
 
     >>> from leanconv.kernels.program import Buffer, Program, Wire
     >>> geometries(Program(buffers=(Buffer(1, 4, 5),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),)), 8)
-    {(4, 5): Geometry(pitch=8, plane=32, lead=0, lanes=8, flat=False)}
+    {(4, 5): Geometry(pitch=8, plane=32, lead=0, lanes=8, flat=False, tight=False)}
     """
     sides: dict[Size, list[int]] = {(buffer.height, buffer.width): [0, 0] for buffer in program.buffers}
     for step in program.steps:
