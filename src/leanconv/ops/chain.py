@@ -17,7 +17,7 @@ from torch.nn import functional
 from leanconv.errors import PlanError, unknown
 from leanconv.ops.channels import ChannelCrop, ChannelGather, ChannelPad, ChannelShuffle, Device
 from leanconv.ops.composing import composed_kernel, merged_kernel, merged_mask, prepare
-from leanconv.ops.operator import CONVS, ConvOperator, ConvRewrite
+from leanconv.ops.operator import CONVOLVE, CONVS, ConvOperator, ConvRewrite
 from leanconv.ops.project import compose, project, relative_error, weight_shape
 from leanconv.plan import Plan
 
@@ -28,8 +28,6 @@ Between = Literal["none", "relu", "bn", "bn_relu"]
 ChainForm = Literal["chain", "composed", "merged"]
 """How a chain computes what it computes: stage by stage, as the one dense convolution that it equals, or stage by
 stage in fewer and wider groups, with zeros where the chain has no weights."""
-
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 _WIRES = (ChannelShuffle, ChannelGather, ChannelPad, ChannelCrop)
 _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -136,7 +134,7 @@ class ConvChain(ConvOperator, nn.Sequential):
             sides = zip(*(conv._reversed_padding_repeated_twice for conv in self.convs), strict=True)
             x = functional.pad(x, [sum(side) for side in sides], mode=spec.padding_mode)
             padding = (0,) * spec.ndim
-        y = _CONV[spec.ndim](x, kernel, bias, spec.stride, padding, spec.dilation)
+        y = CONVOLVE[spec.ndim](x, kernel, bias, spec.stride, padding, spec.dilation)
         return y if self.padded or y.shape[1] == self.out_channels else y[:, : self.out_channels]
 
     @property
@@ -289,7 +287,7 @@ def _run_merged(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, mask: Tensor, x: Tensor
         x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         padding = (0,) * (x.ndim - 2)
     groups = conv.in_channels // mask.shape[1]
-    run = _CONV[x.ndim - 2]
+    run = CONVOLVE[x.ndim - 2]
     return run(x, merged_kernel(conv.weight, mask), conv.bias, conv.stride, padding, conv.dilation, groups)
 
 

@@ -14,14 +14,18 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.ops.channels import Device
 from leanconv.spec import ConvSpec
 
-__all__ = ["CONVS", "ConvOperator", "ConvRewrite", "arguments_of", "conv_maker", "spec_of"]
+__all__ = ["CONVOLVE", "CONVS", "ConvOperator", "ConvRewrite", "arguments_of", "conv_maker", "spec_of"]
 
 CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+"""The functions that these call, by the number of axes."""
 
 
 class ConvOperator(nn.Module):

@@ -20,13 +20,12 @@ no start that we tried is good for all (from half of the kernel missed to none, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from leanconv.errors import PlanError
+from leanconv.ops.operator import CONVOLVE
 from leanconv.plan import Plan
 from leanconv.spec import ConvSpec
 
@@ -35,8 +34,6 @@ __all__ = ["compose", "project", "relative_error", "weight_shape"]
 _SWEEPS = 200  # kernels that a chain can express exactly are reached slowly; others stop long before
 _CG_STEPS = 8
 _WORTHWHILE = 0.999  # another sweep must take at least a thousandth off the distance
-
-_CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def behind(kernel: Tensor, after: Tensor) -> Tensor:
@@ -47,8 +44,7 @@ def behind(kernel: Tensor, after: Tensor) -> Tensor:
     ndim = kernel.ndim - 2
     if any(min(a, b) > 1 for a, b in zip(after.shape[2:], kernel.shape[2:], strict=True)):
         ends = [size - 1 for size in after.shape[2:]]
-        made: Tensor = _CONV[ndim](kernel.transpose(0, 1), after.flip(*range(2, after.ndim)), padding=ends)
-        return made.transpose(0, 1)
+        return CONVOLVE[ndim](kernel.transpose(0, 1), after.flip(*range(2, after.ndim)), padding=ends).transpose(0, 1)
     product = torch.einsum("omb,mia->oiba", after.flatten(2), kernel.flatten(2))
     product = product.reshape(*product.shape[:2], *after.shape[2:], *kernel.shape[2:])
     axes = [2 + axis + part * ndim for axis in range(ndim) for part in (0, 1)]

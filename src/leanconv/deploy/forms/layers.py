@@ -17,10 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from leanconv.kernels.channelwise import channelwise_conv
+from leanconv.ops.operator import CONVOLVE
 
 __all__ = ["CHANNELWISE", "PADDED", "ChannelwiseUnit", "filled", "is_channelwise", "materialized"]
-
-_CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def is_channelwise(conv: nn.Module) -> bool:
@@ -97,7 +96,7 @@ class _PaddedConv(_ConvNd):
                 weight = self.weight if groups > 1 else filled(self.weight, self.multiple, 0)
             else:
                 x = filled(x, self.multiple, 1)
-        return cast(Tensor, _CONV[x.ndim - 2](x, weight, bias, self.stride, self.padding, self.dilation, groups))
+        return CONVOLVE[x.ndim - 2](x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
 
 class PaddedConv1d(_PaddedConv, nn.Conv1d):
