@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
 from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Wire, out_side
+from random_dense import dense_programs
 from random_programs import programs
 
 MARK = np.float32(12345.0)
@@ -38,7 +40,7 @@ class Checked:
     def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Two images, with nothing longer than the check allows and a margin around what is written to."""
         count_in, count_out = int(plan[3]), int(plan[4])
-        ports = [plan[9 + 5 * index : 14 + 5 * index] for index in range(count_in + count_out)]
+        ports = [plan[9 + 6 * index : 15 + 6 * index] for index in range(count_in + count_out)]
         sizes = [2 * int(np.prod(port[:3])) for port in ports]
         rng = np.random.default_rng(0)
         inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes[:count_in]]
@@ -110,15 +112,20 @@ def chosen() -> list[Program]:
         single(3, 3, 1, 1, 5, 33),  # single taps, one of them spare
         over_time((3, 3, 3), 1, 4, 5, 13),  # rows shared by the taps
         over_time((2, 5, 3), 2, 5, 6, 21),  # and not
+        *(single(*sizes) for sizes in ((16, 1, 3, 1, 5, 7), (32, 1, 3, 2, 9, 15), (48, 1, 1, 1, 3, 3))),  # in blocks
     ]
 
 
-def drawn(count: int, number: int) -> Iterator[Program]:
+def drawn(
+    count: int,
+    number: int,
+    some: SearchStrategy[Program] = programs(),  # noqa: B008  # strategies do not change
+) -> Iterator[Program]:
     found: list[Program] = []
 
     @seed(number)
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(programs())
+    @given(some)
     def take(program: Program) -> None:
         found.append(program)
 
@@ -128,10 +135,13 @@ def drawn(count: int, number: int) -> Iterator[Program]:
 
 def fields(plan: NDArray[np.int64]) -> list[int]:
     """Where the fields of records are (native/plan.h): most other numbers are those of tables. What sorts, twice."""
-    ports = 9 + 5 * int(plan[3] + plan[4])
+    ports = 9 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + (36 if plan[step] == 4 else 8))
+        found += range(step, step + {4: 36, 5: 22, 6: 25}.get(int(plan[step]), 8))
+        if plan[step] == 5:
+            found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
+            found += range(int(plan[step + 21]), int(plan[step + 21] + 6 * plan[step + 20]))
         if plan[step] != 0:
             continue
         for stage in range(step + 6, step + 6 + 16 * int(plan[step + 5]), 16):
@@ -159,7 +169,7 @@ def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int
 
 def takes_long(plan: NDArray[np.int64]) -> bool:
     """Whether a plan has so large a number that a run of it would take seconds: allowed, and not waited for."""
-    ports = [plan[9 + 5 * index : 12 + 5 * index] for index in range(int(plan[3] + plan[4]))]
+    ports = [plan[9 + 6 * index : 12 + 6 * index] for index in range(int(plan[3] + plan[4]))]
     return bool((np.abs(plan[2:]) > 1 << 19).any()) or any(float(np.prod(port, dtype=float)) > 1e6 for port in ports)
 
 
@@ -170,6 +180,7 @@ def check_damaged(path: Path, lanes: int, registers: int, examples: int, number:
     refused = ran = 0
     plans = [(one, 40) for one in chosen()]
     plans += [(one, 20) for program in drawn(examples, number) for one in (program, fused(program))]
+    plans += [(one, 20) for one in drawn(examples // 4, number, dense_programs())]
     for one, times in plans:
         packed = pack(one, lanes=lanes, registers=registers)
         problem, weights = checked.check(packed.plan.copy())

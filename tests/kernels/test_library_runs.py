@@ -16,9 +16,11 @@ from torch import Tensor
 
 from kernels_library import library, sanitized
 from leanconv.kernels import build as builder
+from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
 from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
+from random_dense import dense_programs
 from random_programs import computed, programs
 
 
@@ -68,6 +70,19 @@ def test_random_programs(program: Program) -> None:
         runnable = Runnable(one, library())
         assert_near(run(one, inputs, runnable=runnable), expected)
         assert_near(run(one, inputs, runnable=runnable), expected)  # in an arena that was used
+
+
+@settings(max_examples=60, deadline=None)
+@given(dense_programs())
+def test_random_dense_programs(program: Program) -> None:
+    assert in_blocks(program, 8, 16) is not None
+    inputs = drawn(program)
+    expected = computed(program, [x.double() for x in inputs])
+    for one in (program, fused(program)):
+        for lanes in (library().lanes, 8):
+            runnable = Runnable(one, library(), lanes=lanes)
+            assert_near(run(one, inputs, runnable=runnable), expected)
+            assert_near(run(one, inputs, runnable=runnable), expected)  # in an arena that was used
 
 
 def ragged(kernel: int, *, channels: int = 3, width: int = 13) -> Program:
@@ -183,7 +198,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 4: build it again"):
+    with pytest.raises(NoLibrary, match="does not run plans of version 5: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 
@@ -230,6 +245,7 @@ from leanconv.kernels import trained
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, Runnable
 from random_pieces import differences, pieces
+from random_dense import dense_programs
 from random_programs import computed, programs
 
 library = Library(Path(sys.argv[1]))

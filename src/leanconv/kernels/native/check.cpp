@@ -45,6 +45,14 @@ struct Band {
     int64_t first, rows;
 };
 
+}  // namespace
+}  // namespace leanconv
+
+#include "check_blocks.h"
+
+namespace leanconv {
+namespace {
+
 class Check {
 public:
     Check(const int64_t* plan, int64_t numbers) : plan_(plan), numbers_(numbers), unused_(numbers) {}
@@ -74,7 +82,6 @@ public:
         return nullptr;
     }
 
-private:
     // `count` records at a position; null where they are not there, hold a number that is too large, or would be more than
     // the plan is long, together with all before.
     template <class T>
@@ -120,13 +127,15 @@ private:
         return lanes == 16 || lanes == 8 || lanes == 4 ? kernels_of(int(lanes)) : nullptr;
     }
 
+private:
     const char* check(const Port& port) {
         NEED(within(port.channels, 1, kMostSide) && within(port.height, 1, kMostSide) && within(port.width, 1, kMostSide) &&
                  port.height * port.width <= kMostMap,
              kNumber);
         Span origins;
         NEED(hull(port.table, port.channels, &origins), kCut);
-        NEED(inside(origins + steps(port.height, port.pitch) + run(port.width)), kOutside);
+        NEED(port.pixel == 1 || port.pixel == kBlock, kNumber);
+        NEED(inside(origins + steps(port.height, port.pitch) + steps(port.width, port.pixel)), kOutside);
         return nullptr;
     }
 
@@ -134,6 +143,8 @@ private:
         NEED(within(position, 0, numbers_ - 1), kCut);
         if (plan_[position] == kConvStep) return check_conv(position);
         if (plan_[position] == kVolumeStep) return check_volume(position);
+        if (plan_[position] == kDenseStep) return check_dense(*this, position);
+        if (plan_[position] == kBlockStep) return check_pixels(*this, position);
         NEED(plan_[position] == kPoolStep, kKind);
         const PoolStep* step = records<PoolStep>(position, 1);
         NEED(step, kCut);

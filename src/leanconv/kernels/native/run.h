@@ -42,5 +42,8 @@ inline void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, i
 }
 
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
+void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
+void run_blocks(const Run& r, const BlockStep& step);
+void move_blocks(const Run& r, const Port& port, float* image, bool in);
 
 }  // namespace leanconv
