@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, odd_lines, places, size_of, up
 from leanconv.kernels.program import (
+    NOTHING,
     ZERO,
     Activation,
     Conv,
@@ -93,12 +94,26 @@ class _Scratch:
         return self.sorted_floats + self.middle_plane * self.middle_channels
 
 
+def _passes(step: Conv) -> bool:
+    """Whether pixels only go from one place to another."""
+    return not step.stages and step.residual is None and step.activation == NOTHING
+
+
+def _passing(step: Conv) -> Volume:
+    """The same of clips of one frame, for which the library has a copy of its own."""
+    return Volume(
+        reads=tuple(step.reads[slot] for slot in step.order), writes=step.writes, frames=1, stride=(1, *step.strides)
+    )
+
+
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes, self.registers = program, lanes, registers
         self.needed = needed(program)
         self.geometry = geometries(program, lanes)
-        self.scratch = {step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv)}
+        self.scratch = {
+            step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv) and not _passes(step)
+        }
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
         volumes = (scratch_of(*self._volume_sizes(step), lanes) for step in program.steps if isinstance(step, Volume))
@@ -205,7 +220,7 @@ class _Packer:
 
     def _records(self, step: Step) -> list[int]:
         if isinstance(step, Conv):
-            return [self._conv(step)]
+            return [self._volume(_passing(step)) if _passes(step) else self._conv(step)]
         if isinstance(step, Pool):
             return [self._pool(step)]
         if isinstance(step, Spread):
