@@ -222,7 +222,7 @@ class _Packer:
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
-        """What sorts the channels of some groups, just before their tiles read them: they are in the first cache then."""
+        """What sorts the channels of some groups just before their tiles read them: from the first cache then."""
         found, geometry = self.scratch[step.writes].sorted, self._to(step.writes)
         if found is None:
             return -1
