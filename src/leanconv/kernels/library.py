@@ -34,6 +34,10 @@ _LEAST_MACS = 500_000
 """Of a piece of a step for another thread: some five microseconds, to begin and end it takes one or two."""
 
 
+Call = tuple[int, int, int, object, object, int]
+"""Addresses of a plan, weights and an arena, those of inputs and of outputs, and how many images."""
+
+
 class NoLibrary(LeanconvError):
     """The C library of the kernels is not here, or is not one that this version and machine can use."""
 
@@ -80,23 +84,18 @@ class Library:
         self._floats.argtypes, self._floats.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int64
         self._peak.argtypes, self._peak.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
 
-    def run(self, plan: int, weights: int, arena: int, inputs: object, outputs: object, images: int) -> None:
-        """Run a plan; all but `images` are addresses."""
-        self._ran(self._run(plan, weights, arena, inputs, outputs, images))
+    def run(self, call: Call) -> None:
+        """Run a plan."""
+        self._ran(self._run(*call))
 
-    def run_next(
-        self, plan: int, weights: int, arena: int, inputs: object, outputs: object, images: int, taken: object
-    ) -> None:
+    def run_next(self, call: Call, taken: object) -> None:
         """Run images that no other thread has `taken`."""
-        self._ran(self._next(plan, weights, arena, inputs, outputs, images, taken))
+        self._ran(self._next(*call, taken))
 
-    def run_together(
-        self, plan: int, weights: int, arena: int, inputs: object, outputs: object, images: int, team: int, workers: int,
-        least: int,
-    ) -> None:  # fmt: skip
+    def run_together(self, call: Call, team: int, workers: int, least: int) -> None:
         """Run images with threads that `help`, until the others are told that it is over."""
         try:
-            self._ran(self._together(plan, weights, arena, inputs, outputs, images, team, workers, least))
+            self._ran(self._together(*call, team, workers, least))
         finally:
             self._release(team)
 
@@ -184,13 +183,13 @@ class Runnable:
             threads = images
         if threads <= 1:
             with self._arena() as arena:
-                self.library.run(self._plan, weights, arena, ins, outs, images)
+                self.library.run((self._plan, weights, arena, ins, outs, images))
         elif images >= threads:
             taken = ctypes.c_int64()
 
             def some(_: int) -> None:
                 with self._arena() as arena:
-                    self.library.run_next(self._plan, weights, arena, ins, outs, images, ctypes.byref(taken))
+                    self.library.run_next((self._plan, weights, arena, ins, outs, images), ctypes.byref(taken))
 
             _by_all(some, threads, optional=True)
         else:
@@ -202,7 +201,7 @@ class Runnable:
                     self.library.help(at, worker)
                     return
                 with self._arena(threads) as arena:
-                    self.library.run_together(self._plan, weights, arena, ins, outs, images, at, threads, least)
+                    self.library.run_together((self._plan, weights, arena, ins, outs, images), at, threads, least)
 
             _by_all(together, threads, optional=True)
         return np.zeros(0, dtype=np.float32)
@@ -217,7 +216,7 @@ class Runnable:
             ins = _pointers(_moved(inputs, self.inputs, first))
             outs = _pointers([*_moved(outputs, self.outputs, first), sums[index].ctypes.data])
             with self._arena() as arena:
-                self.library.run(self._plan, weights, arena, ins, outs, last - first)
+                self.library.run((self._plan, weights, arena, ins, outs, last - first))
 
         _by_all(part, parts)
         total: Floats = sums.sum(0) if parts > 1 else sums[0]
@@ -255,7 +254,7 @@ class _Arena:
 
 
 def _by_all(work: Callable[[int], None], threads: int, *, optional: bool = False) -> None:
-    """`work(index)` by so many threads, this one as the first; where that is `optional`, no later than this one ends."""
+    """`work(index)` by so many threads, this one as the first; those that are `optional` begin before that ends."""
     if threads == 1:
         work(0)
         return
