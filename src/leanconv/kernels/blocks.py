@@ -65,7 +65,7 @@ class Runs(NamedTuple):
 
     slot: int
     place: int
-    count: int
+    length: int
 
 
 def in_blocks(program: Program, lanes: int, registers: int) -> Packed | None:
@@ -141,19 +141,20 @@ def _apart(program: Program) -> Program:
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes = program, lanes
+        self.steps = [step for step in program.steps if isinstance(step, (Conv, Pool))]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
         self.geometry = self._geometries()
         self.maps: dict[int, _Map] = {}
         self.floats = self._place()
-        self.plan = Writer(len(program.inputs) + len(program.outputs), len(program.steps))
+        self.plan = Writer(len(program.inputs) + len(program.outputs), len(self.steps))
 
     def packed(self) -> Packed:
         program, sizes = self.program, self.program.buffers
         inputs = [self._port(tuple(Wire(n, c) for c in range(sizes[n].channels))) for n in program.inputs]
         outputs = [self._port(wires) for wires in program.outputs]
-        records, after = [0] * len(program.steps), 0
-        for number in reversed(range(len(program.steps))):  # each knows which weights are read after its own
-            step = program.steps[number]
+        records, after = [0] * len(self.steps), 0
+        for number in reversed(range(len(self.steps))):  # each knows which weights are read after its own
+            step = self.steps[number]
             if isinstance(step, Conv) and step.stages:
                 records[number], after = self._dense(step, after)
             else:
@@ -165,7 +166,7 @@ class _Packer:
     def _geometries(self) -> dict[tuple[int, int], _Geometry]:
         """With the zeros that convolutions read beside the maps: those right of a row are those left of the next."""
         sides = {buffer[1:]: [0, 0] for buffer in self.program.buffers}
-        for step in self.program.steps:
+        for step in self.steps:
             if not isinstance(step, Conv):
                 continue
             stage, made, size = step.first, self.program.buffers[step.writes], self._size(step.reads)
@@ -189,7 +190,7 @@ class _Packer:
         found = {number for number in self.program.inputs if self.program.buffers[number].channels < BLOCK}
         for wires in self.program.outputs:
             found -= {wire.buffer for wire in wires}
-        for step in self.program.steps:
+        for step in self.steps:
             read = {wire.buffer for wire in step.reads if wire != ZERO}
             if not (isinstance(step, Conv) and step.stages and len(read) == 1):
                 found -= read
@@ -199,8 +200,8 @@ class _Packer:
     def _place(self) -> int:
         """Give each buffer a place, that of another of its size which is not needed any more; the floats of all."""
         program, apart = self.program, self._as_they_came()
-        last = {wire.buffer: index for index, step in enumerate(program.steps) for wire in _read(step)}
-        last |= {wire.buffer: len(program.steps) for wires in program.outputs for wire in wires}
+        last = {wire.buffer: index for index, step in enumerate(self.steps) for wire in _read(step)}
+        last |= {wire.buffer: len(self.steps) for wires in program.outputs for wire in wires}
         free: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # blocks, origin
         end, blocks = LINE, {}
 
@@ -224,7 +225,7 @@ class _Packer:
 
         for number in program.inputs:
             take(number)
-        for index, step in enumerate(program.steps):
+        for index, step in enumerate(self.steps):
             ending = {wire.buffer for wire in _read(step) if last[wire.buffer] == index}
             over = self._written_over(step) if isinstance(step, Conv) else None
             if over is not None and over in ending:  # the sum is written over what was added, pixel by pixel
@@ -271,7 +272,7 @@ class _Packer:
         stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
         runs = self._runs(step.reads)
         read = next(self.maps[wire.buffer] for wire in step.reads if wire != ZERO)
-        table = list(chain.from_iterable((run.place + tap, run.count) for run in runs for tap in _taps(stage, read)))
+        table = list(chain.from_iterable((run.place + tap, run.length) for run in runs for tap in _taps(stage, read)))
         slots = sum(table[1::2])
         panels = _panels(stage, step.order, runs)
         each = 2 if self.lanes == BLOCK else 1
@@ -310,7 +311,7 @@ class _Packer:
         bounds = np.array([activation.low, activation.high], dtype=np.float32)
         return self.plan.floats(bounds), CURVES.index(activation.curve)
 
-    def _window(self, step: Step) -> int:
+    def _window(self, step: Conv | Pool) -> int:
         made, (height, width) = self.program.buffers[step.writes], self._size(step.reads)
         blocks = range(-(-made.channels // BLOCK))
         residual = step.residual if isinstance(step, Conv) else None
@@ -348,7 +349,7 @@ def _panels(stage: Stage, order: Sequence[int], runs: Sequence[Runs]) -> Floats:
     weight = _padded(stage.weight[list(order)])
     count = len(weight)
     parts = [
-        weight[:, run.slot : run.slot + run.count].reshape(count, run.count, -1).transpose(2, 1, 0).reshape(-1, count)
+        weight[:, run.slot : run.slot + run.length].reshape(count, run.length, -1).transpose(2, 1, 0).reshape(-1, count)
         for run in runs
     ]
     return np.concatenate(parts).reshape(-1, count // BLOCK, BLOCK).transpose(1, 0, 2)

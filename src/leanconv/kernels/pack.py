@@ -84,7 +84,7 @@ class _Packer:
         self.plan = Writer(len(inputs) + len(outputs), steps)
         records = [record for step in program.steps for record in self._records(step)]
         summed = tuple(self.summed)
-        return self.plan.packed(self.lanes, inputs, outputs, records, self.places.floats, self.sums, summed)
+        return self.plan.packed(self.lanes, inputs, outputs, records, self.places.floats, self.places.own, self.sums, summed)
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
@@ -186,7 +186,9 @@ class _Packer:
             stages.append(self._second(step, scratch, targets))
         geometry = self._to(step.writes)
         rows = out.height * out.width if geometry.tight else out.height
+        macs = sum(stage.weight.size for stage in step.stages) * out.height * out.width
         record = [_CONV, rows, out.width, scratch.band, geometry.row if geometry.flat else 0, len(stages)]
+        record += [scratch.grain, min(macs, 1 << 33)]  # as large as a number of a plan may be
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
@@ -221,21 +223,21 @@ class _Packer:
         if len(step.stages) == 2:
             middle = self.places.scratch + scratch.sorted_floats
             used = {slot: [slot] for slot in sorted(set(step.between) - {-1})}
-            place = Outputs(used, lambda slot: middle + slot * scratch.middle_plane, 0, scratch.middle_pitch)
+            place = Outputs(used, middle, lambda slot: slot * scratch.middle_plane, 0, scratch.middle_pitch)
             return self._stage(step, stage, inputs, place, step.inner, None)
         return self._stage(step, stage, inputs, self._last(step, targets), step.activation, step.residual)
 
     def _second(self, step: Conv, scratch: Scratch, targets: dict[int, list[int]]) -> list[int]:
         middle = self.places.scratch + scratch.sorted_floats
-        origins = [middle + slot * scratch.middle_plane for slot in step.between]
+        origins = [slot * scratch.middle_plane for slot in step.between]
         live = [slot >= 0 for slot in step.between]
         pitch = scratch.middle_pitch
-        inputs = Inputs(0, 0, 0, pitch, [0], [0], origins, live, self.places.zeros)
+        inputs = Inputs(0, middle, 0, pitch, [0], [0], origins, live, self.places.zeros - middle)
         return self._stage(step, step.stages[1], inputs, self._last(step, targets), step.activation, step.residual)
 
     def _last(self, step: Conv, targets: dict[int, list[int]]) -> Outputs:
         pitch = self._to(step.writes).row
-        return Outputs(targets, lambda channel: self._origin(Wire(step.writes, channel)), pitch, pitch)
+        return Outputs(targets, 0, lambda channel: self._origin(Wire(step.writes, channel)), pitch, pitch)
 
     def _stage(
         self,

@@ -16,7 +16,7 @@ from leanconv.kernels.steps import Floats
 __all__ = ["PLAN_VERSION", "Packed", "Port", "Writer"]
 
 PLAN_VERSION = 5
-_HEAD, _PORT = 9, 6
+_HEAD, _PORT = 10, 6
 """Numbers of the head, and of each port, as in native/plan.h."""
 
 
@@ -74,17 +74,20 @@ class Writer:
         outputs: Sequence[Port],
         records: Sequence[int],
         floats: int,
+        own: int = LINE,
         sums: int = 0,
         summed: tuple[NDArray[np.int64], ...] = (),
     ) -> Packed:
-        """The whole; `records` are the places of the steps, `floats` those of the arena without the sums."""
+        """The whole; `records` are the places of the steps, `floats` those of the arena without the sums.
+
+        What is before `own` is each thread's."""
         fields: list[int] = []
         for port in (*inputs, *outputs):
             table = self.table(port.origins)
             fields += [len(port.origins), port.height, port.width, port.pitch, table, port.pixel]
         at_sums = up(floats, LINE)
         floats = at_sums + sums * LINE
-        counts = [len(inputs), len(outputs), len(records), lanes, sums, at_sums]
+        counts = [len(inputs), len(outputs), len(records), lanes, sums, at_sums, own]
         self.numbers[: self._head] = [PLAN_VERSION, 0, floats, *counts, *fields, *records]
         plan = np.array(self.numbers, dtype=np.int64)
         stamp = int.from_bytes(hashlib.sha256(plan.tobytes()).digest()[:7], "little") + 1
