@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
-from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Wire, out_side
+from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Window, Wire, out_side
 from random_programs import programs
 
 MARK = np.float32(12345.0)
@@ -97,6 +97,22 @@ def over_time(kernel: tuple[int, int, int], stride: int, frames: int, height: in
     )
 
 
+def windows(largest: bool, kernel: int, stride: int, height: int, width: int) -> Program:
+    """Windows over frames, rows and columns of two channels."""
+    step = Window(
+        reads=(Wire(0, 0), Wire(0, 1)),
+        writes=1,
+        kernel=(min(kernel, 2), kernel, kernel),
+        largest=largest,
+        frames=2,
+        stride=(1, stride, stride),
+        padding=(0, (kernel - 1) // 2, (kernel - 1) // 2),
+    )
+    deep, high, wide = step.sides((2 * height, width))
+    buffers = (Buffer(2, 2 * height, width), Buffer(2, deep * high, wide))
+    return Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=((Wire(1, 0), Wire(1, 1)),))
+
+
 def chosen() -> list[Program]:
     """Small plans, one for each way to run a convolution, that random programs seldom take."""
     return [
@@ -110,6 +126,9 @@ def chosen() -> list[Program]:
         single(3, 3, 1, 1, 5, 33),  # single taps, one of them spare
         over_time((3, 3, 3), 1, 4, 5, 13),  # rows shared by the taps
         over_time((2, 5, 3), 2, 5, 6, 21),  # and not
+        windows(False, 2, 2, 6, 34),  # halves of rows
+        windows(True, 3, 2, 7, 19),
+        windows(True, 4, 3, 7, 19),  # a stride that has no vectors
     ]
 
 
@@ -131,8 +150,8 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 9 + 5 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + (36 if plan[step] == 4 else 8))
-        if plan[step] != 0:
+        found += range(step, step + {4: 36, 5: 31}.get(int(plan[step]), 8))
+        if plan[step]:
             continue
         for stage in range(step + 6, step + 6 + 16 * int(plan[step + 5]), 16):
             found += range(stage, stage + 16)

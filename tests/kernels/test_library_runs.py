@@ -183,7 +183,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 4: build it again"):
+    with pytest.raises(NoLibrary, match="does not run plans of version 5: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 
@@ -246,6 +246,7 @@ def check(program):
 
 check()
 trained.Runnable = lambda program: Runnable(program, library, lanes)
+torch.manual_seed(0)  # again: what is drawn for gradients does not hang on the programs before
 
 @seed(0)
 @settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))

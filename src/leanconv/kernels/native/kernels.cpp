@@ -3,6 +3,7 @@
 #include "sums.h"
 #include "tiles.h"
 #include "vectors.h"
+#include "windows.h"
 
 namespace {
 
@@ -127,4 +128,4 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, pick};
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick};

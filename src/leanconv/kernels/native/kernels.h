@@ -58,6 +58,26 @@ constexpr int sum_index(int three, int masked, int inputs, int outputs) {
     return ((three * 2 + masked) * kMaxChannels + inputs - 1) * kMaxChannels + outputs - 1;
 }
 
+// Rows of results of windows, of which equally many rows lie on the map.
+struct WindowArgs {
+    const float* in;       // the first of those rows of the first result
+    ptrdiff_t frame, row;  // from one to the next
+    int frames, rows, width;
+    float* line;  // where they become one; what is left of it changes nothing, `right` columns are made so
+    ptrdiff_t right;
+    ptrdiff_t taps, stride, gap, pad;  // of columns
+    float* out;
+    int made, results;        // columns and rows
+    ptrdiff_t rstep, opitch;  // from one row of them to the next
+    const float* across;  // factors of a mean; null: the greatest number
+    float factor;
+};
+
+// Whether windows take two columns of a map each, all of them on it.
+constexpr bool halves(int64_t taps, int64_t stride, int64_t gap, int64_t pad, int64_t made, int64_t width) {
+    return taps == 2 && stride == 2 && gap == 1 && pad == 0 && 2 * made <= width;
+}
+
 struct Phases {
     int phases, wanted;
     ptrdiff_t length, before, count;
@@ -90,6 +110,7 @@ struct Kernels {
     }
     void (*add)(const SumArgs& args);  // the sum of one map
     void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
+    void (*window)(const WindowArgs& args);
     // Every `stride`-th column of rows to rows of `width`.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
 };

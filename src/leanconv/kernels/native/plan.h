@@ -17,7 +17,7 @@ struct Plan {
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -76,6 +76,19 @@ struct VolumeStep {
     int64_t weights, bias, bounds, activation;  // [channel][frame][row][column]; bounds as in a stage
     int64_t scratch, scratch_pitch, left, right;  // `left` and `right` columns of zeros beside each row
     int64_t made, made_pitch, rows;               // where a frame is written to first, rows of a tile
+};
+
+// The greatest number or the mean of windows, over maps whose rows are frames one under another. The rows of a window become
+// one, at `line`, with columns beside it that change nothing, as many on the left as the padding says.
+struct WindowStep {
+    int64_t kind, lanes, channels, in, out;  // tables
+    int64_t frames, height, width, pitch;    // of what is read
+    int64_t out_frames, out_height, out_width, out_pitch;
+    int64_t deep, high, wide;  // frames, rows and columns of a window
+    int64_t st, sy, sx, pt, py, px, dt, dy, dx;  // stride, padding and dilation
+    int64_t largest;
+    int64_t across, down;  // of means: factors of columns, and of frames, then rows
+    int64_t line, right;
 };
 
 struct PoolStep {

@@ -207,6 +207,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kPoolStep: return run_pool(r, r.at<PoolStep>(position));
         case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
+        case kWindowStep: return run_window(r, r.at<WindowStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }

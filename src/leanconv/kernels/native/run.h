@@ -42,5 +42,6 @@ inline void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, i
 }
 
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
+void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 
 }  // namespace leanconv
