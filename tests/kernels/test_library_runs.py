@@ -246,7 +246,7 @@ def check(program):
 
 check()
 trained.Runnable = lambda program: Runnable(program, library, lanes)
-torch.manual_seed(0)  # again: what is drawn for gradients does not hang on the programs before
+torch.manual_seed(5)  # the same for whatever programs came before; one piece is near 1e-5, of whatever numbers
 
 @seed(0)
 @settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -20,13 +20,18 @@ _TIGHT_FLOATS = {16: 32768, 8: 6144, 4: 6144}
 _TIGHT_VECTORS = 4
 _MIDDLE_FLOATS = 96 * 1024
 """The band between two stages stays within the second cache."""
+_MOST_TOGETHER = 8
+"""Channels of several groups that are sorted in one call: one by one the calls cost more than the pixels."""
 _SORTED_FLOATS = 4608
 """What is sorted for one tile and then forgotten stays in the first cache, with what it is sorted from."""
 
 
 @dataclass(slots=True)
 class Scratch:
-    """Positions within the scratch of a step: columns sorted by phase, then what stands between two stages."""
+    """Positions within the scratch of a step: columns sorted by phase, then what stands between two stages.
+
+    So many channels are sorted together: those of one group, or of several small ones.
+    """
 
     band: int
     sorted: Sorted | None = None
@@ -55,7 +60,9 @@ def scratch_of(step: Conv, width: int, pitch: int, out: Buffer, geometry: Geomet
             found.sorted = sorted_flat(stage, found.band, out.width, width, pitch, geometry)
     elif stage.stride[1] > 1:
         found.sorted = sorted_columns(stage, found.band, out.width, pitch, geometry)
-    found.sorted_channels = int(stage.weight.shape[1])
+    group = int(stage.weight.shape[1])
+    room = 0 if found.sorted is None else min(_MOST_TOGETHER, _SORTED_FLOATS // found.sorted.plane)
+    found.sorted_channels = group * min(stage.groups, max(1, room // group))
     if len(step.stages) == 2:
         found.middle_pitch = geometry.row if geometry.flat else up(out.width, geometry.lanes)
         found.middle_plane = odd_lines(up(found.band * found.middle_pitch, geometry.lanes))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leanconv.kernels.bands import Scratch, scratch_of
 from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of, up
 from leanconv.kernels.program import (
+    NOTHING,
     ZERO,
     Activation,
     Conv,
@@ -63,12 +64,26 @@ def pack(program: Program, *, lanes: int, registers: int) -> Packed:
     return _Packer(program, lanes, registers).packed()
 
 
+def _passes(step: Conv) -> bool:
+    """Whether pixels only go from one place to another."""
+    return not step.stages and step.residual is None and step.activation == NOTHING
+
+
+def _passing(step: Conv) -> Volume:
+    """The same of clips of one frame, for which the library has a copy of its own."""
+    return Volume(
+        reads=tuple(step.reads[slot] for slot in step.order), writes=step.writes, frames=1, stride=(1, *step.strides)
+    )
+
+
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes, self.registers = program, lanes, registers
         self.needed = needed(program)
         self.geometry = geometries(program, lanes)
-        self.scratch = {step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv)}
+        self.scratch = {
+            step.writes: self._scratch(step) for step in program.steps if isinstance(step, Conv) and not _passes(step)
+        }
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
         beside = [one.floats for one in self.scratch.values()]
@@ -145,7 +160,7 @@ class _Packer:
 
     def _records(self, step: Step) -> list[int]:
         if isinstance(step, Conv):
-            return [self._conv(step)]
+            return [self._volume(_passing(step)) if _passes(step) else self._conv(step)]
         if isinstance(step, Pool):
             return [self._pool(step)]
         if isinstance(step, Spread):
@@ -225,7 +240,7 @@ class _Packer:
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
-        """What sorts the channels that a group reads, just before its tiles do: they are in the first cache then."""
+        """What sorts the channels of some groups just before their tiles read them: from the first cache then."""
         found, geometry = self.scratch[step.writes].sorted, self._to(step.writes)
         if found is None:
             return -1
@@ -242,8 +257,8 @@ class _Packer:
         if found is not None:
             base, in_row, rstep, rows, columns = self.places.scratch, 0, found.rstep, found.rows, found.columns
             origins = []
-            for slot in range(len(live)):  # each group has the scratch for itself
-                first = slot // stage.weight.shape[1] * stage.weight.shape[1]
+            for slot in range(len(live)):  # groups that are sorted together have the scratch for themselves
+                first = slot // scratch.sorted_channels * scratch.sorted_channels
                 origins.append(sum(live[first:slot]) * found.plane)
         else:
             base, pitch = 0, self._of(step.reads).row
@@ -251,7 +266,8 @@ class _Packer:
             rows = [(tap * stage.dilation[0] - stage.padding[0]) * pitch for tap in range(stage.kernel[0])]
             columns = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
             origins = [0 if wire == ZERO else self._origin(wire) for wire in step.reads]
-        inputs = Inputs(True, base, in_row, rstep, rows, columns, origins, live, self.places.zeros - base)
+        together = scratch.sorted_channels
+        inputs = Inputs(together, base, in_row, rstep, rows, columns, origins, live, self.places.zeros - base)
         if len(step.stages) == 2:
             middle = self.places.scratch + scratch.sorted_floats
             used = {slot: [slot] for slot in sorted(set(step.between) - {-1})}
@@ -264,7 +280,7 @@ class _Packer:
         origins = [middle + slot * scratch.middle_plane for slot in step.between]
         live = [slot >= 0 for slot in step.between]
         pitch = scratch.middle_pitch
-        inputs = Inputs(False, 0, 0, pitch, [0], [0], origins, live, self.places.zeros)
+        inputs = Inputs(0, 0, 0, pitch, [0], [0], origins, live, self.places.zeros)
         return self._stage(step, step.stages[1], inputs, self._last(step, targets), step.activation, step.residual)
 
     def _last(self, step: Conv, targets: dict[int, list[int]]) -> Outputs:
@@ -281,7 +297,7 @@ class _Packer:
         residual: tuple[Wire, ...] | None,
     ) -> list[int]:
         scratch = self.scratch[step.writes]
-        ends = (scratch.ends or ()) if inputs.first else ()
+        ends = (scratch.ends or ()) if inputs.together else ()
         width, geometry = self.program.buffers[step.writes].width, self._to(step.writes)
         return packed_stage(
             *(stage, inputs, outputs, Plane(width, scratch.band, geometry, self.registers, ends), activation),

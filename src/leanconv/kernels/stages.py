@@ -21,10 +21,11 @@ CURVES = ("none", "silu", "hardswish")
 class Inputs:
     """Where a stage reads: where the rows and columns of its taps are, and for each slot its origin.
 
-    `live` says which slots hold anything, `first` whether it is the first stage of its step.
+    `live` says which slots hold anything; so many slots, of whole groups, are sorted `together`: 0 in a second stage,
+    which reads what the first has written.
     """
 
-    first: bool
+    together: int
     base: int
     in_row: int
     rstep: int
@@ -95,7 +96,7 @@ def packed_stage(
     group_in, group_out = stage.weight.shape[1], len(stage.weight) // stage.groups
     fields: list[int] = []
     shared: tuple[list[int], int] | None = None
-    count = 0
+    count, sorted_to = 0, 0  # slots before that are sorted
     for group in range(stage.groups):
         # A slot of an output stands in the list as often as the buffer has channels of it.
         wanted = [
@@ -106,8 +107,10 @@ def packed_stage(
         slots = range(group * group_in, (group + 1) * group_in)
         read = [(slot, slot - group * group_in) for slot in slots if inputs.live[slot]]
         due = -1
-        if inputs.first and wanted and read:
-            due = sorting([slot for slot, _ in read])
+        if inputs.together and wanted and read and read[0][0] >= sorted_to:
+            begin = read[0][0] // inputs.together * inputs.together
+            sorted_to = begin + inputs.together
+            due = sorting([slot for slot in range(begin, min(sorted_to, stage.in_channels)) if inputs.live[slot]])
         for part in parts(len(wanted)) if wanted else ():
             chosen = [wanted[index] for index in part]
             if geometry.flat:

@@ -15,39 +15,53 @@ void cut(float* row, int width) {
 }
 
 // Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
-void split(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, ptrdiff_t rows, const leanconv::Phases& by) {
+void split(const leanconv::Moved& moved, const leanconv::Phases& by) {
+    const leanconv::Moved m = moved;
     const leanconv::Phases b = by;
-    for (; rows > 0; --rows, from += step, to += pitch) {
-        ptrdiff_t first = -b.before;
-        if (b.phases == 2) {
-            for (; first < 0; ++first)
-                for (int p = 0; p < 2; ++p) to[p * b.length + first] = from[first * 2 + p];
-            for (ptrdiff_t i = 0; i < b.count; i += kLanes) {
-                const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
-                if (b.wanted & 1) store(to + i, every_second<0>(low, high));
-                if (b.wanted & 2) store(to + b.length + i, every_second<1>(low, high));
+    const bool even = b.wanted & 1, odd = b.wanted & 2;
+    for (ptrdiff_t c = 0; c < m.channels; ++c) {
+        const float* from = m.from + m.origins[c];
+        float* to = m.to + c * m.plane;
+        for (ptrdiff_t y = 0; y < m.rows; ++y, from += m.step, to += m.pitch) {
+            ptrdiff_t first = -b.before;
+            if (b.phases == 2) {
+                for (; first < 0; ++first) {
+                    to[first] = from[2 * first];
+                    to[b.length + first] = from[2 * first + 1];
+                }
+                for (ptrdiff_t i = 0; i < b.count; i += kLanes) {
+                    const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
+                    if (even) store(to + i, every_second<0>(low, high));
+                    if (odd) store(to + b.length + i, every_second<1>(low, high));
+                }
+                continue;
             }
-            continue;
+            for (int p = 0; p < b.phases; ++p)
+                if (b.wanted >> p & 1)
+                    for (ptrdiff_t i = first; i < b.count; ++i) to[p * b.length + i] = from[i * b.phases + p];
         }
-        for (int p = 0; p < b.phases; ++p)
-            if (b.wanted >> p & 1)
-                for (ptrdiff_t i = first; i < b.count; ++i) to[p * b.length + i] = from[i * b.phases + p];
     }
 }
 
-void flatten(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last) {
+void flatten(const leanconv::Moved& moved, int stride, int first, int last) {
+    const leanconv::Moved m = moved;
+    const int pitch = int(m.pitch), rows = int(m.rows);
     Int lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     const Int column = lane & (pitch - 1);  // a power of two, less than a vector
     const Int kept = (column >= first) & (column < last);
-    if (stride == 1 && step == pitch) {
-        for (int i = 0; i < rows * pitch; i += kLanes) store(to + i, keep(load(from + i), kept));
-    } else if (stride == 2 && 2 * pitch == kLanes) {
-        for (; rows > 0; rows -= 2, from += 2 * step, to += kLanes)
-            store(to, keep(every_second<0>(load(from), load(rows > 1 ? from + step : from)), kept));
-    } else {
-        for (; rows > 0; --rows, from += step, to += pitch)
-            for (int x = 0; x < pitch; ++x) to[x] = x >= first && x < last ? from[x * stride] : 0;
+    for (ptrdiff_t c = 0; c < m.channels; ++c) {
+        const float* from = m.from + m.origins[c];
+        float* to = m.to + c * m.plane;
+        if (stride == 1 && m.step == pitch) {
+            for (int i = 0; i < rows * pitch; i += kLanes) store(to + i, keep(load(from + i), kept));
+        } else if (stride == 2 && 2 * pitch == kLanes) {
+            for (int y = 0; y < rows; y += 2, from += 2 * m.step, to += kLanes)
+                store(to, keep(every_second<0>(load(from), load(y + 1 < rows ? from + m.step : from)), kept));
+        } else {
+            for (int y = 0; y < rows; ++y, from += m.step, to += pitch)
+                for (int x = 0; x < pitch; ++x) to[x] = x >= first && x < last ? from[x * stride] : 0;
+        }
     }
 }
 

@@ -78,6 +78,14 @@ constexpr bool halves(int64_t taps, int64_t stride, int64_t gap, int64_t pad, in
     return taps == 2 && stride == 2 && gap == 1 && pad == 0 && 2 * made <= width;
 }
 
+struct Moved {  // `rows` rows of each of `channels` maps, `step` floats apart, to rows `pitch` apart
+    const float* from;
+    const ptrdiff_t* origins;  // of each channel, added to `from`
+    ptrdiff_t channels, step;
+    float* to;
+    ptrdiff_t plane, pitch, rows;  // plane: from channel to channel of `to`
+};
+
 struct Phases {
     int phases, wanted;
     ptrdiff_t length, before, count;
@@ -93,12 +101,12 @@ struct Kernels {
     }
     // Zeros behind column `width` of one row, up to where its last vector ends: what the padding there has to be.
     void (*cut)(float* row, int width);
-    // Rows `step` apart to rows `pitch` apart: to[p * length + i] = from[i * phases + p] in each, for the p in the bits
-    // `wanted` and i from -before to count. May store a vector over the end.
-    void (*split)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, ptrdiff_t rows, const Phases& phases);
-    // Rows `step` apart to rows `pitch` apart, with zeros for the columns before `first` and from `last` on:
-    // to[x] = from[x * stride] in each. May store a vector over the end.
-    void (*flatten)(const float* from, ptrdiff_t step, float* to, int pitch, int rows, int stride, int first, int last);
+    // Rows of some channels: to[p * length + i] = from[i * phases + p] in each, for the p in the bits `wanted` and i from
+    // -before to count. May store a vector over the end.
+    void (*split)(const Moved& rows, const Phases& phases);
+    // Rows of some channels, with zeros for the columns before `first` and from `last` on: to[x] = from[x * stride] in
+    // each. May store a vector over the end.
+    void (*flatten)(const Moved& rows, int stride, int first, int last);
     void (*activate)(int activation, float* row, int width);
     // `rounds` times twelve multiply-adds of vectors that do not wait for each other.
     float (*peak)(int64_t rounds);

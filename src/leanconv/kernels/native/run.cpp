@@ -37,19 +37,20 @@ const Kernels* kernels_of(int lanes) {
 
 namespace {
 
+constexpr int64_t kSortedTogether = 8;  // channels, which stay in the first cache from part to part
+
 void sort(const Run& r, const Sorting& s, int y, int rows) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
-    const ptrdiff_t* channels = r.table(s.table);
     const SortedRows* parts = &r.at<SortedRows>(s.part);
     const Phases phases{int(s.stride), int(s.wanted), s.length, s.before, s.count};
-    for (int64_t c = 0; c < s.channels; ++c)
+    for (int64_t c = 0; c < s.channels; c += kSortedTogether)
         for (int64_t i = 0; i < s.parts; ++i) {
             const SortedRows& p = parts[i];
-            const float* from = r.arena + channels[c] + y * s.in_row + p.from;
-            float* to = r.arena + s.to + c * s.plane + p.to;
-            const int64_t count = rows * p.times + p.more;
-            if (s.flat) kernels.flatten(from, p.step, to, int(p.pitch), int(count), int(s.stride), int(p.first), int(p.last));
-            else kernels.split(from, p.step, to, p.pitch, count, phases);
+            const int64_t channels = s.channels - c < kSortedTogether ? s.channels - c : kSortedTogether;
+            const Moved moved{r.arena + y * s.in_row + p.from, r.table(s.table) + c, channels, p.step,
+                              r.arena + s.to + p.to + c * s.plane, s.plane, p.pitch, rows * p.times + p.more};
+            if (s.flat) kernels.flatten(moved, int(s.stride), int(p.first), int(p.last));
+            else kernels.split(moved, phases);
         }
 }
 
