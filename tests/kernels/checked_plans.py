@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
-from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Wire, out_side
+from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Window, Wire, out_side
 from random_dense import dense_programs
 from random_programs import programs
 
@@ -120,6 +120,22 @@ def over_time(kernel: tuple[int, int, int], stride: int, frames: int, height: in
     )
 
 
+def windows(largest: bool, kernel: int, stride: int, height: int, width: int) -> Program:
+    """Windows over frames, rows and columns of two channels."""
+    step = Window(
+        reads=(Wire(0, 0), Wire(0, 1)),
+        writes=1,
+        kernel=(min(kernel, 2), kernel, kernel),
+        largest=largest,
+        frames=2,
+        stride=(1, stride, stride),
+        padding=(0, (kernel - 1) // 2, (kernel - 1) // 2),
+    )
+    deep, high, wide = step.sides((2 * height, width))
+    buffers = (Buffer(2, 2 * height, width), Buffer(2, deep * high, wide))
+    return Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=((Wire(1, 0), Wire(1, 1)),))
+
+
 def chosen() -> list[Program]:
     """Small plans, one for each way to run a convolution, that random programs seldom take."""
     return [
@@ -134,6 +150,9 @@ def chosen() -> list[Program]:
         over_time((3, 3, 3), 1, 4, 5, 13),  # rows shared by the taps
         over_time((2, 5, 3), 2, 5, 6, 21),  # and not
         *(single(*sizes) for sizes in ((16, 1, 3, 1, 5, 7), (32, 1, 3, 2, 9, 15), (48, 1, 1, 1, 3, 3))),  # in blocks
+        windows(False, 2, 2, 6, 34),  # halves of rows
+        windows(True, 3, 2, 7, 19),
+        windows(True, 4, 3, 7, 19),  # a stride that has no vectors
     ]
 
 
@@ -159,11 +178,11 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 10 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + {4: 36, 5: 22, 6: 25}.get(int(plan[step]), 8))
-        if plan[step] == 5:
+        found += range(step, step + {4: 36, 5: 31, 6: 23, 7: 26}.get(int(plan[step]), 8))
+        if plan[step] == 6:
             found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
-            found += range(int(plan[step + 21]), int(plan[step + 21] + 6 * plan[step + 20]))
-        if plan[step] != 0:
+            found += range(int(plan[step + 22]), int(plan[step + 22] + 6 * plan[step + 21]))
+        if plan[step]:
             continue
         for stage in range(step + 8, step + 8 + 18 * int(plan[step + 5]), 18):
             found += range(stage, stage + 18)

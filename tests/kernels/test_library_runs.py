@@ -89,7 +89,10 @@ def test_random_dense_programs(program: Program) -> None:
         for lanes in (library().lanes, 8):
             runnable = Runnable(one, library(), lanes=lanes)
             assert_near(run(one, inputs, runnable=runnable), expected)
-            assert_near(run(one, inputs, runnable=runnable), expected)  # in an arena that was used
+            alone = run(one, inputs, runnable=runnable)  # in an arena that was used
+            assert_near(alone, expected)
+            shared = run(one, inputs, runnable=runnable, threads=3, least=1)
+            assert all(torch.equal(got, wanted) for got, wanted in zip(shared, alone, strict=True))
 
 
 def ragged(kernel: int, *, channels: int = 3, width: int = 13) -> Program:
@@ -269,6 +272,7 @@ def check(program):
 
 check()
 trained.Runnable = lambda program: Runnable(program, library, lanes)
+torch.manual_seed(5)  # the same for whatever programs came before; one piece is near 1e-5, of whatever numbers
 
 @seed(0)
 @settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -21,7 +21,19 @@ import numpy as np
 
 from leanconv.kernels.layout import LINE, also_read, up
 from leanconv.kernels.plans import Packed, Port, Writer
-from leanconv.kernels.program import ZERO, Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Wire
+from leanconv.kernels.program import (
+    ZERO,
+    Activation,
+    Buffer,
+    Conv,
+    Floats,
+    Pool,
+    Program,
+    Stage,
+    Step,
+    Window,
+    Wire,
+)
 from leanconv.kernels.stages import CURVES
 
 __all__ = ["BLOCK", "in_blocks", "suits"]
@@ -29,11 +41,13 @@ __all__ = ["BLOCK", "in_blocks", "suits"]
 BLOCK = 16
 """Channels of a block, whatever the vectors: as in native/kernels.h."""
 
-_DENSE, _PIXELS = 5, 6
+_DENSE, _PIXELS = 6, 7
 _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
 _BAND_FLOATS = 192 * 1024
 """What a band reads stays in the second cache, with the weights of two groups of outputs."""
+_MOST_MACS = 1 << 33
+"""As large as a number of a plan may be."""
 _NONE = -1
 
 
@@ -80,7 +94,7 @@ def suits(program: Program) -> bool:
     """Whether a program is made of dense convolutions and what goes with them, its channels in whole blocks."""
     macs = idle = 0
     for step in program.steps:
-        if isinstance(step, Pool):
+        if isinstance(step, Pool) or (isinstance(step, Window) and _plain(step)):
             fits = _whole(step.reads) is not None
         elif isinstance(step, Conv) and not step.stages:
             fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
@@ -98,6 +112,13 @@ def suits(program: Program) -> bool:
 
 def _pixels(program: Program, step: Conv) -> int:
     return program.buffers[step.writes].height * program.buffers[step.writes].width
+
+
+def _plain(step: Window) -> bool:
+    """Whether windows are of one frame and without gaps, and means those of all pixels, or of those on the map."""
+    if step.frames > 1 or step.kernel[0] > 1 or max(step.dilation) > 1:
+        return False
+    return step.largest or (step.divisor is None and not (step.counted and step.ceil and any(step.padding)))
 
 
 def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
@@ -141,7 +162,7 @@ def _apart(program: Program) -> Program:
 class _Packer:
     def __init__(self, program: Program, lanes: int, registers: int) -> None:
         self.program, self.lanes = program, lanes
-        self.steps = [step for step in program.steps if isinstance(step, (Conv, Pool))]  # there are no others
+        self.steps = [step for step in program.steps if isinstance(step, (Conv, Pool, Window))]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
         self.geometry = self._geometries()
         self.maps: dict[int, _Map] = {}
@@ -289,7 +310,14 @@ class _Packer:
         record = [_DENSE, self.lanes, made.height, made.width, band, high, wide]
         record += [0, stage.stride[0] * read.row, stage.stride[1] * read.pixel, channel]
         record += [self.plan.table(table), len(table) // 2, slots, to.row, residual_row, 0]
-        record += [*self._ends(step.activation), after, len(groups) // 6, self.plan.table(groups)]
+        macs = stage.weight.size * made.height * made.width
+        record += [
+            *self._ends(step.activation),
+            after,
+            min(macs, _MOST_MACS),
+            len(groups) // 6,
+            self.plan.table(groups),
+        ]
         return self.plan.table(record), weights
 
     def _tile(self, step: Conv, stage: Stage, made: Buffer, read: _Map) -> tuple[int, int, int]:
@@ -311,13 +339,16 @@ class _Packer:
         bounds = np.array([activation.low, activation.high], dtype=np.float32)
         return self.plan.floats(bounds), CURVES.index(activation.curve)
 
-    def _window(self, step: Conv | Pool) -> int:
+    def _window(self, step: Conv | Pool | Window) -> int:
         made, (height, width) = self.program.buffers[step.writes], self._size(step.reads)
         blocks = range(-(-made.channels // BLOCK))
         residual = step.residual if isinstance(step, Conv) else None
         activation = step.activation if isinstance(step, Conv) else Activation()
         if isinstance(step, Conv):
             window = [1, 1, *step.strides, 0, 0, 0, 0]
+        elif isinstance(step, Window):
+            whole = step.counted and any(step.padding)
+            window = [*step.kernel[1:], *step.stride[1:], *step.padding[1:], step.largest, whole]
         else:
             window = [height, width, 1, 1, 0, 0, 0, 0]
         to, read = self.maps[step.writes], self.maps[step.reads[0].buffer]
@@ -325,7 +356,9 @@ class _Packer:
         tables += [self._blocks(residual, blocks), _NONE]
         rows = [height, width, read.row, made.height, made.width, to.row]
         rows += [0 if residual is None else self.maps[residual[0].buffer].row, 0]
-        return self.plan.table([_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation)])
+        work = min(made.channels * made.height * made.width * window[0] * window[1], _MOST_MACS)
+        record = [_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation), work]
+        return self.plan.table(record)
 
 
 def _read(step: Step) -> list[Wire]:

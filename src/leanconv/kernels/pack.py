@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.bands import Scratch, scratch_of
 from leanconv.kernels.blocks import in_blocks
-from leanconv.kernels.layout import Geometry, Places, geometries, needed, places, size_of
+from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of
 from leanconv.kernels.plans import PLAN_VERSION, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
@@ -28,16 +28,19 @@ from leanconv.kernels.program import (
     Step,
     Sums,
     Volume,
+    Window,
     Wire,
 )
 from leanconv.kernels.stages import CURVES, Inputs, Outputs, Plane, packed_stage
 from leanconv.kernels.sums import pack_sums
 from leanconv.kernels.volumes import fields as volume_fields
 from leanconv.kernels.volumes import scratch_of as volume_scratch_of
+from leanconv.kernels.windows import fields as window_fields
+from leanconv.kernels.windows import line_of
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-_CONV, _POOL, _SPREAD, _SUMS, _VOLUME = range(5)
+_CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
@@ -68,10 +71,13 @@ class _Packer:
         }
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
-        volumes = (
-            volume_scratch_of(*self._volume_sizes(step), lanes) for step in program.steps if isinstance(step, Volume)
-        )
-        floats = max([0, *(one.floats for one in self.scratch.values()), *(one.floats for one in volumes)])
+        beside = [one.floats for one in self.scratch.values()]
+        for step in program.steps:
+            if isinstance(step, Volume):
+                beside.append(volume_scratch_of(*self._volume_sizes(step), lanes).floats)
+            elif isinstance(step, Window):
+                beside.append(line_of(step, size_of(program, step.reads)).floats)
+        floats = max(beside, default=0)
         self.places: Places = places(program, self.geometry, max(planes), floats)
         self.sums = 0
         self.summed: list[NDArray[np.int64]] = []
@@ -84,7 +90,9 @@ class _Packer:
         self.plan = Writer(len(inputs) + len(outputs), steps)
         records = [record for step in program.steps for record in self._records(step)]
         summed = tuple(self.summed)
-        return self.plan.packed(self.lanes, inputs, outputs, records, self.places.floats, self.places.own, self.sums, summed)
+        return self.plan.packed(
+            self.lanes, inputs, outputs, records, self.places.floats, self.places.own, self.sums, summed
+        )
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
@@ -129,6 +137,8 @@ class _Packer:
             return [self._spread(step)]
         if isinstance(step, Volume):
             return [self._volume(step)]
+        if isinstance(step, Window):
+            return [self._window(step)]
         size = size_of(self.program, step.reads)
         read, gradient = (
             [None if wire == ZERO else self._origin(wire) for wire in wires] for wires in (step.reads, step.gradient)
@@ -146,7 +156,7 @@ class _Packer:
         fields = [_SPREAD, out.channels, height, width, self._of(step.reads).pitch, *step.strides]
         return self._table([*fields, out.height, out.width, self._to(step.writes).pitch, into, made])
 
-    def _kept(self, step: Pool | Volume) -> tuple[list[int], tuple[int, int, int]]:
+    def _kept(self, step: Pool | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
         """The channels that somebody reads; how many they are, and tables of what each is made of and where it goes."""
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)
@@ -168,6 +178,16 @@ class _Packer:
             CURVES.index(step.activation.curve),
         )
         return self._table([_VOLUME, *found])
+
+    def _window(self, step: Window) -> int:
+        (_, tables), size, at = self._kept(step), size_of(self.program, step.reads), (0, 0)
+        if not step.largest:
+            frames, rows, columns = step.factors(size)
+            spare = np.zeros(-len(columns) % LINE, dtype=np.float32)
+            at = (self._floats(np.concatenate([columns, spare])), self._floats(np.concatenate([frames, rows])))
+        geometries = self._of(step.reads), self._to(step.writes)
+        found = window_fields(step, size, geometries, self.lanes, self.places.scratch, tables, at)
+        return self._table([_WINDOW, *found])
 
     def _pool(self, step: Pool) -> int:
         height, width = size_of(self.program, step.reads)

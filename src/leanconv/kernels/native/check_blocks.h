@@ -16,7 +16,7 @@ const char* check_blocks(Check& c, int64_t table, int64_t count, Span pixels) {
 }
 
 // Rows and columns of which every second pixel of a map takes the one at half of it.
-inline Span halves(int64_t rows, int64_t width, int64_t row) {
+inline Span half_sized(int64_t rows, int64_t width, int64_t row) {
     return steps((rows + 1) / 2, row) + steps((width + 1) / 2, kBlock);
 }
 
@@ -28,7 +28,7 @@ const char* check_dense(Check& c, int64_t position) {
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.rows, s.width, s.band, s.high}) NEED(within(side, 1, kMostSide), kNumber);
     NEED(s.high <= 2 && within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardswish) &&
-             (s.pixel == 1 || s.pixel == 2 || s.pixel == kBlock || s.pixel == 2 * kBlock) && s.n_runs >= 0 && s.groups >= 0,
+             (s.pixel == 1 || s.pixel == 2 || s.pixel == kBlock || s.pixel == 2 * kBlock) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0,
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     NEED(s.next >= 0, kWeights);
@@ -56,7 +56,7 @@ const char* check_dense(Check& c, int64_t position) {
         NEED(g.out != -1, kCut);
         PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
         PASS(check_blocks(c, g.residual, g.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
-        PASS(check_blocks(c, g.half, g.blocks, halves(s.rows, s.width, s.half_row)));
+        PASS(check_blocks(c, g.half, g.blocks, half_sized(s.rows, s.width, s.half_row)));
     }
     return nullptr;
 }
@@ -69,7 +69,7 @@ const char* check_pixels(Check& c, int64_t position) {
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.height, s.width, s.made_height, s.made_width, s.high, s.wide, s.sy, s.sx})
         NEED(within(side, 1, kMostSide), kNumber);
-    NEED(within(s.py, 0, kMostSide) && within(s.px, 0, kMostSide) && within(s.activation, kNone, kHardswish) && s.blocks >= 0 &&
+    NEED(within(s.py, 0, kMostSide) && within(s.px, 0, kMostSide) && within(s.activation, kNone, kHardswish) && s.blocks >= 0 && s.macs >= 0 &&
              s.high * s.wide <= kMostMap && s.height * s.width <= kMostMap && s.made_height * s.sy <= kMostMap && s.made_width * s.sx <= kMostMap,
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
@@ -78,7 +78,7 @@ const char* check_pixels(Check& c, int64_t position) {
     PASS(check_blocks(c, s.in, s.blocks, steps(s.height, s.in_row) + steps(s.width, kBlock)));
     PASS(check_blocks(c, s.out, s.blocks, steps(s.made_height, s.out_row) + steps(s.made_width, kBlock)));
     PASS(check_blocks(c, s.residual, s.blocks, steps(s.made_height, s.residual_row) + steps(s.made_width, kBlock)));
-    PASS(check_blocks(c, s.half, s.blocks, halves(s.made_height, s.made_width, s.half_row)));
+    PASS(check_blocks(c, s.half, s.blocks, half_sized(s.made_height, s.made_width, s.half_row)));
     return nullptr;
 }
 

@@ -72,37 +72,39 @@ static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int
             kernels.activate(int(s.activation), r.arena + r.table(g.out)[b] + y * s.out_row, int(s.width) * kBlock);
 }
 
+// Several threads take groups of outputs, of bands that are cut smaller where there are few of those.
 void run_dense(const Run& r, const DenseStep& s) {
+    if (!s.groups) return;
     const DenseGroup* groups = &r.at<DenseGroup>(s.group);
     const int64_t across = (s.width + s.wide - 1) / s.wide;
-    for (int64_t y = 0; y < s.rows; y += s.band) {
-        const int64_t rows = s.rows - y < s.band ? s.rows - y : s.band;
-        for (int64_t i = 0; i < s.groups; ++i) {
-            const bool last = i + 1 == s.groups;
-            const int64_t next = !last ? groups[i + 1].weights : y + rows < s.rows ? groups[0].weights : s.next;
-            const int64_t bytes = s.slots * kBlock * groups[i].blocks * int64_t(sizeof(float));
-            const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across, 0};
-            run_group(r, s, groups[i], y, rows, ahead);
-        }
-    }
+    const int64_t wanted = r.helpers && s.macs >= 2 * r.helpers->least ? (2 * r.helpers->workers + s.groups - 1) / s.groups : 1;
+    const int64_t most = ((s.rows + wanted - 1) / wanted + s.high - 1) / s.high * s.high, band = most < s.band ? most : s.band;
+    share(r, (s.rows + band - 1) / band * s.groups, 1, s.macs, [&](const Run& mine, int64_t number, int64_t) {
+        const int64_t y = number / s.groups * band, i = number % s.groups, rows = s.rows - y < band ? s.rows - y : band;
+        const int64_t next = i + 1 < s.groups ? groups[i + 1].weights : y + rows < s.rows ? groups[0].weights : s.next;
+        const int64_t bytes = s.slots * kBlock * groups[i].blocks * int64_t(sizeof(float));
+        const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across, 0};
+        run_group(mine, s, groups[i], y, rows, ahead);
+    });
 }
 
 void run_blocks(const Run& r, const BlockStep& s) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
-    BlockArgs a{};
-    a.in_row = s.in_row;
-    a.columns = int(s.wide);
-    a.stride = int(s.sx);
-    a.pad = int(s.px);
-    a.width = int(s.width);
-    a.made = int(s.made_width);
-    a.whole = s.whole ? int(s.high * s.wide) : 0;
-    a.greatest = s.greatest;
-    set_bounds(r, s, &a.low, &a.high, &a.lowest, &a.highest);
-    for (int64_t b = 0; b < s.blocks; ++b)
+    BlockArgs all{};
+    all.in_row = s.in_row;
+    all.columns = int(s.wide);
+    all.stride = int(s.sx);
+    all.pad = int(s.px);
+    all.width = int(s.width);
+    all.made = int(s.made_width);
+    all.whole = s.whole ? int(s.high * s.wide) : 0;
+    all.greatest = s.greatest;
+    set_bounds(r, s, &all.low, &all.high, &all.lowest, &all.highest);
+    share(r, s.blocks, 1, s.macs, [&](const Run&, int64_t b, int64_t) {
         for (int64_t y = 0; y < s.made_height; ++y) {
             const int64_t start = y * s.sy - s.py, from = start > 0 ? start : 0;
             const int64_t to = start + s.high < s.height ? start + s.high : s.height;
+            BlockArgs a = all;
             a.rows = int(to > from ? to - from : 0);
             a.in = r.arena + r.table(s.in)[b] + (a.rows ? from : 0) * s.in_row;
             a.out = r.arena + r.table(s.out)[b] + y * s.out_row;
@@ -113,6 +115,7 @@ void run_blocks(const Run& r, const BlockStep& s) {
             kernels.block_row(a);
             if (s.activation != kNone) kernels.activate(int(s.activation), a.out, int(s.made_width) * kBlock);
         }
+    });
 }
 
 // Channels that stand one behind another in the blocks move together, so that a pixel's line is touched once.

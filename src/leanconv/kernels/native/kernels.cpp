@@ -4,6 +4,7 @@
 #include "sums.h"
 #include "tiles.h"
 #include "vectors.h"
+#include "windows.h"
 
 namespace {
 
@@ -142,4 +143,5 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, pick, kAllDenseTiles.at, block_row};
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick, kAllDenseTiles.at,
+    block_row};

@@ -98,6 +98,26 @@ struct BlockArgs {
     float* out;
 };
 
+// Rows of results of windows, of which equally many rows lie on the map.
+struct WindowArgs {
+    const float* in;       // the first of those rows of the first result
+    ptrdiff_t frame, row;  // from one to the next
+    int frames, rows, width;
+    float* line;  // where they become one; what is left of it changes nothing, `right` columns are made so
+    ptrdiff_t right;
+    ptrdiff_t taps, stride, gap, pad;  // of columns
+    float* out;
+    int made, results;        // columns and rows
+    ptrdiff_t rstep, opitch;  // from one row of them to the next
+    const float* across;  // factors of a mean; null: the greatest number
+    float factor;
+};
+
+// Whether windows take two columns of a map each, all of them on it.
+constexpr bool halves(int64_t taps, int64_t stride, int64_t gap, int64_t pad, int64_t made, int64_t width) {
+    return taps == 2 && stride == 2 && gap == 1 && pad == 0 && 2 * made <= width;
+}
+
 struct Moved {  // `rows` rows of each of `channels` maps, `step` floats apart, to rows `pitch` apart
     const float* from;
     const ptrdiff_t* origins;  // of each channel, added to `from`
@@ -138,6 +158,7 @@ struct Kernels {
     }
     void (*add)(const SumArgs& args);  // the sum of one map
     void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
+    void (*window)(const WindowArgs& args);
     // Every `stride`-th column of rows to rows of `width`.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
     const DenseKernel* dense_tiles;  // null where there is no such

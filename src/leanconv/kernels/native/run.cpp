@@ -211,6 +211,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
+        case kWindowStep: return run_window(r, r.at<WindowStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }

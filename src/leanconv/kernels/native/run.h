@@ -94,5 +94,6 @@ void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
 void move_blocks(const Run& r, const Port& port, float* image, bool in);
+void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 
 }  // namespace leanconv
