@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
@@ -28,6 +29,13 @@ class Checked:
         self.library.leanconv_check.restype = ctypes.c_char_p
         self.library.leanconv_check.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         self.library.leanconv_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
+        self.library.leanconv_run_together.argtypes = [
+            *self.library.leanconv_run.argtypes, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        ]  # fmt: skip
+        self.library.leanconv_help.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        self.library.leanconv_release.argtypes = [ctypes.c_void_p]
+        self.library.leanconv_floats.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        self.library.leanconv_floats.restype = ctypes.c_int64
 
     def check(self, plan: NDArray[np.int64]) -> tuple[str | None, int]:
         """What is wrong with a plan, and how many weights it reads."""
@@ -35,27 +43,40 @@ class Checked:
         problem = self.library.leanconv_check(plan.ctypes.data, len(plan), ctypes.byref(weights))
         return None if problem is None else problem.decode(), weights.value
 
-    def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32], workers: int = 1) -> list[NDArray[np.float32]]:
         """Two images, with nothing longer than the check allows and a margin around what is written to."""
         count_in, count_out = int(plan[3]), int(plan[4])
-        ports = [plan[9 + 5 * index : 14 + 5 * index] for index in range(count_in + count_out)]
+        ports = [plan[10 + 5 * index : 15 + 5 * index] for index in range(count_in + count_out)]
         sizes = [2 * int(np.prod(port[:3])) for port in ports]
         rng = np.random.default_rng(0)
         inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes[:count_in]]
         outputs = [np.full(size + 2 * MARGIN, MARK) for size in sizes[count_in:]]
-        arena = np.full(int(plan[2]) + 2 * MARGIN, MARK)
+        arena = np.full(self.library.leanconv_floats(plan.ctypes.data, workers) + 2 * MARGIN, MARK)
         arena[MARGIN : MARGIN + 16] = 0
         addresses = [(ctypes.c_void_p * 64)(*(x.ctypes.data for x in inputs))]
         addresses.append((ctypes.c_void_p * 64)(*(x[MARGIN:].ctypes.data for x in outputs)))
+        given = [plan.ctypes.data, weights.ctypes.data, arena[MARGIN:].ctypes.data, *addresses, 2]
         with np.errstate(all="ignore"):
-            code = self.library.leanconv_run(
-                plan.ctypes.data, weights.ctypes.data, arena[MARGIN:].ctypes.data, *addresses, 2
-            )
+            code = self._together(given, workers) if workers > 1 else self.library.leanconv_run(*given)
         assert code == 0
         for memory in (arena, *outputs):
             assert (memory[:MARGIN] == MARK).all()
             assert (memory[len(memory) - MARGIN :] == MARK).all()
         return [output[MARGIN : len(output) - MARGIN] for output in outputs]
+
+    def _together(self, given: list[object], workers: int) -> int:
+        """With pieces as small as can be, the threads that help being there first."""
+        team = np.zeros(512, np.uint8)
+        at = -(-team.ctypes.data // 64) * 64
+        helpers = [Thread(target=self.library.leanconv_help, args=(at, index)) for index in range(1, workers)]
+        for helper in helpers:
+            helper.start()
+        try:
+            return int(self.library.leanconv_run_together(*given, at, workers, 1))
+        finally:
+            self.library.leanconv_release(at)
+            for helper in helpers:
+                helper.join()
 
 
 def single(channels: int, groups: int, kernel: int, stride: int, height: int, width: int) -> Program:
@@ -147,15 +168,15 @@ def drawn(count: int, number: int) -> Iterator[Program]:
 
 def fields(plan: NDArray[np.int64]) -> list[int]:
     """Where the fields of records are (native/plan.h): most other numbers are those of tables. What sorts, twice."""
-    ports = 9 + 5 * int(plan[3] + plan[4])
+    ports = 10 + 5 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
         found += range(step, step + {4: 36, 5: 31}.get(int(plan[step]), 8))
         if plan[step]:
             continue
-        for stage in range(step + 6, step + 6 + 16 * int(plan[step + 5]), 16):
-            found += range(stage, stage + 16)
-            for tile in range(int(plan[stage + 15]), int(plan[stage + 15] + 12 * plan[stage + 14]), 12):
+        for stage in range(step + 8, step + 8 + 18 * int(plan[step + 5]), 18):
+            found += range(stage, stage + 18)
+            for tile in range(int(plan[stage + 16]), int(plan[stage + 16] + 12 * plan[stage + 15]), 12):
                 found += range(tile, tile + 12)
                 if (sorting := int(plan[tile])) >= 0:
                     parts = range(int(plan[sorting + 13]), int(plan[sorting + 13] + 8 * plan[sorting + 12]))
@@ -178,7 +199,7 @@ def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int
 
 def takes_long(plan: NDArray[np.int64]) -> bool:
     """Whether a plan has so large a number that a run of it would take seconds: allowed, and not waited for."""
-    ports = [plan[9 + 5 * index : 12 + 5 * index] for index in range(int(plan[3] + plan[4]))]
+    ports = [plan[10 + 5 * index : 13 + 5 * index] for index in range(int(plan[3] + plan[4]))]
     return bool((np.abs(plan[2:]) > 1 << 19).any()) or any(float(np.prod(port, dtype=float)) > 1e6 for port in ports)
 
 
@@ -201,5 +222,6 @@ def check_damaged(path: Path, lanes: int, registers: int, examples: int, number:
             if problem is None and not takes_long(plan) and weights < 1 << 20:
                 values = rng.standard_normal(weights).astype(np.float32)
                 checked.run(plan, values)
+                checked.run(plan, values, workers=2)
                 ran += 1
     return refused, ran

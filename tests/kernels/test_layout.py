@@ -167,7 +167,7 @@ def test_the_head_of_a_plan_and_the_order_of_its_weights() -> None:
     packed = pack(rows(1), lanes=8, registers=16)
     assert packed.plan[:6].tolist() == [PLAN_VERSION, packed.stamp, packed.floats, 1, 1, 1]
     assert packed.plan[6:9].tolist() == [8, 0, packed.floats]  # vectors, and no sums
-    assert packed.plan[9:13].tolist() == [2, 32, 32, 40]  # the input: channels, height, width, pitch
+    assert packed.plan[10:14].tolist() == [2, 32, 32, 40]  # the input: channels, height, width, pitch
     # One tile of two outputs; channel, tap, output: outputs 0 and 1 of channel 0, tap 0 first, then of tap 1.
     assert packed.weights[:4].tolist() == [0.0, 18.0, 1.0, 19.0]
     assert packed.weights[18:20].tolist() == [9.0, 27.0]

@@ -18,16 +18,19 @@ from kernels_library import library, sanitized
 from leanconv.kernels import build as builder
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
+from leanconv.kernels.pack import PLAN_VERSION
 from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
 from random_programs import computed, programs
 
 
-def run(program: Program, inputs: list[Tensor], *, threads: int = 1, runnable: Runnable | None = None) -> list[Tensor]:
+def run(
+    program: Program, inputs: list[Tensor], *, threads: int = 1, runnable: Runnable | None = None, least: int = 500_000
+) -> list[Tensor]:
     """What the library makes of a program; the outputs are full of sevens before."""
     runnable = runnable or Runnable(program, library())
     images = len(inputs[0])
     outputs = [torch.full((images, *size), 7.0) for size in program.sizes]
-    runnable.run([x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs], images, threads)
+    runnable.run([x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs], images, threads, least=least)
     return outputs
 
 
@@ -67,7 +70,11 @@ def test_random_programs(program: Program) -> None:
     for one in (program, fused(program)):
         runnable = Runnable(one, library())
         assert_near(run(one, inputs, runnable=runnable), expected)
-        assert_near(run(one, inputs, runnable=runnable), expected)  # in an arena that was used
+        alone = run(one, inputs, runnable=runnable)  # in an arena that was used
+        assert_near(alone, expected)
+        for threads in (2, 3):  # images by whoever has time, then each image in pieces
+            shared = run(one, inputs, runnable=runnable, threads=threads, least=1)
+            assert all(torch.equal(got, wanted) for got, wanted in zip(shared, alone, strict=True))
 
 
 def ragged(kernel: int, *, channels: int = 3, width: int = 13) -> Program:
@@ -183,7 +190,7 @@ def test_a_plan_of_another_version_is_not_run() -> None:
     program = ragged(1)
     runnable = Runnable(program, library())
     runnable.packed.plan[0] = 99
-    with pytest.raises(NoLibrary, match="does not run plans of version 5: build it again"):
+    with pytest.raises(NoLibrary, match=f"does not run plans of version {PLAN_VERSION}: build it again"):
         run(program, drawn(program), runnable=runnable)
 
 

@@ -30,10 +30,12 @@ _SORTED_FLOATS = 4608
 class Scratch:
     """Positions within the scratch of a step: columns sorted by phase, then what stands between two stages.
 
-    So many channels are sorted together: those of one group, or of several small ones.
+    Bands begin at a multiple of `grain` rows. So many channels are sorted together: those of one group, or of several
+    small ones.
     """
 
     band: int
+    grain: int
     sorted: Sorted | None = None
     sorted_channels: int = 0
     ends: tuple[int, ...] | None = ()
@@ -53,7 +55,7 @@ class Scratch:
 def scratch_of(step: Conv, width: int, pitch: int, out: Buffer, geometry: Geometry, lanes: int) -> Scratch:
     """The scratch of a step that reads maps of a `width` and `pitch` and makes `out`, which lies as `geometry` says."""
     stage = step.first
-    found = Scratch(band=band_of(step, out, geometry, lanes))
+    found = Scratch(band=band_of(step, out, geometry, lanes), grain=_grain(geometry))
     if geometry.flat:
         found.ends = None if pitch != geometry.pitch else ends_of(stage, width, out.width, geometry)
         if found.ends is None:
@@ -70,12 +72,20 @@ def scratch_of(step: Conv, width: int, pitch: int, out: Buffer, geometry: Geomet
     return found
 
 
+def _grain(geometry: Geometry) -> int:
+    """What bands are a multiple of, in rows, of tight maps in pixels.
+
+    The last vector of a band must not reach into the next one: what is added there may lie where the sum goes.
+    """
+    if geometry.tight:
+        return _TIGHT_VECTORS * geometry.lanes
+    return max(1, geometry.lanes // geometry.pitch) if geometry.flat else 1
+
+
 def band_of(step: Conv, out: Buffer, geometry: Geometry, lanes: int) -> int:
     """Rows of a band, of tight maps pixels; `lanes` are those of the longest vectors."""
-    # The last vector of a band must not reach into the next one: what is added there may lie where the sum goes.
-    least = max(1, geometry.lanes // geometry.pitch) if geometry.flat else 1
+    least = _grain(geometry)
     if geometry.tight:  # in pixels
-        least = _TIGHT_VECTORS * geometry.lanes
         most = _MIDDLE_FLOATS if len(step.stages) == 2 else _TIGHT_FLOATS[lanes]
         channels = int(max(step.first.weight.shape[1], len(step.first.weight) if len(step.stages) == 2 else 0))
         return min(max(least, most // channels // least * least), out.height * out.width)
@@ -84,10 +94,10 @@ def band_of(step: Conv, out: Buffer, geometry: Geometry, lanes: int) -> int:
         band += max(4, least)
     if len(step.stages) == 2:
         while band > least and len(step.stages[0].weight) * band * out.width > _MIDDLE_FLOATS:
-            band //= 2
+            band = _half(band, least)
     else:
         while band > max(2, least) and step.first.weight.shape[1] * band * out.width > _SLAB_FLOATS[lanes]:
-            band //= 2
+            band = _half(band, least)
     stage = step.first
     tiles = parts(len(stage.weight) // stage.groups)
     if stage.stride[1] > 1 and not geometry.flat and len(tiles) == 1:
@@ -95,3 +105,7 @@ def band_of(step: Conv, out: Buffer, geometry: Geometry, lanes: int) -> int:
         while band > 4 and stage.weight.shape[1] * band * stage.stride[0] * row > _SORTED_FLOATS:
             band //= 2
     return min(band, out.height)
+
+
+def _half(band: int, grain: int) -> int:
+    return max(grain, band // 2 // grain * grain)

@@ -175,11 +175,15 @@ def size_of(program: Program, wires: tuple[Wire, ...]) -> Size:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Positions in the arena: of row 0, column 0 of channel 0 of each buffer, and of a channel of zeros; its size."""
+    """Positions in the arena: of row 0, column 0 of channel 0 of each buffer, and of a channel of zeros; its size.
+
+    What is before `own` is zeros and scratch, of which every thread needs its own.
+    """
 
     origins: dict[int, int]
     zeros: int
     scratch: int
+    own: int
     floats: int
 
 
@@ -192,7 +196,7 @@ def places(program: Program, found: dict[Size, Geometry], zeros: int, scratch: i
     lead = max(geometry.lead for geometry in found.values())
     at_zeros = LINE + lead
     at_scratch = up(at_zeros + zeros + _SLACK, LINE)
-    end = up(at_scratch + scratch + _SLACK, LINE)
+    end = own = up(at_scratch + scratch + _SLACK, LINE)
     origins: dict[int, int] = {}
     free: dict[Size, list[tuple[int, int]]] = defaultdict(list)  # channels, origin
     room: dict[int, int] = {}
@@ -233,7 +237,7 @@ def places(program: Program, found: dict[Size, Geometry], zeros: int, scratch: i
             give(number)
         if step.writes not in last:
             give(step.writes)
-    return Places(origins, at_zeros, at_scratch, end + _SLACK)
+    return Places(origins, at_zeros, at_scratch, own, up(end + _SLACK, LINE))
 
 
 def _used(step: Step) -> set[int]:

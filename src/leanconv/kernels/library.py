@@ -11,9 +11,9 @@ import ctypes
 import functools
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import pairwise
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,13 @@ __all__ = ["NAMES", "Library", "NoLibrary", "Runnable", "load", "missing"]
 NAMES = {16: "AVX-512", 8: "AVX2", 4: "vectors of four"}
 _REGISTERS = {16: 32, 8: 16}
 _ALIGNMENT = 64
+_TEAM_BYTES = 256  # as in native/leanconv_kernels.h
+_LEAST_MACS = 500_000
+"""Of a piece of a step for another thread: some five microseconds, to begin and end it takes one or two."""
+
+
+Call = tuple[int, int, int, object, object, int]
+"""Addresses of a plan, weights and an arena, those of inputs and of outputs, and how many images."""
 
 
 class NoLibrary(LeanconvError):
@@ -61,14 +68,47 @@ class Library:
         self.path, self.lanes = path, lanes
         self.registers = _REGISTERS.get(lanes, 32 if os.uname().machine in ("aarch64", "arm64") else 16)
         self._run, self._time, self._peak = library.leanconv_run, library.leanconv_time, library.leanconv_peak
+        self._next, self._together = library.leanconv_run_next, library.leanconv_run_together
+        self._help, self._release, self._floats = (
+            library.leanconv_help,
+            library.leanconv_release,
+            library.leanconv_floats,
+        )
         self._run.restype, self._time.restype = ctypes.c_int, None
         self._run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
+        self._next.argtypes = [*self._run.argtypes, ctypes.c_void_p]
+        self._together.argtypes = [*self._next.argtypes, ctypes.c_int, ctypes.c_int64]
         self._time.argtypes = [ctypes.c_void_p] * 4
+        self._help.argtypes, self._help.restype = [ctypes.c_void_p, ctypes.c_int], None
+        self._release.argtypes, self._release.restype = [ctypes.c_void_p], None
+        self._floats.argtypes, self._floats.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int64
         self._peak.argtypes, self._peak.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
 
-    def run(self, plan: int, weights: int, arena: int, inputs: object, outputs: object, images: int) -> None:
-        """Run a plan; all but `images` are addresses."""
-        if self._run(plan, weights, arena, inputs, outputs, images):
+    def run(self, call: Call) -> None:
+        """Run a plan."""
+        self._ran(self._run(*call))
+
+    def run_next(self, call: Call, taken: object) -> None:
+        """Run images that no other thread has `taken`."""
+        self._ran(self._next(*call, taken))
+
+    def run_together(self, call: Call, team: int, workers: int, least: int) -> None:
+        """Run images with threads that `help`, until the others are told that it is over."""
+        try:
+            self._ran(self._together(*call, team, workers, least))
+        finally:
+            self._release(team)
+
+    def help(self, team: int, worker: int) -> None:
+        """Take pieces of what runs together, as thread number `worker`, until it is over."""
+        self._help(team, worker)
+
+    def floats(self, plan: int, workers: int) -> int:
+        """The arena that a plan needs for so many threads that run one image."""
+        return int(self._floats(plan, workers))
+
+    def _ran(self, code: int) -> None:
+        if code:
             raise NoLibrary(f"{self.path} does not run plans of version {PLAN_VERSION}: build it again")
 
     def peak(self, rounds: int) -> int:
@@ -115,8 +155,9 @@ class Runnable:
         self.inputs = tuple(program.buffers[number] for number in program.inputs)
         self.outputs = program.sizes
         self.steps = len(program.steps)
+        self.macs = program.macs
         self._plan, self._weights = self.packed.plan.ctypes.data, self.packed.weights.ctypes.data
-        self._arenas: deque[tuple[int, NDArray[np.float32]]] = deque()
+        self._arenas: deque[_Arena] = deque()
 
     def run(
         self,
@@ -125,62 +166,108 @@ class Runnable:
         images: int,
         threads: int = 1,
         weights: int | None = None,
+        *,
+        least: int = _LEAST_MACS,
     ) -> Floats:
         """Run `images` images. `inputs` and `outputs` are addresses of contiguous float32 arrays (images, C, H, W).
 
-        Every thread takes whole images. `weights` is the address of others than were packed. Returns the sums that the
-        program makes over all images: empty for most.
+        Every thread takes whole images; where there are fewer images than threads they share each, in pieces of `least`
+        multiply-adds or more. `weights` is the address of others than were packed. Returns the sums that the program
+        makes over all images: empty for most.
         """
+        weights = weights or self._weights
+        if self.packed.sums:
+            return self._summed(inputs, outputs, images, threads, weights)
+        ins, outs = _pointers(inputs), _pointers(outputs)
+        if images < threads and self.macs < 4 * least:  # nothing to share
+            threads = images
+        if threads <= 1:
+            with self._arena() as arena:
+                self.library.run((self._plan, weights, arena, ins, outs, images))
+        elif images >= threads:
+            taken = ctypes.c_int64()
+
+            def some(_: int) -> None:
+                with self._arena() as arena:
+                    self.library.run_next((self._plan, weights, arena, ins, outs, images), ctypes.byref(taken))
+
+            _by_all(some, threads, optional=True)
+        else:
+            team = np.zeros(2 * _TEAM_BYTES, dtype=np.uint8)
+            at = -(-team.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+
+            def together(worker: int) -> None:
+                if worker:
+                    self.library.help(at, worker)
+                    return
+                with self._arena(threads) as arena:
+                    self.library.run_together((self._plan, weights, arena, ins, outs, images), at, threads, least)
+
+            _by_all(together, threads, optional=True)
+        return np.zeros(0, dtype=np.float32)
+
+    def _summed(self, inputs: Sequence[int], outputs: Sequence[int], images: int, threads: int, weights: int) -> Floats:
+        """Every thread takes as many images, and always the same: the order in which sums are added does not change."""
         parts = max(1, min(threads, images))
         sums = np.zeros((parts, self.packed.sums), dtype=np.float32)
 
-        def part(index: int, first: int, last: int) -> None:
-            self._part(inputs, outputs, first, last - first, weights or self._weights, sums[index].ctypes.data)
+        def part(index: int) -> None:
+            first, last = (images * at // parts for at in (index, index + 1))
+            ins = _pointers(_moved(inputs, self.inputs, first))
+            outs = _pointers([*_moved(outputs, self.outputs, first), sums[index].ctypes.data])
+            with self._arena() as arena:
+                self.library.run((self._plan, weights, arena, ins, outs, last - first))
 
-        if parts == 1:
-            part(0, 0, images)
-            alone: Floats = sums[0]
-            return alone
-        bounds = [images * index // parts for index in range(parts + 1)]
-        pool = _pool(os.getpid(), threads)
-        others = [pool.submit(part, index, *ends) for index, ends in enumerate(pairwise(bounds)) if index]
-        try:
-            part(0, 0, bounds[1])
-        finally:
-            wait(others)  # they write to memory that the caller may let go
-        for other in others:
-            other.result()
-        total: Floats = sums.sum(0)
+        _by_all(part, parts)
+        total: Floats = sums.sum(0) if parts > 1 else sums[0]
         return total
 
     def time(self) -> NDArray[np.int64]:
         """Nanoseconds of each step, once, on what the last image has left."""
         found = np.zeros(self.steps, dtype=np.int64)
-        address, memory = self._take()
-        try:
-            self.library.time(self._plan, self._weights, address, found.ctypes.data)
-        finally:
-            self._arenas.append((address, memory))
+        with self._arena() as arena:
+            self.library.time(self._plan, self._weights, arena, found.ctypes.data)
         return found
 
-    def _part(
-        self, inputs: Sequence[int], outputs: Sequence[int], first: int, images: int, weights: int, sums: int
-    ) -> None:
-        ins = _pointers(_moved(inputs, self.inputs, first))
-        outs = _pointers([*_moved(outputs, self.outputs, first), sums])
-        address, memory = self._take()
+    @contextmanager
+    def _arena(self, workers: int = 1) -> Iterator[int]:
+        """The address of memory that no other thread uses."""
+        floats = self.packed.floats if workers == 1 else self.library.floats(self._plan, workers)
         try:
-            self.library.run(self._plan, weights, address, ins, outs, images)
-        finally:
-            self._arenas.append((address, memory))
-
-    def _take(self) -> tuple[int, NDArray[np.float32]]:
-        try:
-            return self._arenas.pop()
+            arena = self._arenas.pop()
         except IndexError:
-            memory = np.empty(self.packed.floats + _ALIGNMENT // 4, dtype=np.float32)
-            memory[: _ALIGNMENT // 4 * 2] = 0  # whatever the memory held must not pass for a stamp
-            return -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT, memory
+            arena = _Arena(floats)
+        if arena.floats < floats:
+            arena = _Arena(floats)
+        try:
+            yield arena.address
+        finally:
+            self._arenas.append(arena)
+
+
+class _Arena:
+    def __init__(self, floats: int) -> None:
+        self.floats = floats
+        self.memory = np.empty(floats + _ALIGNMENT // 4, dtype=np.float32)
+        self.memory[: _ALIGNMENT // 4 * 2] = 0  # whatever the memory held must not pass for a stamp
+        self.address = -(-self.memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+
+
+def _by_all(work: Callable[[int], None], threads: int, *, optional: bool = False) -> None:
+    """`work(index)` by so many threads, this one as the first; those that are `optional` begin before that ends."""
+    if threads == 1:
+        work(0)
+        return
+    pool = _pool(os.getpid(), threads)
+    others = [pool.submit(work, index) for index in range(1, threads)]
+    try:
+        work(0)
+    finally:
+        if optional:
+            others = [other for other in others if not other.cancel()]
+        wait(others)  # they write to memory that the caller may let go
+    for other in others:
+        other.result()
 
 
 def _moved(addresses: Sequence[int], shapes: Sequence[tuple[int, int, int]], first: int) -> list[int]:

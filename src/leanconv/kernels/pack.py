@@ -65,8 +65,9 @@ def pack(program: Program, *, lanes: int, registers: int) -> Packed:
 
 
 def _passes(step: Conv) -> bool:
-    """Whether pixels only go from one place to another."""
-    return not step.stages and step.residual is None and step.activation == NOTHING
+    """Whether pixels only go from one place to another; zeros alone have no size of their own."""
+    some = any(step.reads[slot] != ZERO for slot in step.order)
+    return some and not step.stages and step.residual is None and step.activation == NOTHING
 
 
 def _passing(step: Conv) -> Volume:
@@ -105,7 +106,7 @@ class _Packer:
         ports = [tuple(Wire(number, c) for c in range(program.buffers[number].channels)) for number in program.inputs]
         ports += list(program.outputs)
         steps = sum(step.kernel[1] if isinstance(step, Sums) and step.kernel[1] != 3 else 1 for step in program.steps)
-        head = 9 + 5 * len(ports) + steps
+        head = 10 + 5 * len(ports) + steps
         self.numbers = [0] * head
         records = [record for step in program.steps for record in self._records(step)]
         fields: list[int] = []
@@ -116,7 +117,15 @@ class _Packer:
         at_sums = up(self.places.floats, LINE)
         floats = at_sums + self.sums * LINE
         weights = np.concatenate([*self.weights, np.zeros(16, np.float32)])
-        counts = [len(program.inputs), len(program.outputs), len(records), self.lanes, self.sums, at_sums]
+        counts = [
+            len(program.inputs),
+            len(program.outputs),
+            len(records),
+            self.lanes,
+            self.sums,
+            at_sums,
+            self.places.own,
+        ]
         self.numbers[:head] = [PLAN_VERSION, 0, floats, *counts, *fields, *records]
         plan = np.array(self.numbers, dtype=np.int64)
         stamp = int.from_bytes(hashlib.sha256(plan.tobytes()).digest()[:7], "little") + 1
@@ -236,7 +245,9 @@ class _Packer:
             stages.append(self._second(step, scratch, targets))
         geometry = self._to(step.writes)
         rows = out.height * out.width if geometry.tight else out.height
+        macs = sum(stage.weight.size for stage in step.stages) * out.height * out.width
         record = [_CONV, rows, out.width, scratch.band, geometry.row if geometry.flat else 0, len(stages)]
+        record += [scratch.grain, min(macs, 1 << 33)]  # as large as a number of a plan may be
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:
@@ -271,21 +282,21 @@ class _Packer:
         if len(step.stages) == 2:
             middle = self.places.scratch + scratch.sorted_floats
             used = {slot: [slot] for slot in sorted(set(step.between) - {-1})}
-            place = Outputs(used, lambda slot: middle + slot * scratch.middle_plane, 0, scratch.middle_pitch)
+            place = Outputs(used, middle, lambda slot: slot * scratch.middle_plane, 0, scratch.middle_pitch)
             return self._stage(step, stage, inputs, place, step.inner, None)
         return self._stage(step, stage, inputs, self._last(step, targets), step.activation, step.residual)
 
     def _second(self, step: Conv, scratch: Scratch, targets: dict[int, list[int]]) -> list[int]:
         middle = self.places.scratch + scratch.sorted_floats
-        origins = [middle + slot * scratch.middle_plane for slot in step.between]
+        origins = [slot * scratch.middle_plane for slot in step.between]
         live = [slot >= 0 for slot in step.between]
         pitch = scratch.middle_pitch
-        inputs = Inputs(0, 0, 0, pitch, [0], [0], origins, live, self.places.zeros)
+        inputs = Inputs(0, middle, 0, pitch, [0], [0], origins, live, self.places.zeros - middle)
         return self._stage(step, step.stages[1], inputs, self._last(step, targets), step.activation, step.residual)
 
     def _last(self, step: Conv, targets: dict[int, list[int]]) -> Outputs:
         pitch = self._to(step.writes).row
-        return Outputs(targets, lambda channel: self._origin(Wire(step.writes, channel)), pitch, pitch)
+        return Outputs(targets, 0, lambda channel: self._origin(Wire(step.writes, channel)), pitch, pitch)
 
     def _stage(
         self,

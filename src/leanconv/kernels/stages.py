@@ -15,6 +15,8 @@ __all__ = ["CURVES", "Inputs", "Outputs", "Plane", "packed_stage"]
 
 CURVES = ("none", "silu", "hardswish")
 """As in native/kernels.h."""
+_OWN_IN, _OWN_OUT = 1, 2
+"""As in native/plan.h: each thread has a scratch of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,13 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where a stage writes: the channels of each output, the place of a channel, floats from row to row."""
+    """Where a stage writes: the channels of each output, the place of a channel from `base` on, floats from row to row.
+
+    `base` is 0 where those are maps, else a position of the scratch.
+    """
 
     targets: dict[int, list[int]]
+    base: int
     place: Callable[[int], int]
     row: int
     pitch: int
@@ -138,5 +144,6 @@ def packed_stage(
     kstep = inputs.rows[1] - inputs.rows[0] if len(inputs.rows) > 1 else 0
     return [
         *(lanes, inputs.base, inputs.in_row, inputs.rstep, kstep, *[*inputs.columns, 0, 0][:3], *(ends or (0, 0))),
-        *(outputs.row, outputs.pitch, bounds, CURVES.index(activation.curve), count, table(fields)),
+        *(outputs.base, outputs.row, outputs.pitch, bounds, CURVES.index(activation.curve), count, table(fields)),
+        bool(inputs.base) * _OWN_IN + bool(outputs.base) * _OWN_OUT,
     ]

@@ -7,7 +7,7 @@
 
 #include "kernels.h"
 #include "leanconv_kernels.h"
-#include "plan.h"
+#include "run.h"
 
 namespace leanconv {
 namespace {
@@ -26,7 +26,6 @@ Span joined(Span a, Span b) { return {a.low < b.low ? a.low : b.low, a.high > b.
 int64_t up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
 
 constexpr int64_t kMostField = int64_t(1) << 34, kMostSide = 1 << 24, kMostFloats = int64_t(1) << 32, kMostPhases = 30, kMostMap = 1 << 30;
-constexpr int kStampFloats = 16;
 
 bool within(int64_t number, int64_t least, int64_t most) { return least <= number && number <= most; }
 
@@ -44,6 +43,7 @@ constexpr const char *kCut = "it is cut off, or refers to itself", *kNumber = "a
 struct Band {
     int64_t first, rows;
 };
+constexpr int kBands = 4;
 
 class Check {
 public:
@@ -62,6 +62,8 @@ public:
         NEED(kernels(plan->lanes), kVectors);
         NEED(plan->sums == 0, kKind);  // programs of gradients are made where they run
         floats_ = plan->floats;
+        own_ = plan->own;
+        NEED(within(own_, kStampFloats, floats_), kOutside);
         const int64_t ports = plan->inputs + plan->outputs;
         int64_t at = size;
         const Port* port = records<Port>(at, ports);
@@ -108,6 +110,9 @@ private:
     }
 
     bool inside(Span floats) const { return floats.low >= 0 && floats.high < floats_; }
+    // What is each thread's own, which stands elsewhere for others than the first.
+    bool owned(Span floats) const { return floats.low >= kStampFloats && floats.high < own_; }
+    bool inside(Span floats, bool own) const { return own ? owned(floats) : inside(floats); }
 
     bool reads_weights(int64_t from, Wide count) {
         if (from < 0 || count > kMostField) return false;
@@ -155,17 +160,24 @@ private:
         NEED(within(step->rows, 1, kMostSide) && within(step->width, 1, kMostSide) && within(step->band, 1, kMostSide) &&
                  within(step->flat, 0, kMostSide) && within(step->stages, 1, 2),
              kNumber);
-        // Everything is linear in where a band begins: of those that are whole the first and the last, and the rest.
-        const int64_t band = step->band < step->rows ? step->band : step->rows;
+        NEED(within(step->grain, 1, kMostSide) && step->macs >= 0, kNumber);
+        // Rows are computed in pieces of any size up to a band, which begin at multiples of the grain. Everything is linear
+        // in where they begin and how many they are: of those of a whole band the first and the last, and of those that end
+        // with the map the longest and the shortest.
+        const int64_t band = step->band < step->rows ? step->band : step->rows, grain = step->grain;
         NEED(band * step->flat <= kMostMap, kNumber);
-        const int64_t last = (step->rows - 1) / band * band, before = last >= band ? last - band : 0;
-        const Band bands[] = {{0, band}, {before, band}, {last, step->rows - last}};
+        NEED(band == step->rows || band % grain == 0, kNumber);
+        const int64_t last = (step->rows - 1) / grain * grain, whole = (step->rows - band) / grain * grain,
+                      longest = up(step->rows - band, grain);
+        const Band bands[kBands] = {{0, band}, {whole, band}, {longest, step->rows - longest}, {last, step->rows - last}};
         const Stage* stages = records<Stage>(position + int64_t(sizeof(ConvStep) / 8), step->stages);
         NEED(stages, kCut);
         for (int64_t i = 0; i < step->stages; ++i) {
             const Stage& s = stages[i];
             NEED(kernels(s.lanes), kVectors);
-            NEED(within(s.activation, kNone, kHardswish), kNumber);
+            NEED(within(s.activation, kNone, kHardswish) && within(s.own, 0, kOwnIn | kOwnOut), kNumber);
+            // The last vector of a piece must not reach into the next one.
+            NEED(!step->flat || step->rows <= grain || grain * step->flat % s.lanes == 0, kNumber);
             NEED(reads_weights(s.bounds, 2), kWeights);
             if (!s.tiles) continue;
             const Tile* tiles = records<Tile>(s.tile, s.tiles);
@@ -252,7 +264,7 @@ private:
     }
 
     // The extents are those of the loops in run.cpp and tiles.h.
-    const char* check(const ConvStep& step, const Stage& s, const Tile& t, const Band (&bands)[3]) {
+    const char* check(const ConvStep& step, const Stage& s, const Tile& t, const Band (&bands)[kBands]) {
         NEED(within(t.kind, kFlat, kTwoRows) && within(t.masked, 0, 1) && within(t.channels, 1, kMaxChannels) &&
                  within(t.rows, 1, kMaxRows) && (t.vectors == 1 || t.vectors == 2 || t.vectors == 4 || t.vectors == 8),
              kNumber);
@@ -275,13 +287,14 @@ private:
             if (t.kind != kFlat) in = in + across;
             if (t.kind == kTwoRows) in = in + run(s.lanes) + steps(2 * (whole / s.lanes) + 1, s.kstep);
             else in = in + run(whole) + steps(rows + (t.kind == kRows ? 2 : 0), s.rstep);
-            const Span to = point(Wide(band.first) * s.out_row) + steps(rows, s.opitch) + run(whole);
-            NEED((!t.n_slots || inside(in)) && inside(to + out) && (t.residual < 0 || inside(to + residual)), kOutside);
+            const Span to = point(s.out + Wide(band.first) * s.out_row) + steps(rows, s.opitch) + run(whole);
+            NEED((!t.n_slots || inside(in, s.own & kOwnIn)) && inside(to + out, s.own & kOwnOut), kOutside);
+            NEED(t.residual < 0 || inside(to + residual, s.own & kOwnOut), kOutside);
         }
         return nullptr;
     }
 
-    const char* check(const Sorting& s, const Band (&bands)[3]) {
+    const char* check(const Sorting& s, const Band (&bands)[kBands]) {
         NEED(kernels(s.lanes), kVectors);
         NEED(within(s.stride, 1, kMostPhases) && within(s.wanted, 0, (1 << kMostPhases) - 1) && within(s.flat, 0, 1) &&
                  within(s.count, 0, kMostSide) && within(s.before, -kMostSide, kMostSide) && s.channels >= 0 && s.parts >= 0,
@@ -312,14 +325,14 @@ private:
     const char* check_flattened(const Sorting& s, const SortedRows& p, int64_t count, Span from, Span to) const {
         if (s.stride == 1 && p.step == p.pitch) {
             const Span all = run(up(count * p.pitch, s.lanes));
-            NEED(inside(from + all) && inside(to + all), kOutside);
+            NEED(inside(from + all) && owned(to + all), kOutside);
         } else if (s.stride == 2 && 2 * p.pitch == s.lanes) {
-            NEED(inside(from + steps(count, p.step) + run(s.lanes)) && inside(to + run(up(count, 2) / 2 * s.lanes)), kOutside);
+            NEED(inside(from + steps(count, p.step) + run(s.lanes)) && owned(to + run(up(count, 2) / 2 * s.lanes)), kOutside);
         } else {
             const int64_t last = p.last < p.pitch ? p.last : p.pitch;
             const Span columns{Wide(p.first) * s.stride, Wide(last - 1) * s.stride};
             NEED(p.first >= last || inside(from + steps(count, p.step) + columns), kOutside);
-            NEED(inside(to + steps(count, p.pitch) + run(p.pitch)), kOutside);
+            NEED(owned(to + steps(count, p.pitch) + run(p.pitch)), kOutside);
         }
         return nullptr;
     }
@@ -331,19 +344,19 @@ private:
             if (s.stride == 2) {  // by vectors, and both phases of what is before them
                 const int64_t whole = up(s.count, s.lanes);
                 if (s.before > 0)
-                    NEED(inside(from + Span{-2 * s.before, -1}) && inside(there + Span{-s.before, -1}), kOutside);
-                if (s.count > 0) NEED(inside(from + run(2 * whole)) && (!wanted || inside(there + run(whole))), kOutside);
+                    NEED(inside(from + Span{-2 * s.before, -1}) && owned(there + Span{-s.before, -1}), kOutside);
+                if (s.count > 0) NEED(inside(from + run(2 * whole)) && (!wanted || owned(there + run(whole))), kOutside);
             } else if (wanted && -s.before < s.count) {
                 const Span columns{-s.before, s.count - 1};
                 NEED(inside(from + Span{columns.low * s.stride + phase, columns.high * s.stride + phase}), kOutside);
-                NEED(inside(there + columns), kOutside);
+                NEED(owned(there + columns), kOutside);
             }
         }
         return nullptr;
     }
 
     const int64_t* plan_;
-    int64_t numbers_, unused_, floats_ = 0;
+    int64_t numbers_, unused_, floats_ = 0, own_ = 0;
     int64_t table_ = -1, table_count_ = 0;
     Span table_hull_{};
 };

@@ -26,6 +26,22 @@ LEANCONV_API int leanconv_runs(int lanes);
 LEANCONV_API int leanconv_run(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
                  float* const* outputs, int64_t images);
 
+// The same by several threads, each with an arena of its own: every image is taken by one of them. `next`, a number that all
+// are given, which is 0 before the first begins, tells which are taken. Not for plans that sum gradients.
+LEANCONV_API int leanconv_run_next(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
+                      float* const* outputs, int64_t images, int64_t* next);
+
+// The same by `workers` threads that share each image, the steps of which are cut into pieces. One thread calls this, up to
+// workers - 1 others call leanconv_help, each with a number from 1 to workers - 1 of its own: they return when this one
+// calls leanconv_release, and those that come late or never are not waited for. Pieces have `least` multiply-adds or more.
+// `team` is LEANCONV_TEAM_BYTES bytes of zeros on 64 bytes, for one run; the arena has leanconv_floats floats.
+#define LEANCONV_TEAM_BYTES 256
+LEANCONV_API int leanconv_run_together(const int64_t* plan, const float* weights, float* arena, const float* const* inputs,
+                      float* const* outputs, int64_t images, void* team, int workers, int64_t least);
+LEANCONV_API void leanconv_help(void* team, int worker);
+LEANCONV_API void leanconv_release(void* team);
+LEANCONV_API int64_t leanconv_floats(const int64_t* plan, int workers);
+
 // Whether a plan of `numbers` integers that somebody sent can be run: null where a run stays within the arena, the inputs
 // and outputs of its sizes, and the first `*weights` floats of its weights, on this machine; else what is wrong with it.
 LEANCONV_API const char* leanconv_check(const int64_t* plan, int64_t numbers, int64_t* weights);

@@ -14,6 +14,7 @@ struct Plan {
     int64_t version, stamp, floats, inputs, outputs, steps;
     int64_t lanes;                     // of the longest vectors
     int64_t sums, sums_at;             // how many sums of products, where in the arena: a cache line for the lanes of each
+    int64_t own;                       // what each of several threads has for itself: the arena up to here, behind its stamp
     // Then a Port for each input and output, then the position of each step.
 };
 
@@ -21,15 +22,19 @@ enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindo
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
+    int64_t grain, macs;  // pieces for several threads begin at a multiple of so many rows; multiply-adds of the step
     // Then the stages.
 };
 
 struct Stage {
     int64_t lanes, in, in_row, rstep, kstep, dx[3];  // in_row: floats that an output row further down starts further on
     int64_t left, right;                               // the lanes of those taps, of tiles with masks
-    int64_t out_row, opitch, bounds, activation;     // bounds: where the two floats are in the weights
+    int64_t out, out_row, opitch, bounds, activation;  // bounds: where the two floats are in the weights
     int64_t tiles, tile;                             // how many, where
+    int64_t own;                                     // kOwnIn, kOwnOut: what it reads or writes is each thread's own
 };
+
+enum Own { kOwnIn = 1, kOwnOut = 2 };
 
 struct Tile {
     int64_t sorting;  // the Sorting that is due before it, -1 for none

@@ -5,6 +5,7 @@
 
 #include "leanconv_kernels.h"
 #include "run.h"
+#include "team.h"
 
 #ifndef LEANCONV_SOURCES
 #define LEANCONV_SOURCES ""
@@ -48,7 +49,7 @@ void sort(const Run& r, const Sorting& s, int y, int rows) {
             const SortedRows& p = parts[i];
             const int64_t channels = s.channels - c < kSortedTogether ? s.channels - c : kSortedTogether;
             const Moved moved{r.arena + y * s.in_row + p.from, r.table(s.table) + c, channels, p.step,
-                              r.arena + s.to + p.to + c * s.plane, s.plane, p.pitch, rows * p.times + p.more};
+                              r.arena + r.own + s.to + p.to + c * s.plane, s.plane, p.pitch, rows * p.times + p.more};
             if (s.flat) kernels.flatten(moved, int(s.stride), int(p.first), int(p.last));
             else kernels.split(moved, phases);
         }
@@ -59,13 +60,13 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
     const int lanes = int(s.lanes), band = rows;
     int width = int(step.width);
     Args a{};
-    a.in = r.arena + s.in + first * s.in_row;
+    a.in = r.arena + s.in + first * s.in_row + (s.own & kOwnIn ? r.own : 0);
     a.rstep = s.rstep;
     a.kstep = s.kstep;
     for (int i = 0; i < 3; ++i) a.dx[i] = s.dx[i];
     a.left = s.left;
     a.right = s.right;
-    a.out = r.arena + first * s.out_row;
+    a.out = r.arena + s.out + first * s.out_row + (s.own & kOwnOut ? r.own : 0);
     a.opitch = s.opitch;
     a.low = r.weights[s.bounds];
     a.high = r.weights[s.bounds + 1];
@@ -129,10 +130,10 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
 // Of two stages the first writes a band into memory that stays in the cache, and the second reads it from there.
 void run_conv(const Run& r, const ConvStep& step) {
     const Stage* stages = reinterpret_cast<const Stage*>(&step + 1);
-    for (int64_t y = 0; y < step.rows; y += step.band) {
-        const int rows = int(step.rows - y < step.band ? step.rows - y : step.band);
-        for (int64_t i = 0; i < step.stages; ++i) run_stage(r, step, stages[i], int(y), rows);
-    }
+    const int64_t piece = piece_of(r, step.rows, step.band, step.grain, step.macs);
+    share(r, step.rows, piece, step.macs, [&](const Run& mine, int64_t first, int64_t rows) {
+        for (int64_t i = 0; i < step.stages; ++i) run_stage(mine, step, stages[i], int(first), int(rows));
+    });
 }
 
 // The mean of each channel.
@@ -236,15 +237,29 @@ void move(const Run& r, const Kernels& kernels, const Port& port, float* image) 
     }
 }
 
-constexpr int64_t kStampFloats = 16;  // a cache line at the start of an arena says whose it is
+void run_image(const Run& r, const Plan& plan, const float* const* inputs, float* const* outputs, int64_t image) {
+    const Kernels& kernels = *kernels_of(int(plan.lanes));
+    const Port *in = reinterpret_cast<const Port*>(&plan + 1), *out = in + plan.inputs;
+    const int64_t* steps = reinterpret_cast<const int64_t*>(out + plan.outputs);
+    for (int64_t i = 0; i < plan.inputs; ++i)
+        move<true>(r, kernels, in[i], const_cast<float*>(inputs[i]) + image * in[i].channels * in[i].height * in[i].width);
+    for (int64_t i = 0; i < plan.steps; ++i) run_step(r, plan, steps[i]);
+    for (int64_t i = 0; i < plan.outputs; ++i)
+        move<false>(r, kernels, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
+}
 
-// The padding around maps is zeros that no step writes to: they are written when an arena is first used for a plan.
-void claim(const Run& r, const Plan& plan) {
-    int64_t stamp;
-    memcpy(&stamp, r.arena, sizeof stamp);
-    if (stamp == plan.stamp) return;
-    memset(r.arena, 0, size_t(plan.floats) * sizeof(float));
-    memcpy(r.arena, &plan.stamp, sizeof stamp);
+// The padding around maps is zeros that no step writes to: they are written when an arena is first used for a plan, or by
+// so many threads.
+void claim(const Run& r, const Plan& plan, int workers) {
+    int64_t stamp[2];  // of the plan; and how many threads it was for
+    memcpy(stamp, r.arena, sizeof stamp);
+    const bool known = stamp[0] == plan.stamp;
+    if (known && stamp[1] >= workers) return;
+    const int64_t from = known ? leanconv_floats(r.plan, int(stamp[1])) : 0;
+    memset(r.arena + from, 0, size_t(leanconv_floats(r.plan, workers) - from) * sizeof(float));
+    stamp[0] = plan.stamp;
+    stamp[1] = workers;
+    memcpy(r.arena, stamp, sizeof stamp);
 }
 
 int64_t nanoseconds() {
@@ -269,20 +284,40 @@ int leanconv_run(const int64_t* numbers, const float* weights, float* arena, con
     const Run r{numbers, weights, arena};
     const Plan& plan = r.at<Plan>(0);
     if (plan.version != LEANCONV_PLAN_VERSION) return 1;
-    claim(r, plan);
-    const Kernels& kernels = *kernels_of(int(plan.lanes));
+    claim(r, plan, 1);
     if (plan.sums) memset(arena + plan.sums_at, 0, size_t(plan.sums * kSlotFloats) * sizeof(float));
-    const Port *in = reinterpret_cast<const Port*>(&plan + 1), *out = in + plan.inputs;
-    const int64_t* steps = reinterpret_cast<const int64_t*>(out + plan.outputs);
-    for (int64_t image = 0; image < images; ++image) {
-        for (int64_t i = 0; i < plan.inputs; ++i)
-            move<true>(r, kernels, in[i], const_cast<float*>(inputs[i]) + image * in[i].channels * in[i].height * in[i].width);
-        for (int64_t i = 0; i < plan.steps; ++i) run_step(r, plan, steps[i]);
-        for (int64_t i = 0; i < plan.outputs; ++i)
-            move<false>(r, kernels, out[i], outputs[i] + image * out[i].channels * out[i].height * out[i].width);
-    }
+    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
     if (plan.sums) total(arena + plan.sums_at, plan.sums, outputs[plan.outputs]);
     return 0;
+}
+
+int leanconv_run_next(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs,
+                      float* const* outputs, int64_t images, int64_t* next) {
+    const Run r{numbers, weights, arena};
+    const Plan& plan = r.at<Plan>(0);
+    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
+    claim(r, plan, 1);
+    for (;;) {
+        const int64_t image = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        if (image >= images) return 0;
+        run_image(r, plan, inputs, outputs, image);
+    }
+}
+
+int leanconv_run_together(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs,
+                          float* const* outputs, int64_t images, void* team, int workers, int64_t least) {
+    const Helpers helpers{run_by_team, team, workers, least};
+    const Run r{numbers, weights, arena, &helpers};
+    const Plan& plan = r.at<Plan>(0);
+    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
+    claim(r, plan, workers);
+    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
+    return 0;
+}
+
+int64_t leanconv_floats(const int64_t* numbers, int workers) {
+    const Plan& plan = *reinterpret_cast<const Plan*>(numbers);
+    return plan.floats + (workers - 1) * (plan.own - kStampFloats);
 }
 
 int64_t leanconv_peak(int lanes, int64_t rounds) {

@@ -8,15 +8,64 @@ namespace leanconv {
 
 static_assert(sizeof(ptrdiff_t) == sizeof(int64_t), "the tables of a plan are read as they are");
 
+constexpr int64_t kStampFloats = 16;  // a cache line at the start of an arena says whose it is
+
+// Threads that run a task beside the one that asks for it, or in its place: each a number of its own, 0 among them.
+struct Helpers {
+    void (*run)(void* self, void (*task)(void* data, int worker), void* data);
+    void* self;
+    int64_t workers, least;  // least: multiply-adds of a piece that is worth handing out
+};
+
 struct Run {
     const int64_t* plan;
     const float* weights;
     float* arena;
+    const Helpers* helpers = nullptr;
+    ptrdiff_t own = 0;  // from what is each thread's own, as the plan has it, to that of this one
 
     template <class T>
     const T& at(int64_t position) const { return *reinterpret_cast<const T*>(plan + position); }
     const ptrdiff_t* table(int64_t position) const { return reinterpret_cast<const ptrdiff_t*>(plan + position); }
+
+    Run of(int worker) const {
+        const Plan& head = at<Plan>(0);
+        Run run{plan, weights, arena};
+        if (worker) run.own = head.floats - kStampFloats + (worker - 1) * (head.own - kStampFloats);
+        return run;
+    }
 };
+
+// Rows of a piece of a step of so many multiply-adds, for several threads to take one after another: a multiple of `grain`
+// and at most `band`. Two for each thread, since not all are equally fast. `band` where the step is not worth it.
+inline int64_t piece_of(const Run& r, int64_t rows, int64_t band, int64_t grain, int64_t macs) {
+    if (!r.helpers) return band;
+    const int64_t most = 2 * r.helpers->workers, worth = macs / r.helpers->least, pieces = worth < most ? worth : most;
+    if (pieces < 2) return band;
+    const int64_t piece = ((rows + pieces - 1) / pieces + grain - 1) / grain * grain;
+    return piece < band ? piece : band;
+}
+
+// `rows` of a step in pieces, `work(run, first, rows)` by whichever threads there are.
+template <class Work>
+void share(const Run& r, int64_t rows, int64_t piece, int64_t macs, const Work& work) {
+    struct Shared {
+        const Run& r;
+        const Work& work;
+        int64_t rows, piece, next;
+    } shared{r, work, rows, piece, 0};
+    const auto task = [](void* data, int worker) {
+        Shared& s = *static_cast<Shared*>(data);
+        const Run mine = s.r.of(worker);
+        for (;;) {
+            const int64_t first = __atomic_fetch_add(&s.next, s.piece, __ATOMIC_RELAXED);
+            if (first >= s.rows) return;
+            s.work(mine, first, s.rows - first < s.piece ? s.rows - first : s.piece);
+        }
+    };
+    if (r.helpers && piece < rows && macs >= 2 * r.helpers->least) r.helpers->run(r.helpers->self, task, &shared);
+    else task(&shared, 0);
+}
 
 // How many of `left` rows the next tile takes. No single row is left over where that can be: it keeps too few sums going.
 inline int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
