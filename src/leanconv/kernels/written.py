@@ -132,8 +132,9 @@ def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
     if step["kind"] == "window":
-        lists = {name: tuple(step[name]) if isinstance(step[name], list) else step[name] for name in _WINDOW}
-        return Window(reads=_wires(step["reads"]), writes=step["writes"], **lists)
+        numbers: dict[str, Any] = {name: step[name] for name in _WINDOW}
+        numbers |= {name: tuple(value) for name, value in numbers.items() if isinstance(value, list)}
+        return Window(reads=_wires(step["reads"]), writes=step["writes"], **numbers)
     if step["kind"] == "volume":
         shape = step["shape"]
         return Volume(
