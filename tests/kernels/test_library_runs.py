@@ -313,3 +313,17 @@ def test_the_library_needs_nothing_but_the_c_library() -> None:
         pytest.skip("no ldd here")
     assert "libstdc++" not in done.stdout
     assert ctypes.CDLL(str(library().path)).leanconv_runs(5) == 0
+
+
+def test_what_is_added_lies_under_the_sum_of_a_high_narrow_map() -> None:
+    """Bands of odd numbers of rows of eight would end within a vector of sixteen: what it adds would be added twice."""
+    channels, wires = 32, [tuple(Wire(number, c) for c in range(32)) for number in range(3)]
+    maps = Buffer(channels, 300, 7)
+    stage = Stage(
+        weight=np.random.default_rng(0).standard_normal((channels, channels, 1, 1)).astype(np.float32),
+        bias=np.zeros(channels, np.float32),
+    )
+    step = Conv(reads=wires[0], writes=2, order=tuple(range(channels)), stages=(stage,), residual=wires[1])
+    program = Program(buffers=(maps,) * 3, steps=(step,), inputs=(0, 1), outputs=(wires[2],))
+    inputs = drawn(program)
+    assert_near(run(program, inputs), computed(program, [x.double() for x in inputs]))

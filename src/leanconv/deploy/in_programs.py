@@ -87,13 +87,17 @@ def _rebuilt(graph: fx.GraphModule, found: list[Piece], layers: list[nn.Module])
         program = found[number].program
         assert program is not None  # pieces without one are not kept
         inputs = tuple(
-            _as_maps(new, made[one], one, program.buffers[buffer])
+            _as_maps(new, made[one], one, program.buffers[buffer], found[number].axes)
             for one, buffer in zip(found[number].inputs, program.inputs, strict=True)
         )
         call = new.call_module(f"program_{number}", inputs)
         for index, output in enumerate(found[number].outputs):
             made[output] = _as_it_was(
-                new, new.call_function(operator.getitem, (call, index)), output, program.sizes[index]
+                new,
+                new.call_function(operator.getitem, (call, index)),
+                output,
+                program.sizes[index],
+                found[number].axes,
             )
 
     for node in graph.graph.nodes:
@@ -115,23 +119,32 @@ def _takes_and_gives_tensors(graph: fx.GraphModule) -> bool:
     return not kwargs and all(one == 0 for one in args) and info.out_spec.is_leaf()
 
 
-def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer) -> fx.Node:
-    """(B, *lead, H, W) or (B, C) as the maps (B, C, H, W) that a program takes, clips as (B, C, T * H, W)."""
+def _as_maps(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer, axes: int) -> fx.Node:
+    """(B, *lead, H, W) or (B, C) as the maps (B, C, H, W) that a program takes.
+
+    Clips are given as (B, C, T * H, W), and lines, of networks that convolve over one axis, as (B, C, 1, L).
+    """
     rank = was.meta["val"].ndim
     if rank == 2:
         node = new.call_function(torch.ops.aten.unsqueeze.default, (node, -1))
         return new.call_function(torch.ops.aten.unsqueeze.default, (node, -1))
-    if was.meta["val"].shape[-2] != like.height:  # clips
+    if axes == 1:
+        node = new.call_function(torch.ops.aten.unsqueeze.default, (node, -2))
+        rank += 1
+    elif was.meta["val"].shape[-2] != like.height:  # clips
         node = new.call_function(torch.ops.aten.flatten.using_ints, (node, rank - 3, rank - 2))
         rank -= 1
     return node if rank == 4 else new.call_function(torch.ops.aten.flatten.using_ints, (node, 1, rank - 3))
 
 
-def _as_it_was(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer) -> fx.Node:
+def _as_it_was(new: fx.Graph, node: fx.Node, was: fx.Node, like: Buffer, axes: int) -> fx.Node:
     """The maps that a program gives, in the shape that the network had there."""
     shape = list(was.meta["val"].shape)
     if len(shape) == 2:
         return new.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
+    if axes == 1:
+        node = new.call_function(torch.ops.aten.squeeze.dim, (node, -2))
+        return node if len(shape) == 3 else new.call_function(torch.ops.aten.unflatten.int, (node, 1, shape[1:-1]))
     if shape[-2] != like.height:  # clips
         node = new.call_function(torch.ops.aten.unflatten.int, (node, 2, shape[-3:-1]))
         return node if len(shape) == 5 else new.call_function(torch.ops.aten.unflatten.int, (node, 1, shape[1:-3]))

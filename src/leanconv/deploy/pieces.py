@@ -34,9 +34,11 @@ class Left(NamedTuple):
 class Piece:
     """Nodes in the order of the graph; `inputs` are nodes outside that they read, `outputs` those read outside.
 
-    The inputs and outputs of `program` are the piece's, in their order, with all channels in one axis.
+    The inputs and outputs of `program` are the piece's, in their order, with all channels in one axis. `axes` are those
+    that the network convolves over.
     """
 
+    axes: int
     nodes: list[fx.Node] = field(default_factory=list)
     program: Program | None = None
 
@@ -61,7 +63,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
 
     Worth it is a piece with a grouped convolution in it, or all convolutions of the network.
     """
-    clips = _has_clips(module)
+    axes = _axes(module)
     found: dict[fx.Node, Piece] = {}
     passed: dict[fx.Node, set[Piece]] = {}  # pieces from which a path leads here that has left them
     reasons: dict[fx.Node, str] = {}
@@ -69,13 +71,13 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
         operands = node.all_input_nodes
         through = set().union(*(passed[one] for one in operands)) if operands else set()
         try:
-            _lower_one(module, node, clips)
+            _lower_one(module, node, axes)
         except Unfit as reason:
             reasons[node] = str(reason)
             passed[node] = through | {found[one] for one in operands if one in found}
             continue
         near = dict.fromkeys(found[one] for one in operands if one in found and found[one] not in through)
-        mine, *others = near or [Piece()]
+        mine, *others = near or [Piece(axes)]
         for other in others:
             _join(mine, other, found, passed)
         mine.nodes.append(node)
@@ -94,7 +96,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
             )
         elif inside:
             try:
-                piece.program = fused(_lowered(module, piece, clips))
+                piece.program = fused(_lowered(module, piece, axes))
             except (Unfit, PlanError) as reason:
                 reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
             else:
@@ -115,14 +117,15 @@ def _join(mine: Piece, other: Piece, found: dict[fx.Node, Piece], passed: dict[f
             pieces_before.add(mine)
 
 
-def _has_clips(module: fx.GraphModule) -> bool:
-    """Whether a network convolves over three axes: then tensors of five are clips, not maps with channels in two."""
+def _axes(module: fx.GraphModule) -> int:
+    """Over how many axes a network convolves, at most: that says which tensors are maps, lines or clips."""
     weights = (bind(node.target, node.args, dict(node.kwargs)) for node in module.graph.nodes if is_convolution(node))
-    return any(getattr(args["weight"].meta.get("val"), "ndim", 0) == 5 for args in weights)
+    ranks = [getattr(args["weight"].meta.get("val"), "ndim", 0) for args in weights]
+    return max(1, max(ranks) - 2) if ranks else 2
 
 
-def _lowered(module: fx.GraphModule, piece: Piece, clips: bool) -> Program:
-    build = Builder(clips=clips)
+def _lowered(module: fx.GraphModule, piece: Piece, axes: int) -> Program:
+    build = Builder(axes)
     made: dict[fx.Node, Map | list[Map]] = {node: build.input(_shape(node)) for node in piece.inputs}
     for node in piece.nodes:
         made[node] = _lower(module, node, build, made)
@@ -150,9 +153,9 @@ def _trim(piece: Piece) -> None:
         piece.nodes = [node for node in piece.nodes if node not in gone]
 
 
-def _lower_one(module: fx.GraphModule, node: fx.Node, clips: bool) -> None:
+def _lower_one(module: fx.GraphModule, node: fx.Node, axes: int) -> None:
     """Raise `Unfit` where a node alone cannot be steps."""
-    build = Builder(clips=clips)
+    build = Builder(axes)
     if node.op != "call_function":
         raise Unfit("it computes nothing")
     made = {source: _input(build, source) for source in node.all_input_nodes if _is_image(source)}

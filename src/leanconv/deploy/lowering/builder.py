@@ -36,7 +36,8 @@ class Map:
     """A tensor of the graph in terms of wires: (B, *lead, height, width), or (B, *lead) where it is `flat`.
 
     `wires` is (*lead, 2): buffer and channel. Every `strides`-th row and column of them is meant. Of clips,
-    (B, *lead, frames, height, width), the maps have the rows of all `frames`, one frame under another.
+    (B, *lead, frames, height, width), the maps have the rows of all `frames`, one frame under another. A `line`,
+    (B, *lead, length), is a map of one row.
     """
 
     wires: NDArray[np.int64]
@@ -44,6 +45,7 @@ class Map:
     flat: bool = False
     strides: tuple[int, int] = (1, 1)
     frames: int | None = None
+    line: bool = False
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -54,6 +56,8 @@ class Map:
         """The axes of the tensor behind `lead`."""
         if self.flat:
             return ()
+        if self.line:
+            return self.size[1:]
         return self.size if self.frames is None else (self.frames, self.size[0] // self.frames, self.size[1])
 
     @property
@@ -67,10 +71,13 @@ class Map:
 
 
 class Builder:
-    """Collects the buffers and steps of one program; with `clips` tensors of five axes and more are of clips."""
+    """Collects the buffers and steps of one program, of a network that convolves over so many `axes`.
 
-    def __init__(self, *, clips: bool = False) -> None:
-        self.clips = clips
+    Of one axis tensors of three axes and more are lines, of three those of five and more clips.
+    """
+
+    def __init__(self, axes: int = 2) -> None:
+        self.axes = axes
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.inputs: list[int] = []
@@ -78,11 +85,17 @@ class Builder:
     def input(self, shape: Sequence[int]) -> Map:
         """An input of a shape without its batch axis: the channels, in one axis or in several, and height and width.
 
-        Of clips frames are before them. Raises `Unfit` for other shapes.
+        Of clips frames are before them, of lines there is a length alone. Raises `Unfit` for other shapes.
         """
-        if len(shape) == 2 or not shape or not all(isinstance(side, int) for side in shape):
+        whole = bool(shape) and all(isinstance(side, int) for side in shape)
+        if not whole or (len(shape) == 2 and self.axes > 1):
             raise Unfit(f"its input of shape (B, {', '.join(map(str, shape))}) is no map of two axes")
-        if self.clips and len(shape) >= 4:
+        if self.axes == 1 and len(shape) >= 2:
+            *channels, length = shape
+            number = self._buffer(prod(channels), (1, length))
+            self.inputs.append(number)
+            return Map(_wires(number, prod(channels)).reshape(*channels, 2), (1, length), line=True)
+        if self.axes == 3 and len(shape) >= 4:
             *channels, frames, height, width = shape
             number = self._buffer(prod(channels), (frames * height, width))
             self.inputs.append(number)
@@ -111,7 +124,7 @@ class Builder:
         number = self._buffer(len(stage.weight), size)
         order = tuple(range(len(stage.weight)))
         self.steps.append(Conv(reads=x.channels(), writes=number, order=order, stages=(stage,)))
-        return replace(self._whole(number, size), frames=x.frames)
+        return replace(self._whole(number, size), frames=x.frames, line=x.line)
 
     def filtered(
         self,
@@ -160,7 +173,7 @@ class Builder:
                 activation=activation,
             )
         )
-        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), x.size, x.flat, frames=x.frames)
+        return replace(x, wires=_wires(number, prod(x.lead)).reshape(*x.lead, 2))
 
     def windows(
         self,
@@ -189,7 +202,8 @@ class Builder:
         frames, height, width = step.sides(x.size)
         number = self._buffer(len(step.reads), (frames * height, width))
         self.steps.append(step)
-        return replace(self._whole(number, (frames * height, width)), frames=None if x.frames is None else frames)
+        whole = self._whole(number, (frames * height, width))
+        return replace(whole, frames=None if x.frames is None else frames, line=x.line)
 
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel, of clips over all frames."""
@@ -197,7 +211,8 @@ class Builder:
         number = self._buffer(prod(x.lead), (1, 1))
         self.steps.append(Pool(reads=x.channels(), writes=number))
         frames = None if flat or x.frames is None else 1
-        return Map(_wires(number, prod(x.lead)).reshape(*x.lead, 2), (1, 1), flat, frames=frames)
+        wires = _wires(number, prod(x.lead)).reshape(*x.lead, 2)
+        return Map(wires, (1, 1), flat, frames=frames, line=x.line and not flat)
 
     def settled(self, x: Map) -> Map:
         """`x` with every row and column meant: a step copies those that were not skipped."""
@@ -207,7 +222,7 @@ class Builder:
         number = self._buffer(prod(x.lead), size)
         order = tuple(range(prod(x.lead)))
         self.steps.append(Conv(reads=x.channels(), writes=number, order=order, strides=x.strides))
-        return self._whole(number, size)
+        return replace(self._whole(number, size), line=x.line)
 
     def _buffer(self, channels: int, size: tuple[int, int]) -> int:
         self.buffers.append(Buffer(channels, *size))

@@ -34,7 +34,11 @@ def _array(value: Tensor | None, count: int) -> NDArray[np.float32]:
     return value.detach().contiguous().numpy()
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(value: int | Sequence[int], *, line: bool = False, other: int = 1) -> tuple[int, int]:
+    """Rows and columns; of a `line` columns alone are given, and `other` for its one row."""
+    if line:
+        (columns,) = (value,) if isinstance(value, int) else tuple(value)
+        return other, columns
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) == 1:
         sides = sides * 2
@@ -85,9 +89,11 @@ def _convolution(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -
         raise Unfit("it is transposed")
     if isinstance(given, Tensor) and given.ndim == 5:
         return _over_time(build, x, args)
-    if not isinstance(given, Tensor) or given.ndim != 4 or x.frames is not None:
-        raise Unfit("its weights are computed, or it has other than two axes")
+    if not isinstance(given, Tensor) or given.ndim != (3 if x.line else 4) or x.frames is not None:
+        raise Unfit("its weights are computed, or it has other axes than the maps")
     weight = _array(given, 0)
+    if x.line:
+        weight = weight[:, :, None]
     groups = args["groups"]
     most = _POINTWISE if weight.shape[2:] == (1, 1) else _DENSE
     _refuse_large(weight, groups, most)
@@ -95,9 +101,9 @@ def _convolution(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -
         weight=weight,
         bias=_array(args["bias"], len(weight)),
         groups=groups,
-        stride=_pair(args["stride"]),
-        padding=_pair(args["padding"]),
-        dilation=_pair(args["dilation"]),
+        stride=_pair(args["stride"], line=x.line),
+        padding=_pair(args["padding"], line=x.line, other=0),
+        dilation=_pair(args["dilation"], line=x.line),
     )
     return build.conv(x, stage)
 
@@ -119,7 +125,7 @@ def _over_frames(x: Map, value: int | Sequence[int], one: int) -> tuple[int, int
     """The option of a pool for frames, rows and columns; `one` is what changes nothing, for maps that are no clips."""
     if x.frames is not None:
         return _triple(value)
-    return (one, *_pair(value))
+    return (one, *_pair(value, line=x.line, other=one))
 
 
 def _pool(build: Builder, args: dict[str, Any], *, largest: bool, **options: Any) -> Map:
@@ -131,7 +137,7 @@ def _pool(build: Builder, args: dict[str, Any], *, largest: bool, **options: Any
 
 
 def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    options = {"counted": bool(args["count_include_pad"]), "divisor": args["divisor_override"]}
+    options = {"counted": bool(args["count_include_pad"]), "divisor": args.get("divisor_override")}
     return _pool(build, args, largest=False, **options)
 
 
@@ -182,14 +188,18 @@ def _add(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
 
 
 STEPS: dict[str, Rule] = {
+    "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,
     "convolution": _convolution,
     "batch_norm": _batch_norm,
+    "avg_pool1d": _average,
     "avg_pool2d": _average,
     "avg_pool3d": _average,
+    "max_pool1d": _greatest,
     "max_pool2d": _greatest,
     "max_pool3d": _greatest,
+    "adaptive_avg_pool1d": _adaptive,
     "adaptive_avg_pool2d": _adaptive,
     "adaptive_avg_pool3d": _adaptive,
     "mean": _mean,

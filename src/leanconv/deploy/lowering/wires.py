@@ -28,9 +28,11 @@ def _view(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     if axes and len(shape) > axes and shape[-axes:] == x.sides:
         return replace(x, wires=x.wires.reshape(*shape[:-axes], 2))
     if x.size == (1, 1) and prod(shape) == prod(x.lead) and len(shape) == 1:
-        return replace(x, wires=x.wires.reshape(*shape, 2), flat=True, frames=None)
-    if x.flat and x.size == (1, 1) and shape[-2:] == (1, 1) and len(shape) == 3:
-        return replace(x, wires=x.wires.reshape(shape[0], 2), flat=False)
+        return replace(x, wires=x.wires.reshape(*shape, 2), flat=True, frames=None, line=False)
+    line = build.axes == 1
+    ones = (1,) if line else (1, 1)
+    if x.flat and x.size == (1, 1) and shape[1:] == ones:
+        return replace(x, wires=x.wires.reshape(shape[0], 2), flat=False, line=line)
     raise Unfit("it changes the shape of maps")
 
 
@@ -80,7 +82,7 @@ def _slice(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
         return replace(x, wires=x.wires[_channels(x, args)])
     if x.frames is not None:
         raise Unfit("it crops clips")
-    which = axis - len(x.lead) - 1
+    which = axis - len(x.lead) - 1 + x.line
     side, end = -(-x.size[which] // x.strides[which]), args["end"]
     if args["start"] or not isinstance(end, (int, type(None))) or (end or side) < side or len(x.lead) != 1:
         raise Unfit("it crops maps")
