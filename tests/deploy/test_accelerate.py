@@ -273,21 +273,24 @@ def test_nothing_to_gain(net: nn.Module, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "clips"),
+    "pool",
     [
-        (nn.MaxPool2d(3, 2, 1), False),
-        (nn.MaxPool2d((2, 3), 1, (1, 0), dilation=(1, 2), ceil_mode=True), False),
-        (nn.AvgPool2d(2), False),
-        (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), False),
-        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), False),
-        (nn.AvgPool2d((2, 4), divisor_override=3), False),
-        (nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), True),
-        (nn.AvgPool3d((2, 3, 2), (1, 2, 2), (1, 1, 0), count_include_pad=False), True),
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((2, 3), 1, (1, 0), dilation=(1, 2), ceil_mode=True),
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((2, 4), divisor_override=3),
+        nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        nn.AvgPool3d((2, 3, 2), (1, 2, 2), (1, 1, 0), count_include_pad=False),
+        nn.MaxPool1d(3, 2, 1),
+        nn.AvgPool1d(4, 2, 1, count_include_pad=False),
     ],
 )
-def test_pools_are_steps(pool: nn.Module, clips: bool) -> None:
-    conv = nn.Conv3d(6, 6, 3, padding=1, groups=6) if clips else nn.Conv2d(6, 6, 3, padding=1, groups=3)
-    size = (6, 4, 9, 12) if clips else (6, 9, 12)
+def test_pools_are_steps(pool: nn.Module) -> None:
+    axes = int(type(pool).__name__[-2])
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](6, 6, 3, padding=1, groups=6)
+    size = (6, *(4, 9, 12)[-axes:])
     net = nn.Sequential(conv, pool).eval()
     fast = accelerate(net, size)
     assert [len(program.steps) for program in fast.programs] == [2]

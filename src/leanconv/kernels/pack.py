@@ -51,8 +51,9 @@ def pack(program: Program, *, lanes: int, registers: int) -> Packed:
 
 def _passes(step: Conv) -> bool:
     """Whether pixels only go from one place to another; zeros alone have no size of their own."""
-    some = any(step.reads[slot] != ZERO for slot in step.order)
-    return some and not step.stages and step.residual is None and step.activation == NOTHING
+    if step.stages or step.residual is not None or step.activation != NOTHING:
+        return False
+    return any(step.reads[slot] != ZERO for slot in step.order)
 
 
 def _passing(step: Conv) -> Volume:

@@ -202,7 +202,8 @@ class Builder:
         frames, height, width = step.sides(x.size)
         number = self._buffer(len(step.reads), (frames * height, width))
         self.steps.append(step)
-        return replace(self._whole(number, (frames * height, width)), frames=None if x.frames is None else frames)
+        whole = self._whole(number, (frames * height, width))
+        return replace(whole, frames=None if x.frames is None else frames, line=x.line)
 
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel, of clips over all frames."""

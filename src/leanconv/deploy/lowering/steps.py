@@ -125,7 +125,7 @@ def _over_frames(x: Map, value: int | Sequence[int], one: int) -> tuple[int, int
     """The option of a pool for frames, rows and columns; `one` is what changes nothing, for maps that are no clips."""
     if x.frames is not None:
         return _triple(value)
-    return (one, *_pair(value))
+    return (one, *_pair(value, line=x.line, other=one))
 
 
 def _pool(build: Builder, args: dict[str, Any], *, largest: bool, **options: Any) -> Map:
@@ -137,7 +137,7 @@ def _pool(build: Builder, args: dict[str, Any], *, largest: bool, **options: Any
 
 
 def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    options = {"counted": bool(args["count_include_pad"]), "divisor": args["divisor_override"]}
+    options = {"counted": bool(args["count_include_pad"]), "divisor": args.get("divisor_override")}
     return _pool(build, args, largest=False, **options)
 
 
@@ -193,8 +193,10 @@ STEPS: dict[str, Rule] = {
     "conv3d": _convolution,
     "convolution": _convolution,
     "batch_norm": _batch_norm,
+    "avg_pool1d": _average,
     "avg_pool2d": _average,
     "avg_pool3d": _average,
+    "max_pool1d": _greatest,
     "max_pool2d": _greatest,
     "max_pool3d": _greatest,
     "adaptive_avg_pool1d": _adaptive,
