@@ -10,7 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leanconv.errors import LeanconvError
-from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Volume, Window, Wire
+from leanconv.kernels.program import (
+    Activation,
+    Buffer,
+    Conv,
+    Floats,
+    Pool,
+    Program,
+    Repeat,
+    Stage,
+    Step,
+    Volume,
+    Window,
+    Wire,
+)
 
 __all__ = ["Written", "key_of", "read", "write"]
 
@@ -105,6 +118,9 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
             "shape": None if step.weight is None else step.weight.shape,
             "activation": step.activation,
         }
+    if isinstance(step, Repeat):
+        numbers = {"writes": step.writes, "times": step.times}
+        return {"kind": "repeat", "reads": _flat(step.reads), **numbers, "residual": _flat(step.residual)}
     if isinstance(step, Window):
         numbers = {name: getattr(step, name) for name in _WINDOW}
         return {"kind": "window", "reads": _flat(step.reads), "writes": step.writes, **numbers}
@@ -131,6 +147,13 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "repeat":
+        return Repeat(
+            reads=_wires(step["reads"]),
+            writes=step["writes"],
+            times=tuple(step["times"]),
+            residual=None if step["residual"] is None else _wires(step["residual"]),
+        )
     if step["kind"] == "window":
         numbers: dict[str, Any] = {name: step[name] for name in _WINDOW}
         numbers |= {name: tuple(value) for name, value in numbers.items() if isinstance(value, list)}
