@@ -39,7 +39,7 @@ from leanconv.kernels.program import (
 )
 from leanconv.kernels.stages import CURVES
 
-__all__ = ["BLOCK", "in_blocks", "suits"]
+__all__ = ["BLOCK", "in_blocks", "is_dense"]
 
 BLOCK = 16
 """Channels of a block, whatever the vectors: as in native/kernels.h."""
@@ -87,13 +87,23 @@ class Runs(NamedTuple):
 
 def in_blocks(program: Program, lanes: int, registers: int) -> Packed | None:
     """The plan of a program that is faster in blocks; None for any other."""
+    found = _prepared(program)
+    return None if found is None else _Packer(*found, lanes, registers).packed()
+
+
+def is_dense(program: Program) -> bool:
+    """Whether a program is laid out in blocks."""
+    return _prepared(program) is not None
+
+
+def _prepared(program: Program) -> tuple[Program, Halves] | None:
     if any(isinstance(step, Conv) and len(step.stages) > 1 and max(step.between) < 0 for step in program.steps):
         return None  # a second stage that reads zeros alone
     found = prepared(program)
-    return _Packer(*found, lanes, registers).packed() if suits(*found) else None
+    return found if _suits(*found) else None
 
 
-def suits(program: Program, halves: Halves) -> bool:
+def _suits(program: Program, halves: Halves) -> bool:
     """Whether a program is made of dense convolutions and what goes with them, its channels in whole blocks."""
     macs = idle = 0
     if any(_whole(wires) is None for wires in halves.values()):

@@ -16,6 +16,7 @@ from leanconv.kernels.program import (
     Conv,
     Pool,
     Program,
+    Repeat,
     Stage,
     Step,
     Volume,
@@ -73,11 +74,12 @@ class Map:
 class Builder:
     """Collects the buffers and steps of one program, of a network that convolves over so many `axes`.
 
-    Of one axis tensors of three axes and more are lines, of three those of five and more clips.
+    Of one axis tensors of three axes and more are lines, of three those of five and more clips. With `any_size` large
+    dense convolutions become steps, too.
     """
 
-    def __init__(self, axes: int = 2) -> None:
-        self.axes = axes
+    def __init__(self, axes: int = 2, *, any_size: bool = False) -> None:
+        self.axes, self.any_size = axes, any_size
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.inputs: list[int] = []
@@ -204,6 +206,15 @@ class Builder:
         self.steps.append(step)
         whole = self._whole(number, (frames * height, width))
         return replace(whole, frames=None if x.frames is None else frames, line=x.line)
+
+    def repeated(self, x: Map, times: tuple[int, int], size: tuple[int, int]) -> Map:
+        """Every pixel several times, cut off where `size` ends."""
+        x = self.settled(x)
+        if x.flat or x.frames is not None or len(x.lead) != 1:
+            raise Unfit("it repeats pixels of something that is no map of two axes")
+        number = self._buffer(x.lead[0], size)
+        self.steps.append(Repeat(reads=x.channels(), writes=number, times=times))
+        return replace(self._whole(number, size), line=x.line)
 
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel, of clips over all frames."""
