@@ -210,6 +210,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));
+        case kClipStep: return run_clip(r, r.at<ClipStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }
