@@ -90,6 +90,10 @@ inline void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, i
     }
 }
 
+// As leanconv_run_together, by the threads of `helpers`.
+int run_shared(const int64_t* plan, const float* weights, float* arena, const float* const* inputs, float* const* outputs,
+               int64_t images, const Helpers& helpers);
+
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 
 }  // namespace leanconv
