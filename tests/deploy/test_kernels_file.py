@@ -100,7 +100,7 @@ def test_it_runs_without_leanconv(made: tuple[nn.Module, Path]) -> None:
 
 
 def test_threads_of_a_session_share_an_image(tmp_path: Path) -> None:
-    """Of a network that is large enough: chains that sort their columns, pixels, and a batch smaller than the threads."""
+    """Of one that is large enough: chains, one of which sorts its columns, and batches smaller than the threads."""
     import onnxruntime
 
     torch.manual_seed(0)
