@@ -20,6 +20,7 @@ from leanconv.kernels.program import (
     Program,
     Stage,
     Volume,
+    Window,
     Wire,
     out_side,
 )
@@ -55,6 +56,9 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         if isinstance(step, Volume):
             buffers[step.writes] = activated(_filtered(step, x), step.activation)
             continue
+        if isinstance(step, Window):
+            buffers[step.writes] = _pooled(step, x)
+            continue
         for index, stage in enumerate(step.stages):
             if index:
                 x = activated(x, step.inner)
@@ -75,6 +79,14 @@ def _filtered(step: Volume, x: Tensor) -> Tensor:
     return F.conv3d(x, weight, bias, step.stride, step.padding, step.dilation, x.shape[1]).flatten(2, 3)
 
 
+def _pooled(step: Window, x: Tensor) -> Tensor:
+    x = x.unflatten(2, (step.frames, -1))
+    if step.largest:
+        return F.max_pool3d(x, step.kernel, step.stride, step.padding, step.dilation, step.ceil).flatten(2, 3)
+    how = {"ceil_mode": step.ceil, "count_include_pad": step.counted, "divisor_override": step.divisor}
+    return F.avg_pool3d(x, step.kernel, step.stride, step.padding, **how).flatten(2, 3)
+
+
 class Draw:
     """Draws a program step by step; every size is odd as often as even."""
 
@@ -82,7 +94,7 @@ class Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[Conv | Pool | Volume] = []
+        self.steps: list[Conv | Pool | Volume | Window] = []
 
     def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
         """`count` channels of maps of a size, in any order, some of them zeros."""
@@ -120,13 +132,18 @@ class Draw:
         size = (source.height, source.width)
         count = self.draw(st.sampled_from((1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 24)))
         reads, writes = self.wires(count, size), len(self.buffers)
-        kind = self.draw(st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume")))
+        kind = self.draw(
+            st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window"))
+        )
         if kind == "pool":
             self.buffers.append(Buffer(count, 1, 1))
             self.steps.append(Pool(reads=reads, writes=writes))
             return
         if kind == "volume":
             self.volume(reads, size)
+            return
+        if kind == "window":
+            self.window(reads, size)
             return
         stages: list[Stage] = []
         strides = (1, 1)
@@ -165,6 +182,36 @@ class Draw:
                 activation=self.draw(activations),
             )
         )
+
+    def window(self, reads: tuple[Wire, ...], size: tuple[int, int]) -> None:
+        """The greatest number or the mean of windows, as torch allows them: padded by half of them at most."""
+        frames = self.draw(st.sampled_from([n for n in (1, 1, 2, 3, 4) if size[0] % n == 0]))
+        sides = (frames, size[0] // frames, size[1])
+        largest = self.draw(st.booleans())
+        kernels = ((1, 2, 2), (1, 2, 2), (1, 3, 3), (1, 3, 3), (2, 3, 2), (3, 1, 5), (1, 4, 7), (2, 2, 2))
+        kernel = tuple(min(k, side) for k, side in zip(self.draw(st.sampled_from(kernels)), sides, strict=True))
+        padding = tuple(self.draw(st.integers(0, k // 2)) for k in kernel)
+        gaps = self.draw(st.sampled_from(((1, 1, 1), (1, 2, 2), (1, 1, 3)))) if largest else (1, 1, 1)
+        dilation = tuple(
+            gap if gap * (k - 1) < side + 2 * pad else 1
+            for gap, k, side, pad in zip(gaps, kernel, sides, padding, strict=True)
+        )
+        step = Window(
+            reads=reads,
+            writes=len(self.buffers),
+            kernel=kernel,  # type: ignore[arg-type]
+            largest=largest,
+            frames=frames,
+            stride=self.draw(st.sampled_from(((1, 2, 2), (1, 2, 2), (1, 1, 1), (2, 1, 3), (1, 3, 2)))),
+            padding=padding,  # type: ignore[arg-type]
+            dilation=dilation,  # type: ignore[arg-type]
+            ceil=self.draw(st.booleans()),
+            counted=self.draw(st.booleans()),
+            divisor=None if largest else self.draw(st.sampled_from((None, None, 3))),
+        )
+        made = step.sides(size)
+        self.buffers.append(Buffer(len(reads), made[0] * made[1], made[2]))
+        self.steps.append(step)
 
     def volume(self, reads: tuple[Wire, ...], size: tuple[int, int]) -> None:
         """Filters over time, or none, on maps whose rows are those of some frames; often a pointwise step follows."""

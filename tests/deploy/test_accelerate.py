@@ -272,6 +272,31 @@ def test_nothing_to_gain(net: nn.Module, words: str) -> None:
         accelerate(net, SIZE)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((2, 3), 1, (1, 0), dilation=(1, 2), ceil_mode=True),
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((2, 4), divisor_override=3),
+        nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        nn.AvgPool3d((2, 3, 2), (1, 2, 2), (1, 1, 0), count_include_pad=False),
+        nn.MaxPool1d(3, 2, 1),
+        nn.AvgPool1d(4, 2, 1, count_include_pad=False),
+    ],
+)
+def test_pools_are_steps(pool: nn.Module) -> None:
+    axes = int(type(pool).__name__[-2])
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](6, 6, 3, padding=1, groups=6)
+    size = (6, *(4, 9, 12)[-axes:])
+    net = nn.Sequential(conv, pool).eval()
+    fast = accelerate(net, size)
+    assert [len(program.steps) for program in fast.programs] == [2]
+    assert_same(net, fast.model, size)
+
+
 class Clips(nn.Module):
     """Everything that is known of clips: a shuffle, parts, a sum, strides, filters of several sizes, a mean."""
 
@@ -306,10 +331,10 @@ def test_clips_in_one_program() -> None:
 
 
 def test_a_channel_separated_network_runs_in_one_program_behind_its_stem() -> None:
-    """Of each block: 1x1x1, 3x3x3, then 1x1x1 with the sum; three shortcuts in two steps; mean and classifier."""
+    """Of each block: 1x1x1, 3x3x3, then 1x1x1 with the sum; three shortcuts in two steps; ReLU, pool, mean, head."""
     net = stirred(lc.create_model("ip_csn_26", num_classes=5))
     fast = accelerate(net, (3, 8, 48, 33))
-    assert [len(program.steps) for program in fast.programs] == [3 * 8 + 3 * 2 + 1 + 1]
+    assert [len(program.steps) for program in fast.programs] == [2 + 3 * 8 + 3 * 2 + 1 + 1]
     assert [left.name for left in fast.left] == ["stem.0.conv"]
     assert_same(net, fast.model, (3, 8, 48, 33))
 

@@ -42,7 +42,7 @@ def net() -> nn.Module:
         nn.Conv2d(4, 8, 3, padding=1, groups=2),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Tanh(),
         nn.Conv2d(8, 8, 3, padding=1, stride=2, groups=4),
         nn.SiLU(),
         nn.AdaptiveAvgPool2d(1),

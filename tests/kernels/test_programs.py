@@ -139,7 +139,7 @@ def test_filters_that_do_not_fit_are_refused(changes: dict[str, object], words: 
 
 def test_a_program_that_was_written_before_there_were_clips_is_read() -> None:
     written = write(block())
-    old = written.text.replace('"version":2', '"version":1')
+    old = written.text.replace('"version":3', '"version":1')
     assert read(old, written.weights).macs == block().macs
 
 
@@ -176,8 +176,8 @@ def test_a_written_program_has_a_name_of_its_own() -> None:
 
 def test_a_program_of_another_version_is_refused() -> None:
     written = write(block())
-    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 2"):
-        read(written.text.replace('"version":2', '"version":7'), written.weights)
+    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 3"):
+        read(written.text.replace('"version":3', '"version":7'), written.weights)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ and of other records. Every decision is taken here: tiles, bands, places. The li
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.kernels.bands import Scratch, scratch_of
-from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of, up
+from leanconv.kernels.blocks import in_blocks
+from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of
+from leanconv.kernels.plans import PLAN_VERSION, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
     ZERO,
@@ -28,42 +28,32 @@ from leanconv.kernels.program import (
     Step,
     Sums,
     Volume,
+    Window,
     Wire,
 )
 from leanconv.kernels.stages import CURVES, Inputs, Outputs, Plane, packed_stage
 from leanconv.kernels.sums import pack_sums
 from leanconv.kernels.volumes import fields as volume_fields
 from leanconv.kernels.volumes import scratch_of as volume_scratch_of
+from leanconv.kernels.windows import fields as window_fields
+from leanconv.kernels.windows import line_of
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-PLAN_VERSION = 5
-_CONV, _POOL, _SPREAD, _SUMS, _VOLUME = range(5)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """What the library is given; `floats` is the size of the arena, `stamp` tells plans apart.
-
-    A run leaves so many `sums`; `summed` says for each `Sums` step which of them its numbers are (-1: always zero).
-    """
-
-    plan: NDArray[np.int64]
-    weights: Floats
-    floats: int
-    stamp: int
-    sums: int = 0
-    summed: tuple[NDArray[np.int64], ...] = ()
+_CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
     """Lay `program` out for vectors of at most `lanes` floats and so many registers."""
-    return _Packer(program, lanes, registers).packed()
+    dense = in_blocks(program, lanes, registers)
+    return dense if dense is not None else _Packer(program, lanes, registers).packed()
 
 
 def _passes(step: Conv) -> bool:
-    """Whether pixels only go from one place to another."""
-    return not step.stages and step.residual is None and step.activation == NOTHING
+    """Whether pixels only go from one place to another; zeros alone have no size of their own."""
+    if step.stages or step.residual is not None or step.activation != NOTHING:
+        return False
+    return any(step.reads[slot] != ZERO for slot in step.order)
 
 
 def _passing(step: Conv) -> Volume:
@@ -83,60 +73,40 @@ class _Packer:
         }
         planes = [geometry.plane + geometry.lead for geometry in self.geometry.values()]
         planes += [max(one.sorted.plane if one.sorted else 0, one.middle_plane) for one in self.scratch.values()]
-        volumes = (
-            volume_scratch_of(*self._volume_sizes(step), lanes) for step in program.steps if isinstance(step, Volume)
-        )
-        floats = max([0, *(one.floats for one in self.scratch.values()), *(one.floats for one in volumes)])
+        beside = [one.floats for one in self.scratch.values()]
+        for step in program.steps:
+            if isinstance(step, Volume):
+                beside.append(volume_scratch_of(*self._volume_sizes(step), lanes).floats)
+            elif isinstance(step, Window):
+                beside.append(line_of(step, size_of(program, step.reads)).floats)
+        floats = max(beside, default=0)
         self.places: Places = places(program, self.geometry, max(planes), floats)
-        self.numbers: list[int] = []
-        self.weights: list[Floats] = []
-        self.weight_floats = 0
         self.sums = 0
         self.summed: list[NDArray[np.int64]] = []
 
     def packed(self) -> Packed:
         program = self.program
-        ports = [tuple(Wire(number, c) for c in range(program.buffers[number].channels)) for number in program.inputs]
-        ports += list(program.outputs)
+        inputs = [self._port(tuple(Wire(n, c) for c in range(program.buffers[n].channels))) for n in program.inputs]
+        outputs = [self._port(wires) for wires in program.outputs]
         steps = sum(step.kernel[1] if isinstance(step, Sums) and step.kernel[1] != 3 else 1 for step in program.steps)
-        head = 10 + 5 * len(ports) + steps
-        self.numbers = [0] * head
+        self.plan = Writer(len(inputs) + len(outputs), steps)
         records = [record for step in program.steps for record in self._records(step)]
-        fields: list[int] = []
-        for wires in ports:
-            height, width = size_of(program, wires)
-            fields += [len(wires), height, width, self.geometry[height, width].pitch]
-            fields.append(self._table(self._origin(wire) for wire in wires))
-        at_sums = up(self.places.floats, LINE)
-        floats = at_sums + self.sums * LINE
-        weights = np.concatenate([*self.weights, np.zeros(16, np.float32)])
-        counts = [
-            len(program.inputs),
-            len(program.outputs),
-            len(records),
-            self.lanes,
-            self.sums,
-            at_sums,
-            self.places.own,
-        ]
-        self.numbers[:head] = [PLAN_VERSION, 0, floats, *counts, *fields, *records]
-        plan = np.array(self.numbers, dtype=np.int64)
-        stamp = int.from_bytes(hashlib.sha256(plan.tobytes()).digest()[:7], "little") + 1
-        plan[1] = stamp
-        return Packed(plan, weights, floats, stamp, self.sums, tuple(self.summed))
+        summed = tuple(self.summed)
+        return self.plan.packed(
+            self.lanes, inputs, outputs, records, self.places.floats, self.places.own, self.sums, summed
+        )
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
     def _table(self, numbers: Iterable[int]) -> int:
-        position = len(self.numbers)
-        self.numbers += numbers
-        return position
+        return self.plan.table(numbers)
 
     def _floats(self, values: Floats) -> int:
-        position = self.weight_floats
-        self.weights.append(np.ascontiguousarray(values, dtype=np.float32).ravel())
-        self.weight_floats += values.size
-        return position
+        return self.plan.floats(values)
+
+    def _port(self, wires: tuple[Wire, ...]) -> Port:
+        height, width = size_of(self.program, wires)
+        return Port(height, width, self.geometry[height, width].pitch, [self._origin(wire) for wire in wires])
 
     def _of(self, wires: tuple[Wire, ...]) -> Geometry:
         return self.geometry[size_of(self.program, wires)]
@@ -169,6 +139,8 @@ class _Packer:
             return [self._spread(step)]
         if isinstance(step, Volume):
             return [self._volume(step)]
+        if isinstance(step, Window):
+            return [self._window(step)]
         size = size_of(self.program, step.reads)
         read, gradient = (
             [None if wire == ZERO else self._origin(wire) for wire in wires] for wires in (step.reads, step.gradient)
@@ -186,7 +158,7 @@ class _Packer:
         fields = [_SPREAD, out.channels, height, width, self._of(step.reads).pitch, *step.strides]
         return self._table([*fields, out.height, out.width, self._to(step.writes).pitch, into, made])
 
-    def _kept(self, step: Pool | Volume) -> tuple[list[int], tuple[int, int, int]]:
+    def _kept(self, step: Pool | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
         """The channels that somebody reads; how many they are, and tables of what each is made of and where it goes."""
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)
@@ -208,6 +180,16 @@ class _Packer:
             CURVES.index(step.activation.curve),
         )
         return self._table([_VOLUME, *found])
+
+    def _window(self, step: Window) -> int:
+        (_, tables), size, at = self._kept(step), size_of(self.program, step.reads), (0, 0)
+        if not step.largest:
+            frames, rows, columns = step.factors(size)
+            spare = np.zeros(-len(columns) % LINE, dtype=np.float32)
+            at = (self._floats(np.concatenate([columns, spare])), self._floats(np.concatenate([frames, rows])))
+        geometries = self._of(step.reads), self._to(step.writes)
+        found = window_fields(step, size, geometries, self.lanes, self.places.scratch, tables, at)
+        return self._table([_WINDOW, *found])
 
     def _pool(self, step: Pool) -> int:
         height, width = size_of(self.program, step.reads)

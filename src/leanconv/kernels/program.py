@@ -23,6 +23,7 @@ from leanconv.kernels.steps import (
     Step,
     Sums,
     Volume,
+    Window,
     Wire,
     out_side,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Step",
     "Sums",
     "Volume",
+    "Window",
     "Wire",
     "out_side",
 ]
@@ -132,6 +134,9 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
     if isinstance(step, Volume):
         _check_volume(what, step, size, out)
         return
+    if isinstance(step, Window):
+        _check_window(what, step, size, out)
+        return
     channels = len(step.reads)
     for index, stage in enumerate(step.stages or (step.first,)):
         if stage.in_channels != (channels if index == 0 else len(step.between)):
@@ -170,3 +175,15 @@ def _check_volume(what: str, step: Volume, size: tuple[int, int], out: Buffer) -
             f"{what}: filters of {step.weight.shape} for {out.channels} channels; they are (C, k_t, k_h, 3), of at "
             f"most {MOST_FILTER_ROWS} rows, with a bias"
         )
+
+
+def _check_window(what: str, step: Window, size: tuple[int, int], out: Buffer) -> None:
+    frames, height, width = step.sides(size)
+    if size[0] % step.frames or min(frames, height, width) < 1:
+        raise PlanError(f"{what} reads maps of {size} as {step.frames} frames, and makes {(frames, height, width)}")
+    if len(step.reads) != out.channels or (frames * height, width) != out[1:]:
+        raise PlanError(f"{what} makes {len(step.reads)} maps of {(frames * height, width)}, its buffer is {out}")
+    if not step.largest and (any(gap != 1 for gap in step.dilation) or step.divisor == 0):
+        raise PlanError(f"{what} is a mean of pixels {step.dilation} apart, divided by {step.divisor}")
+    if any(2 * pad > gap * (k - 1) + 1 for pad, gap, k in zip(step.padding, step.dilation, step.kernel, strict=True)):
+        raise PlanError(f"{what} has windows of {step.kernel} and padding of {step.padding}: more than half of them")

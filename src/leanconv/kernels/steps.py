@@ -27,6 +27,7 @@ __all__ = [
     "Step",
     "Sums",
     "Volume",
+    "Window",
     "Wire",
     "out_side",
 ]
@@ -203,7 +204,54 @@ class Volume:
         return frames, height, width
 
 
-Step = Conv | Pool | Spread | Sums | Volume
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """The greatest number of each window, or the mean; the rows of a map are those of `frames` frames, as in `Volume`.
+
+    Windows reach over the border of a map by `padding`, and with `ceil` the last may reach over the end further than
+    that. What is outside is never the greatest; it counts in a mean as zeros where `counted`, unless it is behind the
+    padding. `divisor` replaces the number of pixels of every mean. A window with a number that is none gives none.
+    """
+
+    reads: tuple[Wire, ...]
+    writes: int
+    kernel: tuple[int, int, int]
+    largest: bool
+    frames: int = 1
+    stride: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[int, int, int] = (0, 0, 0)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+    ceil: bool = False
+    counted: bool = True
+    divisor: int | None = None
+
+    def sides(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Frames, height and width of what it makes of maps of a size."""
+        found = []
+        for axis, n in enumerate((self.frames, size[0] // self.frames, size[1])):
+            by, pad = self.stride[axis], self.padding[axis]
+            free = n + 2 * pad - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+            count = (free + (by - 1 if self.ceil else 0)) // by + 1
+            if self.ceil and (count - 1) * by >= n + pad:  # a window must begin on the map
+                count -= 1
+            found.append(count)
+        return found[0], found[1], found[2]
+
+    def factors(self, size: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
+        """By what the sum of a window is multiplied for its mean: the product of one number of each axis."""
+        found = []
+        sides = (self.frames, size[0] // self.frames, size[1])
+        for n, made, k, by, pad in zip(sides, self.sides(size), self.kernel, self.stride, self.padding, strict=True):
+            first = np.arange(made) * by - pad
+            end = np.minimum(first + k, n + pad)
+            count = end - first if self.counted else np.minimum(end, n) - np.maximum(first, 0)
+            found.append((1 / (count if self.divisor is None else np.ones(made))).astype(np.float32))
+        if self.divisor is not None:
+            found[2] /= self.divisor
+        return found[0], found[1], found[2]
+
+
+Step = Conv | Pool | Spread | Sums | Volume | Window
 
 
 def out_side(side: int, stage: Stage, axis: int) -> int:

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leanconv.errors import LeanconvError
-from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Volume, Wire
+from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Volume, Window, Wire
 
 __all__ = ["Written", "key_of", "read", "write"]
 
-_VERSION = 2
-_READ = (1, 2)
-"""Version 1 had no volumes."""
+_VERSION = 3
+_READ = (1, 2, 3)
+"""Version 1 had no volumes, version 2 no windows."""
+
+_WINDOW = ("kernel", "largest", "frames", "stride", "padding", "dilation", "ceil", "counted", "divisor")
 
 
 class Written(NamedTuple):
@@ -103,6 +105,9 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
             "shape": None if step.weight is None else step.weight.shape,
             "activation": step.activation,
         }
+    if isinstance(step, Window):
+        numbers = {name: getattr(step, name) for name in _WINDOW}
+        return {"kind": "window", "reads": _flat(step.reads), "writes": step.writes, **numbers}
     if not isinstance(step, Conv):
         raise LeanconvError("a program of gradients is made where it runs, and is not written")
     for stage in step.stages:
@@ -126,6 +131,10 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "window":
+        numbers: dict[str, Any] = {name: step[name] for name in _WINDOW}
+        numbers |= {name: tuple(value) for name, value in numbers.items() if isinstance(value, list)}
+        return Window(reads=_wires(step["reads"]), writes=step["writes"], **numbers)
     if step["kind"] == "volume":
         shape = step["shape"]
         return Volume(

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Step, Volume, Wire, out_side
+from leanconv.kernels.program import (
+    Activation,
+    Buffer,
+    Conv,
+    Pool,
+    Program,
+    Stage,
+    Step,
+    Volume,
+    Window,
+    Wire,
+    out_side,
+)
 
 __all__ = ["Builder", "Map", "Rule", "Unfit", "as_map"]
 
@@ -162,6 +174,36 @@ class Builder:
             )
         )
         return replace(x, wires=_wires(number, prod(x.lead)).reshape(*x.lead, 2))
+
+    def windows(
+        self,
+        x: Map,
+        kernel: tuple[int, int, int],
+        *,
+        largest: bool,
+        stride: tuple[int, int, int],
+        padding: tuple[int, int, int],
+        **options: Any,
+    ) -> Map:
+        """The greatest number or the mean of windows, over frames, rows and columns; maps alone are one frame."""
+        x = self.settled(x)
+        if x.flat or len(x.lead) != 1:
+            raise Unfit("it pools something that is no map of two axes, and no clip")
+        step = Window(
+            reads=x.channels(),
+            writes=len(self.buffers),
+            kernel=kernel,
+            largest=largest,
+            frames=x.frames or 1,
+            stride=stride,
+            padding=padding,
+            **options,
+        )
+        frames, height, width = step.sides(x.size)
+        number = self._buffer(len(step.reads), (frames * height, width))
+        self.steps.append(step)
+        whole = self._whole(number, (frames * height, width))
+        return replace(whole, frames=None if x.frames is None else frames, line=x.line)
 
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel, of clips over all frames."""

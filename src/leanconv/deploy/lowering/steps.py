@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, prod
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -121,18 +121,29 @@ def _batch_norm(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) ->
     return build.conv(x, Stage(weight=weight, bias=shift.astype(np.float32), groups=count))
 
 
-def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
-    x = as_map(args["self"])
+def _over_frames(x: Map, value: int | Sequence[int], one: int) -> tuple[int, int, int]:
+    """The option of a pool for frames, rows and columns; `one` is what changes nothing, for maps that are no clips."""
     if x.frames is not None:
-        raise Unfit("it averages parts of clips")
-    kernel, padding = _pair(args["kernel_size"]), _pair(args["padding"])
-    if args["ceil_mode"] or args["divisor_override"] or (any(padding) and not args["count_include_pad"]):
-        raise Unfit("it averages fewer pixels at the border than inside")
-    stride = _pair(args["stride"]) if args["stride"] else kernel
-    count = prod(x.lead)
-    weight = np.full((count, 1, *kernel), 1 / prod(kernel), dtype=np.float32)
-    bias = np.zeros(count, dtype=np.float32)
-    return build.conv(x, Stage(weight=weight, bias=bias, groups=count, stride=stride, padding=padding))
+        return _triple(value)
+    return (one, *_pair(value, line=x.line, other=one))
+
+
+def _pool(build: Builder, args: dict[str, Any], *, largest: bool, **options: Any) -> Map:
+    x = as_map(args["self"])
+    kernel, padding = _over_frames(x, args["kernel_size"], 1), _over_frames(x, args["padding"], 0)
+    stride = _over_frames(x, args["stride"], 1) if args["stride"] else kernel
+    ceil = bool(args["ceil_mode"])
+    return build.windows(x, kernel, largest=largest, stride=stride, padding=padding, ceil=ceil, **options)
+
+
+def _average(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    options = {"counted": bool(args["count_include_pad"]), "divisor": args.get("divisor_override")}
+    return _pool(build, args, largest=False, **options)
+
+
+def _greatest(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    dilation = _over_frames(as_map(args["self"]), args["dilation"], 1)
+    return _pool(build, args, largest=True, dilation=dilation)
 
 
 def _adaptive(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
@@ -182,7 +193,12 @@ STEPS: dict[str, Rule] = {
     "conv3d": _convolution,
     "convolution": _convolution,
     "batch_norm": _batch_norm,
+    "avg_pool1d": _average,
     "avg_pool2d": _average,
+    "avg_pool3d": _average,
+    "max_pool1d": _greatest,
+    "max_pool2d": _greatest,
+    "max_pool3d": _greatest,
     "adaptive_avg_pool1d": _adaptive,
     "adaptive_avg_pool2d": _adaptive,
     "adaptive_avg_pool3d": _adaptive,

@@ -45,6 +45,14 @@ struct Band {
 };
 constexpr int kBands = 4;
 
+}  // namespace
+}  // namespace leanconv
+
+#include "check_blocks.h"
+
+namespace leanconv {
+namespace {
+
 class Check {
 public:
     Check(const int64_t* plan, int64_t numbers) : plan_(plan), numbers_(numbers), unused_(numbers) {}
@@ -76,7 +84,6 @@ public:
         return nullptr;
     }
 
-private:
     // `count` records at a position; null where they are not there, hold a number that is too large, or would be more than
     // the plan is long, together with all before.
     template <class T>
@@ -125,13 +132,15 @@ private:
         return lanes == 16 || lanes == 8 || lanes == 4 ? kernels_of(int(lanes)) : nullptr;
     }
 
+private:
     const char* check(const Port& port) {
         NEED(within(port.channels, 1, kMostSide) && within(port.height, 1, kMostSide) && within(port.width, 1, kMostSide) &&
                  port.height * port.width <= kMostMap,
              kNumber);
         Span origins;
         NEED(hull(port.table, port.channels, &origins), kCut);
-        NEED(inside(origins + steps(port.height, port.pitch) + run(port.width)), kOutside);
+        NEED(port.pixel == 1 || port.pixel == kBlock, kNumber);
+        NEED(inside(origins + steps(port.height, port.pitch) + steps(port.width, port.pixel)), kOutside);
         return nullptr;
     }
 
@@ -139,6 +148,9 @@ private:
         NEED(within(position, 0, numbers_ - 1), kCut);
         if (plan_[position] == kConvStep) return check_conv(position);
         if (plan_[position] == kVolumeStep) return check_volume(position);
+        if (plan_[position] == kDenseStep) return check_dense(*this, position);
+        if (plan_[position] == kBlockStep) return check_pixels(*this, position);
+        if (plan_[position] == kWindowStep) return check_window(position);
         NEED(plan_[position] == kPoolStep, kKind);
         const PoolStep* step = records<PoolStep>(position, 1);
         NEED(step, kCut);
@@ -232,6 +244,33 @@ private:
         const Span taps = steps(s.high, s.dy * pitch) + point(s.left - s.px) + steps(3, s.dx);
         NEED(inside(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
         NEED(inside(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
+        return nullptr;
+    }
+
+    // The extents are those of the loops in windows.cpp and windows.h.
+    const char* check_window(int64_t position) {
+        const WindowStep* step = records<WindowStep>(position, 1);
+        NEED(step, kCut);
+        const WindowStep& s = *step;
+        NEED(kernels(s.lanes), kVectors);
+        NEED(within(s.channels, 0, kMostSide) && within(s.largest, 0, 1) && within(s.right, 0, kMostSide), kNumber);
+        for (int64_t side : {s.frames, s.height, s.width, s.out_frames, s.out_height, s.out_width, s.deep, s.high, s.wide, s.st, s.sy,
+                             s.sx, s.dt, s.dy, s.dx})
+            NEED(within(side, 1, kMostSide), kNumber);
+        for (int64_t number : {s.pt, s.py, s.px}) NEED(within(number, 0, kMostSide), kNumber);
+        const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height;
+        NEED(rows <= kMostMap && out_rows <= kMostMap, kNumber);
+        if (!s.channels) return nullptr;
+        Span in, out;
+        NEED(hull(s.in, s.channels, &in) && hull(s.out, s.channels, &out), kCut);
+        NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
+        const int64_t made = up(s.out_width, s.lanes), width = up(s.width, s.lanes);
+        const bool halved = halves(s.wide, s.sx, s.dx, s.px, s.out_width, s.width);
+        NEED(inside(in + steps(rows, s.pitch) + run(halved && 2 * made > width ? 2 * made : width)), kOutside);
+        NEED(inside(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
+        const Span columns = s.sx <= 2 ? run(s.sx * made) : run(Wide(s.out_width - 1) * s.sx + 1);
+        NEED(inside(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
+        NEED(s.largest || (reads_weights(s.across, made) && reads_weights(s.down, s.out_frames + s.out_height)), kWeights);
         return nullptr;
     }
 

@@ -1,8 +1,10 @@
 // The kernels of one instruction set: compiled once for each, with its flags, LEANCONV_LANES and LEANCONV_TABLE.
+#include "dense.h"
 #include "kernels.h"
 #include "sums.h"
 #include "tiles.h"
 #include "vectors.h"
+#include "windows.h"
 
 namespace {
 
@@ -141,4 +143,5 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, pick};
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick, kAllDenseTiles.at,
+    block_row};

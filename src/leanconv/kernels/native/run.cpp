@@ -209,6 +209,9 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kPoolStep: return run_pool(r, r.at<PoolStep>(position));
         case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
+        case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
+        case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
+        case kWindowStep: return run_window(r, r.at<WindowStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }
@@ -226,6 +229,7 @@ void total(const float* slots, int64_t count, float* sums) {
 
 template <bool In>
 void move(const Run& r, const Kernels& kernels, const Port& port, float* image) {
+    if (port.pixel != 1) return move_blocks(r, port, image, In);
     const ptrdiff_t* table = r.table(port.table);
     int rows = int(port.height), width = int(port.width);
     ptrdiff_t pitch = port.pitch;

@@ -95,5 +95,9 @@ int run_shared(const int64_t* plan, const float* weights, float* arena, const fl
                int64_t images, const Helpers& helpers);
 
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
+void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
+void run_blocks(const Run& r, const BlockStep& step);
+void move_blocks(const Run& r, const Port& port, float* image, bool in);
+void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 
 }  // namespace leanconv

@@ -1,0 +1,67 @@
+// The greatest number or the mean of windows, row by row of what they make.
+#include "run.h"
+
+namespace leanconv {
+namespace {
+
+struct Taps {
+    int64_t first, count;
+};
+
+// Of `count` taps, `gap` apart from `start` on, those between 0 and `side`: where the first of them is, and how many.
+Taps on_map(int64_t start, int64_t gap, int64_t count, int64_t side) {
+    const int64_t skipped = start < 0 ? (gap - 1 - start) / gap : 0, first = start + skipped * gap;
+    if (skipped >= count || first >= side) return {0, 0};
+    const int64_t fit = (side - 1 - first) / gap + 1, left = count - skipped;
+    return {first, fit < left ? fit : left};
+}
+
+// How many rows of results from `y` on have equally many rows, as far apart as they are themselves, and one factor.
+int alike(const WindowStep& s, int64_t y, Taps rows, const float* factors) {
+    int64_t next = y + 1;
+    for (Taps before = rows; next < s.out_height; ++next) {
+        const Taps now = on_map(next * s.sy - s.py, s.dy, s.high, s.height);
+        if (now.count != rows.count || now.first - before.first != s.sy || (!s.largest && factors[next] != factors[y])) break;
+        before = now;
+    }
+    return int(next - y);
+}
+
+}  // namespace
+
+void run_window(const Run& r, const WindowStep& s) {
+    if (!s.channels) return;  // and nothing else of such a step is checked
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
+    WindowArgs a{};
+    a.frame = s.dt * s.height * s.pitch;
+    a.row = s.dy * s.pitch;
+    a.width = int(s.width);
+    a.line = r.arena + s.line;
+    a.right = s.right;
+    a.taps = s.wide;
+    a.stride = s.sx;
+    a.gap = s.dx;
+    a.rstep = s.sy * s.pitch;
+    a.opitch = s.out_pitch;
+    a.pad = s.px;
+    a.made = int(s.out_width);
+    a.across = s.largest ? nullptr : r.weights + s.across;
+    for (int64_t x = 1; x <= s.px; ++x) a.line[-x] = s.largest ? -__builtin_inff() : 0;
+    for (int64_t c = 0; c < s.channels; ++c)
+        for (int64_t t = 0; t < s.out_frames; ++t) {
+            const Taps frames = on_map(t * s.st - s.pt, s.dt, s.deep, s.frames);
+            for (int64_t y = 0; y < s.out_height; y += a.results) {
+                const Taps rows = on_map(y * s.sy - s.py, s.dy, s.high, s.height);
+                a.results = alike(s, y, rows, r.weights + s.down + s.out_frames);
+                a.in = r.arena + in[c] + (frames.first * s.height + rows.first) * s.pitch;
+                a.frames = int(frames.count);
+                a.rows = int(rows.count);
+                a.out = r.arena + out[c] + (t * s.out_height + y) * s.out_pitch;
+                if (!s.largest) a.factor = r.weights[s.down + t] * r.weights[s.down + s.out_frames + y];
+                kernels.window(a);
+            }
+        }
+}
+
+}  // namespace leanconv
