@@ -239,11 +239,11 @@ private:
         const Wide pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch;
         const Span frames = point(s.scratch) + steps(s.frames, frame);
         const Span row{-s.left, s.width + s.right - 1};
-        NEED(inside(frames + run(frame)) && inside(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
+        NEED(owned(frames + run(frame)) && owned(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
         const Span whole = run(up(columns, s.lanes));
         const Span taps = steps(s.high, s.dy * pitch) + point(s.left - s.px) + steps(3, s.dx);
-        NEED(inside(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
-        NEED(inside(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
+        NEED(owned(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
+        NEED(owned(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
         return nullptr;
     }
 
@@ -267,9 +267,9 @@ private:
         const int64_t made = up(s.out_width, s.lanes), width = up(s.width, s.lanes);
         const bool halved = halves(s.wide, s.sx, s.dx, s.px, s.out_width, s.width);
         NEED(inside(in + steps(rows, s.pitch) + run(halved && 2 * made > width ? 2 * made : width)), kOutside);
-        NEED(inside(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
+        NEED(owned(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
         const Span columns = s.sx <= 2 ? run(s.sx * made) : run(Wide(s.out_width - 1) * s.sx + 1);
-        NEED(inside(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
+        NEED(owned(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
         NEED(s.largest || (reads_weights(s.across, made) && reads_weights(s.down, s.out_frames + s.out_height)), kWeights);
         return nullptr;
     }
