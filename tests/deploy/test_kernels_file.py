@@ -219,7 +219,7 @@ def cut_plans(graph: Any, node: Any) -> None:
 
 def larger_input(graph: Any, node: Any) -> None:
     for plan in plans(node):
-        plan.ints[11] = 1000
+        plan.ints[11] = 1000  # the height
 
 
 def other_version(graph: Any, node: Any) -> None:
