@@ -10,11 +10,13 @@ from threading import Thread
 
 import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
 from leanconv.kernels.program import Buffer, ClipConv, Conv, Program, Stage, Volume, Window, Wire, out_side
+from random_dense import dense_programs
 from random_programs import programs
 
 MARK = np.float32(12345.0)
@@ -46,7 +48,7 @@ class Checked:
     def run(self, plan: NDArray[np.int64], weights: NDArray[np.float32], workers: int = 1) -> list[NDArray[np.float32]]:
         """Two images, with nothing longer than the check allows and a margin around what is written to."""
         count_in, count_out = int(plan[3]), int(plan[4])
-        ports = [plan[10 + 5 * index : 15 + 5 * index] for index in range(count_in + count_out)]
+        ports = [plan[10 + 6 * index : 16 + 6 * index] for index in range(count_in + count_out)]
         sizes = [2 * int(np.prod(port[:3])) for port in ports]
         rng = np.random.default_rng(0)
         inputs = [rng.standard_normal(size).astype(np.float32) for size in sizes[:count_in]]
@@ -167,18 +169,23 @@ def chosen() -> list[Program]:
         clip(1, (3, 3, 3), 1, 3, 5, 13),  # rows shared by the taps
         clip(3, (3, 3, 3), 2, 4, 5, 21),  # columns sorted
         clip(3, (2, 1, 5), 1, 3, 4, 17),  # single taps, one of each frame spare
+        *(single(*sizes) for sizes in ((16, 1, 3, 1, 5, 7), (32, 1, 3, 2, 9, 15), (48, 1, 1, 1, 3, 3))),  # in blocks
         windows(False, 2, 2, 6, 34),  # halves of rows
         windows(True, 3, 2, 7, 19),
         windows(True, 4, 3, 7, 19),  # a stride that has no vectors
     ]
 
 
-def drawn(count: int, number: int) -> Iterator[Program]:
+def drawn(
+    count: int,
+    number: int,
+    some: SearchStrategy[Program] = programs(),  # noqa: B008  # strategies do not change
+) -> Iterator[Program]:
     found: list[Program] = []
 
     @seed(number)
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(programs())
+    @given(some)
     def take(program: Program) -> None:
         found.append(program)
 
@@ -188,18 +195,21 @@ def drawn(count: int, number: int) -> Iterator[Program]:
 
 def fields(plan: NDArray[np.int64]) -> list[int]:
     """Where the fields of records are (native/plan.h): most other numbers are those of tables. What sorts, twice."""
-    ports = 10 + 5 * int(plan[3] + plan[4])
+    ports = 10 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + {4: 36, 5: 31, 6: 31}.get(int(plan[step]), 8))
-        if plan[step] not in (0, 6):
+        found += range(step, step + {4: 36, 5: 31, 6: 23, 7: 26, 8: 31}.get(int(plan[step]), 8))
+        if plan[step] == 6:
+            found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
+            found += range(int(plan[step + 22]), int(plan[step + 22] + 6 * plan[step + 21]))
+        if plan[step] not in (0, 8):
             continue
-        first, stages = (step + 31, 1) if plan[step] == 6 else (step + 8, int(plan[step + 5]))
+        first, stages = (step + 31, 1) if plan[step] == 8 else (step + 8, int(plan[step + 5]))
         for stage in range(first, first + 18 * stages, 18):
             found += range(stage, stage + 18)
             for tile in range(int(plan[stage + 16]), int(plan[stage + 16] + 12 * plan[stage + 15]), 12):
                 found += range(tile, tile + 12)
-                if (sorting := int(plan[tile])) >= 0 and plan[step] == 6:
+                if (sorting := int(plan[tile])) >= 0 and plan[step] == 8:
                     found += [sorting, sorting + 1]
                 elif sorting >= 0:
                     parts = range(int(plan[sorting + 13]), int(plan[sorting + 13] + 8 * plan[sorting + 12]))
@@ -222,7 +232,7 @@ def damaged(plan: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int
 
 def takes_long(plan: NDArray[np.int64]) -> bool:
     """Whether a plan has so large a number that a run of it would take seconds: allowed, and not waited for."""
-    ports = [plan[10 + 5 * index : 13 + 5 * index] for index in range(int(plan[3] + plan[4]))]
+    ports = [plan[10 + 6 * index : 13 + 6 * index] for index in range(int(plan[3] + plan[4]))]
     return bool((np.abs(plan[2:]) > 1 << 19).any()) or any(float(np.prod(port, dtype=float)) > 1e6 for port in ports)
 
 
@@ -233,6 +243,7 @@ def check_damaged(path: Path, lanes: int, registers: int, examples: int, number:
     refused = ran = 0
     plans = [(one, 40) for one in chosen()]
     plans += [(one, 20) for program in drawn(examples, number) for one in (program, fused(program))]
+    plans += [(one, 20) for one in drawn(examples // 4, number, dense_programs())]
     for one, times in plans:
         packed = pack(one, lanes=lanes, registers=registers)
         problem, weights = checked.check(packed.plan.copy())

@@ -53,7 +53,7 @@ def test_damaged_plans_are_refused_or_stay_where_they_are() -> None:
         (13, 1 << 30, "a step would read or write outside of its memory"),  # its pitch
         (14, -1, "it is cut off, or refers to itself"),  # its table
         (14, 0, "a number in it is out of range|outside of its memory|it is cut off"),
-        (20, -1, "it is cut off, or refers to itself"),  # where its step is
+        (22, -1, "it is cut off, or refers to itself"),  # where its step is
     ],
 )
 def test_what_is_wrong_is_said(at: int, value: int, words: str) -> None:
@@ -67,8 +67,8 @@ def test_what_is_wrong_is_said(at: int, value: int, words: str) -> None:
 
 def test_a_step_of_another_kind() -> None:
     checked, plan = Checked(library().path), pack(small(), lanes=LANES, registers=REGISTERS).plan
-    for kind in (2, 3, 7):  # those of gradients too
-        plan[plan[20]] = kind
+    for kind in (2, 3, 9):  # those of gradients too
+        plan[plan[22]] = kind
         assert checked.check(plan)[0] == "it has a step of an unknown kind"
 
 
@@ -77,7 +77,7 @@ def test_filters_of_no_channel_touch_nothing() -> None:
     program = over_time((3, 3, 3), 1, 4, 5, 13)
     checked, packed = Checked(library().path), pack(program, lanes=LANES, registers=REGISTERS)
     plan = packed.plan
-    step = int(plan[10 + 5 * 2])
+    step = int(plan[10 + 6 * 2])
     assert plan[step] == 4
     plan[step + 2], plan[step + 29] = 0, -(1 << 20)  # its channels, its scratch
     assert checked.check(plan)[0] is None

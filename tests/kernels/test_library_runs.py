@@ -16,10 +16,12 @@ from torch import Tensor
 
 from kernels_library import library, sanitized
 from leanconv.kernels import build as builder
+from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
 from leanconv.kernels.pack import PLAN_VERSION
 from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
+from random_dense import dense_programs
 from random_programs import computed, programs
 
 
@@ -74,6 +76,22 @@ def test_random_programs(program: Program) -> None:
         assert_near(alone, expected)
         for threads in (2, 3):  # images by whoever has time, then each image in pieces
             shared = run(one, inputs, runnable=runnable, threads=threads, least=1)
+            assert all(torch.equal(got, wanted) for got, wanted in zip(shared, alone, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(dense_programs())
+def test_random_dense_programs(program: Program) -> None:
+    assert in_blocks(program, 8, 16) is not None
+    inputs = drawn(program)
+    expected = computed(program, [x.double() for x in inputs])
+    for one in (program, fused(program)):
+        for lanes in (library().lanes, 8):
+            runnable = Runnable(one, library(), lanes=lanes)
+            assert_near(run(one, inputs, runnable=runnable), expected)
+            alone = run(one, inputs, runnable=runnable)  # in an arena that was used
+            assert_near(alone, expected)
+            shared = run(one, inputs, runnable=runnable, threads=3, least=1)
             assert all(torch.equal(got, wanted) for got, wanted in zip(shared, alone, strict=True))
 
 
@@ -237,6 +255,7 @@ from leanconv.kernels import trained
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, Runnable
 from random_pieces import differences, pieces
+from random_dense import dense_programs
 from random_programs import computed, programs
 
 library = Library(Path(sys.argv[1]))

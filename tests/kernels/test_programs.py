@@ -204,7 +204,7 @@ def test_convolutions_of_clips_that_do_not_fit_are_refused(changes: dict[str, An
     ("changes", "words"),
     [
         ({"frames": 4}, r"reads maps of \(6, 5\) as 4 frames"),
-        ({"kernel": (1, 3, 3)}, r"makes 2 maps of \(2, 1\), its buffer is"),
+        ({"kernel": (1, 3, 3)}, r"makes 2 maps of \(2, 2\), its buffer is"),
         ({"padding": (0, 2, 0)}, "more than half of them"),
         ({"largest": False, "dilation": (1, 2, 1)}, r"is a mean of pixels \(1, 2, 1\) apart"),
     ],

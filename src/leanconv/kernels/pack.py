@@ -6,16 +6,16 @@ and of other records. Every decision is taken here: tiles, bands, places. The li
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.kernels.bands import Scratch, scratch_of
+from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.clips import clip_scratch, packed_clip
-from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of, up
+from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of
+from leanconv.kernels.plans import PLAN_VERSION, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
     ZERO,
@@ -42,28 +42,14 @@ from leanconv.kernels.windows import line_of
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
-PLAN_VERSION = 5
-_CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW, _CLIP = range(7)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """What the library is given; `floats` is the size of the arena, `stamp` tells plans apart.
-
-    A run leaves so many `sums`; `summed` says for each `Sums` step which of them its numbers are (-1: always zero).
-    """
-
-    plan: NDArray[np.int64]
-    weights: Floats
-    floats: int
-    stamp: int
-    sums: int = 0
-    summed: tuple[NDArray[np.int64], ...] = ()
+_CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
+_CLIP = 8
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
     """Lay `program` out for vectors of at most `lanes` floats and so many registers."""
-    return _Packer(program, lanes, registers).packed()
+    dense = in_blocks(program, lanes, registers)
+    return dense if dense is not None else _Packer(program, lanes, registers).packed()
 
 
 def _passes(step: Conv) -> bool:
@@ -100,55 +86,32 @@ class _Packer:
                 beside.append(line_of(step, size_of(program, step.reads)).floats)
         floats = max(beside, default=0)
         self.places: Places = places(program, self.geometry, max(planes), floats)
-        self.numbers: list[int] = []
-        self.weights: list[Floats] = []
-        self.weight_floats = 0
         self.sums = 0
         self.summed: list[NDArray[np.int64]] = []
 
     def packed(self) -> Packed:
         program = self.program
-        ports = [tuple(Wire(number, c) for c in range(program.buffers[number].channels)) for number in program.inputs]
-        ports += list(program.outputs)
+        inputs = [self._port(tuple(Wire(n, c) for c in range(program.buffers[n].channels))) for n in program.inputs]
+        outputs = [self._port(wires) for wires in program.outputs]
         steps = sum(step.kernel[1] if isinstance(step, Sums) and step.kernel[1] != 3 else 1 for step in program.steps)
-        head = 10 + 5 * len(ports) + steps
-        self.numbers = [0] * head
+        self.plan = Writer(len(inputs) + len(outputs), steps)
         records = [record for step in program.steps for record in self._records(step)]
-        fields: list[int] = []
-        for wires in ports:
-            height, width = size_of(program, wires)
-            fields += [len(wires), height, width, self.geometry[height, width].pitch]
-            fields.append(self._table(self._origin(wire) for wire in wires))
-        at_sums = up(self.places.floats, LINE)
-        floats = at_sums + self.sums * LINE
-        weights = np.concatenate([*self.weights, np.zeros(16, np.float32)])
-        counts = [
-            len(program.inputs),
-            len(program.outputs),
-            len(records),
-            self.lanes,
-            self.sums,
-            at_sums,
-            self.places.own,
-        ]
-        self.numbers[:head] = [PLAN_VERSION, 0, floats, *counts, *fields, *records]
-        plan = np.array(self.numbers, dtype=np.int64)
-        stamp = int.from_bytes(hashlib.sha256(plan.tobytes()).digest()[:7], "little") + 1
-        plan[1] = stamp
-        return Packed(plan, weights, floats, stamp, self.sums, tuple(self.summed))
+        summed = tuple(self.summed)
+        return self.plan.packed(
+            self.lanes, inputs, outputs, records, self.places.floats, self.places.own, self.sums, summed
+        )
 
     # ------------------------------------------------------------------------------------------------------- pieces
 
     def _table(self, numbers: Iterable[int]) -> int:
-        position = len(self.numbers)
-        self.numbers += numbers
-        return position
+        return self.plan.table(numbers)
 
     def _floats(self, values: Floats) -> int:
-        position = self.weight_floats
-        self.weights.append(np.ascontiguousarray(values, dtype=np.float32).ravel())
-        self.weight_floats += values.size
-        return position
+        return self.plan.floats(values)
+
+    def _port(self, wires: tuple[Wire, ...]) -> Port:
+        height, width = size_of(self.program, wires)
+        return Port(height, width, self.geometry[height, width].pitch, [self._origin(wire) for wire in wires])
 
     def _of(self, wires: tuple[Wire, ...]) -> Geometry:
         return self.geometry[size_of(self.program, wires)]

@@ -200,12 +200,12 @@ def _check_clip(what: str, step: ClipConv, size: tuple[int, int], out: Buffer) -
 
 
 def _check_window(what: str, step: Window, size: tuple[int, int], out: Buffer) -> None:
+    if not step.largest and (any(gap != 1 for gap in step.dilation) or step.divisor == 0):
+        raise PlanError(f"{what} is a mean of pixels {step.dilation} apart, divided by {step.divisor}")
+    if any(2 * pad > gap * (k - 1) + 1 for pad, gap, k in zip(step.padding, step.dilation, step.kernel, strict=True)):
+        raise PlanError(f"{what} has windows of {step.kernel} and padding of {step.padding}: more than half of them")
     frames, height, width = step.sides(size)
     if size[0] % step.frames or min(frames, height, width) < 1:
         raise PlanError(f"{what} reads maps of {size} as {step.frames} frames, and makes {(frames, height, width)}")
     if len(step.reads) != out.channels or (frames * height, width) != out[1:]:
         raise PlanError(f"{what} makes {len(step.reads)} maps of {(frames * height, width)}, its buffer is {out}")
-    if not step.largest and (any(gap != 1 for gap in step.dilation) or step.divisor == 0):
-        raise PlanError(f"{what} is a mean of pixels {step.dilation} apart, divided by {step.divisor}")
-    if any(2 * pad > gap * (k - 1) + 1 for pad, gap, k in zip(step.padding, step.dilation, step.kernel, strict=True)):
-        raise PlanError(f"{what} has windows of {step.kernel} and padding of {step.padding}: more than half of them")

@@ -45,6 +45,14 @@ struct Band {
 };
 constexpr int kBands = 4;
 
+}  // namespace
+}  // namespace leanconv
+
+#include "check_blocks.h"
+
+namespace leanconv {
+namespace {
+
 class Check {
 public:
     Check(const int64_t* plan, int64_t numbers) : plan_(plan), numbers_(numbers), unused_(numbers) {}
@@ -76,7 +84,6 @@ public:
         return nullptr;
     }
 
-private:
     // `count` records at a position; null where they are not there, hold a number that is too large, or would be more than
     // the plan is long, together with all before.
     template <class T>
@@ -125,13 +132,15 @@ private:
         return lanes == 16 || lanes == 8 || lanes == 4 ? kernels_of(int(lanes)) : nullptr;
     }
 
+private:
     const char* check(const Port& port) {
         NEED(within(port.channels, 1, kMostSide) && within(port.height, 1, kMostSide) && within(port.width, 1, kMostSide) &&
                  port.height * port.width <= kMostMap,
              kNumber);
         Span origins;
         NEED(hull(port.table, port.channels, &origins), kCut);
-        NEED(inside(origins + steps(port.height, port.pitch) + run(port.width)), kOutside);
+        NEED(port.pixel == 1 || port.pixel == kBlock, kNumber);
+        NEED(inside(origins + steps(port.height, port.pitch) + steps(port.width, port.pixel)), kOutside);
         return nullptr;
     }
 
@@ -139,6 +148,8 @@ private:
         NEED(within(position, 0, numbers_ - 1), kCut);
         if (plan_[position] == kConvStep) return check_conv(position);
         if (plan_[position] == kVolumeStep) return check_volume(position);
+        if (plan_[position] == kDenseStep) return check_dense(*this, position);
+        if (plan_[position] == kBlockStep) return check_pixels(*this, position);
         if (plan_[position] == kWindowStep) return check_window(position);
         if (plan_[position] == kClipStep) return check_clip(position);
         NEED(plan_[position] == kPoolStep, kKind);
@@ -229,11 +240,11 @@ private:
         const Wide pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch;
         const Span frames = point(s.scratch) + steps(s.frames, frame);
         const Span row{-s.left, s.width + s.right - 1};
-        NEED(inside(frames + run(frame)) && inside(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
+        NEED(owned(frames + run(frame)) && owned(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
         const Span whole = run(up(columns, s.lanes));
         const Span taps = steps(s.high, s.dy * pitch) + point(s.left - s.px) + steps(3, s.dx);
-        NEED(inside(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
-        NEED(inside(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
+        NEED(owned(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
+        NEED(owned(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
         return nullptr;
     }
 
@@ -260,9 +271,9 @@ private:
         const Span frames = point(s.scratch) + steps(s.frames, s.frame);
         if (s.sx > 1) {
             const int64_t before = s.before * s.sx + s.width, sorted = s.count * s.sx;
-            NEED(inside(point(s.line) + run(before > sorted ? before : sorted)), kOutside);
+            NEED(owned(point(s.line) + run(before > sorted ? before : sorted)), kOutside);
         }
-        NEED(s.zeros < 0 || (s.plane >= 0 && inside(frames + point(s.zeros) + run(s.plane))), kOutside);
+        NEED(s.zeros < 0 || (s.plane >= 0 && owned(frames + point(s.zeros) + run(s.plane))), kOutside);
         const int64_t row = s.sx > 1 ? (s.sx - 1) * s.length + s.count : s.count;
         const Span placing = frames + steps(placed, s.scratch_pitch) + run(row > s.scratch_pitch ? row : s.scratch_pitch);
         const Span made = point(s.made) + steps(band, s.made_pitch) + run(whole);
@@ -275,7 +286,7 @@ private:
                 Span in;
                 NEED(group && hull(group->table, group->channels, &in), kCut);
                 NEED(inside(in + steps(rows, s.pitch) + run(s.width)), kOutside);
-                NEED(inside(placing + steps(group->channels, s.plane)), kOutside);
+                NEED(owned(placing + steps(group->channels, s.plane)), kOutside);
             }
             NEED(within(t.kind, kFlat, kRows) && t.masked == 0 && within(t.channels, 1, kMaxChannels) && within(t.rows, 1, kMaxRows) &&
                      (t.vectors == 1 || t.vectors == 2 || t.vectors == 4 || t.vectors == 8),
@@ -290,8 +301,8 @@ private:
             NEED(hull(t.out, t.channels, &out), kCut);
             Span in = frames + slots + run(whole) + steps(band + (t.kind == kRows ? 2 : 0), stage->rstep);
             if (t.kind != kFlat) in = in + joined(joined(point(stage->dx[0]), point(stage->dx[1])), point(stage->dx[2]));
-            NEED(!t.n_slots || inside(in), kOutside);
-            NEED(inside(made + steps(t.channels, s.made_plane)), kOutside);
+            NEED(!t.n_slots || owned(in), kOutside);
+            NEED(owned(made + steps(t.channels, s.made_plane)), kOutside);
             NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
         }
         return nullptr;
@@ -317,9 +328,9 @@ private:
         const int64_t made = up(s.out_width, s.lanes), width = up(s.width, s.lanes);
         const bool halved = halves(s.wide, s.sx, s.dx, s.px, s.out_width, s.width);
         NEED(inside(in + steps(rows, s.pitch) + run(halved && 2 * made > width ? 2 * made : width)), kOutside);
-        NEED(inside(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
+        NEED(owned(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
         const Span columns = s.sx <= 2 ? run(s.sx * made) : run(Wide(s.out_width - 1) * s.sx + 1);
-        NEED(inside(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
+        NEED(owned(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
         NEED(s.largest || (reads_weights(s.across, made) && reads_weights(s.down, s.out_frames + s.out_height)), kWeights);
         return nullptr;
     }

@@ -6,6 +6,8 @@
 namespace leanconv {
 namespace {
 
+int64_t bands_of(const ClipStep& s) { return (s.out_height + s.band - 1) / s.band; }
+
 // One row of the map, or of zeros, to a row of the scratch.
 void place(const Kernels& kernels, const ClipStep& s, const float* from, float* line, float* to) {
     if (!from) {
@@ -29,9 +31,9 @@ void place_frame(const Run& r, const Kernels& kernels, const ClipStep& s, const 
     const int64_t start = y * s.sy - s.py, count = (rows - 1) * s.sy + s.reach;
     for (int64_t c = 0; c < group.channels; ++c) {
         const float* from = r.arena + in[c] + frame * s.height * s.pitch;
-        float* to = r.arena + s.scratch + frame * s.frame + c * s.plane;
+        float* to = r.arena + r.own + s.scratch + frame * s.frame + c * s.plane;
         for (int64_t row = start; row < start + count; ++row, to += s.scratch_pitch)
-            place(kernels, s, row < 0 || row >= s.height ? nullptr : from + row * s.pitch, r.arena + s.line, to);
+            place(kernels, s, row < 0 || row >= s.height ? nullptr : from + row * s.pitch, r.arena + r.own + s.line, to);
     }
 }
 
@@ -41,7 +43,7 @@ void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const St
     const int lanes = int(stage.lanes), width = int(s.out_width), whole = (width + lanes - 1) / lanes * lanes;
     ptrdiff_t places[kMaxChannels];
     for (int c = 0; c < kMaxChannels; ++c) places[c] = c * s.made_plane;
-    a.out = r.arena + s.made;
+    a.out = r.arena + r.own + s.made;
     a.out_channel = places;
     for (const Tile* t = tiles; t < tiles + count; ++t) {
         const int64_t each = t->n_slots / s.deep, taps = t->kind == kFlat ? 1 : t->kind == kThree ? 3 : 9;
@@ -59,7 +61,7 @@ void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const St
         if (a.from < a.to) run_tile(kernels, *t, a, rows, 1);
         const ptrdiff_t* out = r.table(t->out);
         for (int64_t c = 0; c < t->channels; ++c) {
-            float* made = r.arena + s.made + places[c];
+            float* made = r.arena + r.own + s.made + places[c];
             if (stage.activation != kNone)
                 for (int y = 0; y < rows; ++y) kernels.activate(int(stage.activation), made + y * s.made_pitch, width);
             kernels.copy(made, s.made_pitch, r.arena + out[c] + out_row * s.out_pitch, s.out_pitch, rows, width);
@@ -67,18 +69,16 @@ void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const St
     }
 }
 
-}  // namespace
-
-void run_clip(const Run& r, const ClipStep& s) {
+// Bands from one to another of all groups, one group behind the other.
+void convolve(const Run& r, const ClipStep& s, int64_t unit, int64_t end) {
     const Stage& stage = *reinterpret_cast<const Stage*>(&s + 1);
     const Kernels& kernels = *kernels_of(int(stage.lanes));
     const Tile* tiles = &r.at<Tile>(stage.tile);
-    if (!stage.tiles) return;  // and nothing else of such a step is checked
-    const int64_t line = s.before * s.sx + s.width, sorted = s.count * s.sx;
-    if (s.sx > 1) memset(r.arena + s.line, 0, size_t(line > sorted ? line : sorted) * sizeof(float));
+    const int64_t line = s.before * s.sx + s.width, sorted = s.count * s.sx, bands = bands_of(s);
+    if (s.sx > 1) memset(r.arena + r.own + s.line, 0, size_t(line > sorted ? line : sorted) * sizeof(float));
     if (s.zeros >= 0)
         for (int64_t t = 0; t < s.frames; ++t)
-            memset(r.arena + s.scratch + t * s.frame + s.zeros, 0, size_t(s.plane) * sizeof(float));
+            memset(r.arena + r.own + s.scratch + t * s.frame + s.zeros, 0, size_t(s.plane) * sizeof(float));
     Args a{};
     a.rstep = stage.rstep;
     a.kstep = stage.kstep;
@@ -88,21 +88,40 @@ void run_clip(const Run& r, const ClipStep& s) {
     a.high = r.weights[stage.bounds + 1];
     a.lowest = a.low != -__builtin_inff();
     a.highest = a.high != __builtin_inff();
-    for (int64_t first = 0, next; first < stage.tiles; first = next) {
+    int64_t first = 0, group = 0;  // a group begins where a tile has a ClipGroup
+    for (int64_t next; first < stage.tiles && group * bands < end; first = next, ++group) {
         for (next = first + 1; next < stage.tiles && tiles[next].sorting < 0;) ++next;
-        const ClipGroup none{0, 0}, &group = tiles[first].sorting < 0 ? none : r.at<ClipGroup>(tiles[first].sorting);
-        for (int64_t y = 0; y < s.out_height; y += s.band) {
-            const int64_t rows = s.out_height - y < s.band ? s.out_height - y : s.band;
+        const ClipGroup none{0, 0}, &read = tiles[first].sorting < 0 ? none : r.at<ClipGroup>(tiles[first].sorting);
+        const int64_t from = unit > group * bands ? unit - group * bands : 0;
+        const int64_t to = end < (group + 1) * bands ? end - group * bands : bands;
+        for (int64_t band = from; band < to; ++band) {
+            const int64_t y = band * s.band, rows = s.out_height - y < s.band ? s.out_height - y : s.band;
             for (int64_t t = 0, there = 0; t < s.out_frames; ++t) {
                 const Taps frames = on_map(t * s.st - s.pt, s.dt, s.deep, s.frames);
                 if (frames.count)
                     for (const int64_t last = frames.first + (frames.count - 1) * s.dt; there <= last; ++there)
-                        place_frame(r, kernels, s, group, there, y, rows);
-                a.in = r.arena + s.scratch + frames.first * s.frame;
+                        place_frame(r, kernels, s, read, there, y, rows);
+                a.in = r.arena + r.own + s.scratch + frames.first * s.frame;
                 run_tiles(r, kernels, s, stage, tiles + first, next - first, frames, a, t * s.out_height + y, int(rows));
             }
         }
     }
+}
+
+}  // namespace
+
+void run_clip(const Run& r, const ClipStep& s) {
+    const Stage& stage = *reinterpret_cast<const Stage*>(&s + 1);
+    if (!stage.tiles) return;  // and nothing else of such a step is checked
+    const Tile* tiles = &r.at<Tile>(stage.tile);
+    int64_t groups = 0, products = 0;
+    for (int64_t i = 0; i < stage.tiles; ++i) {
+        groups += i == 0 || tiles[i].sorting >= 0;
+        products += tiles[i].n_slots * tiles[i].channels * (tiles[i].kind == kFlat ? 1 : tiles[i].kind == kThree ? 3 : 9);
+    }
+    const int64_t macs = product(products, s.out_frames, s.out_height, s.out_width), units = groups * bands_of(s);
+    share(r, units, piece_of(r, units, units, 1, macs), macs,
+          [&](const Run& mine, int64_t first, int64_t count) { convolve(mine, s, first, first + count); });
 }
 
 }  // namespace leanconv

@@ -1,4 +1,5 @@
 // The kernels of one instruction set: compiled once for each, with its flags, LEANCONV_LANES and LEANCONV_TABLE.
+#include "dense.h"
 #include "kernels.h"
 #include "sums.h"
 #include "tiles.h"
@@ -142,4 +143,5 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick};
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick, kAllDenseTiles.at,
+    block_row};

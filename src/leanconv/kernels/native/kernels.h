@@ -58,6 +58,46 @@ constexpr int sum_index(int three, int masked, int inputs, int outputs) {
     return ((three * 2 + masked) * kMaxChannels + inputs - 1) * kMaxChannels + outputs - 1;
 }
 
+// Everything a tile of a dense convolution of maps in blocks needs: see dense.h. Steps in floats.
+constexpr int kBlock = 16;  // channels of a block, whatever the vectors
+struct DenseArgs {
+    const float* in;
+    const ptrdiff_t* runs;  // pairs: where some channels of one tap are, and how many, `channel` apart
+    ptrdiff_t n_runs, channel, in_row;
+    const float* weights;  // [channel of a run][output of a block]
+    ptrdiff_t panel;       // from one block to the next
+    const float* bias;
+    float* out[2];  // of the blocks
+    ptrdiff_t out_row;
+    const float* residual[2];  // null: nothing is added
+    ptrdiff_t residual_row;
+    const float* half[2];  // of a map of half the size, each of whose pixels is added to four
+    ptrdiff_t half_row, odd;  // odd: from the pixel of the first column to that of the second
+    float low, high;
+    bool lowest, highest;
+    const char* ahead;  // what is read soon, so much in each round
+    ptrdiff_t ahead_step;
+};
+using DenseKernel = void (*)(const DenseArgs&);
+
+constexpr int kDensePixels = 14;
+constexpr int kDenseTiles = 4 * 2 * 2 * kDensePixels;
+// step: 0 and 1 for pixels one and two floats apart, 2 and 3 for one and two blocks.
+constexpr int dense_index(int step, int blocks, int rows, int pixels) {
+    return ((step * 2 + blocks - 1) * 2 + rows - 1) * kDensePixels + pixels - 1;
+}
+
+// A row of windows, of which `rows` rows and those columns are taken that are in the map.
+struct BlockArgs {
+    const float* in;
+    ptrdiff_t in_row;
+    int rows, columns, stride, pad, width, made, whole;  // whole: the pixels that a mean is of, 0 for those in the map
+    bool greatest, lowest, highest;
+    float low, high;
+    const float *residual, *half;
+    float* out;
+};
+
 // Rows of results of windows, of which equally many rows lie on the map.
 struct WindowArgs {
     const float* in;       // the first of those rows of the first result
@@ -121,6 +161,11 @@ struct Kernels {
     void (*window)(const WindowArgs& args);
     // Every `stride`-th column of rows to rows of `width`.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
+    const DenseKernel* dense_tiles;  // null where there is no such
+    DenseKernel dense_tile(int step, int64_t blocks, int rows, int pixels) const {
+        return dense_tiles[dense_index(step, int(blocks), rows, pixels)];
+    }
+    void (*block_row)(const BlockArgs& args);
 };
 
 const Kernels* kernels_of(int lanes);  // null where this machine or this build has none

@@ -8,6 +8,7 @@ namespace leanconv {
 
 struct Port {  // an input or an output
     int64_t channels, height, width, pitch, table;  // table: where in the arena each channel starts
+    int64_t pixel;                                  // floats from pixel to pixel, 1 or those of a block
 };
 
 struct Plan {
@@ -18,7 +19,7 @@ struct Plan {
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kClipStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -118,6 +119,31 @@ struct ClipGroup {
 
 struct PoolStep {
     int64_t kind, lanes, channels, height, width, pitch, in, out;
+};
+
+// A dense convolution of maps in blocks, see dense.h, or of an input as it came. A band of rows is read by all groups of
+// outputs one after the other, so that the pixels stay in the second cache and the weights of a group in the first.
+struct DenseStep {
+    int64_t kind, lanes, rows, width;      // of what is made
+    int64_t band, high, wide;              // rows of a band, rows and pixels of a tile
+    int64_t in, in_row, pixel, channel;    // floats that an output row further down, and a pixel, starts further on
+    int64_t runs, n_runs, slots;           // pairs: where channels of a tap are, how many; slots: of all of them together
+    int64_t out_row, residual_row, half_row;
+    int64_t bounds, activation, next;      // next: the weights that are read after these
+    int64_t macs;                          // of the step
+    int64_t groups, group;                 // how many, where
+};
+
+struct DenseGroup {
+    int64_t blocks, weights, bias, out, residual, half;  // out, residual, half: tables of the places of blocks, -1 for none
+};
+
+// The greatest of a window, its mean, or (1 x 1) pixels as they are, with what is added, for maps in blocks.
+struct BlockStep {
+    int64_t kind, lanes, blocks, in, out, residual, half;  // tables; -1 for no residual and no half
+    int64_t height, width, in_row, made_height, made_width, out_row, residual_row, half_row;
+    int64_t high, wide, sy, sx, py, px, greatest, whole;  // the window; whole: a mean is of all its pixels, in the map or not
+    int64_t bounds, activation, macs;
 };
 
 }  // namespace leanconv

@@ -209,6 +209,8 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kPoolStep: return run_pool(r, r.at<PoolStep>(position));
         case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
+        case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
+        case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));
         case kClipStep: return run_clip(r, r.at<ClipStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
@@ -228,6 +230,7 @@ void total(const float* slots, int64_t count, float* sums) {
 
 template <bool In>
 void move(const Run& r, const Kernels& kernels, const Port& port, float* image) {
+    if (port.pixel != 1) return move_blocks(r, port, image, In);
     const ptrdiff_t* table = r.table(port.table);
     int rows = int(port.height), width = int(port.width);
     ptrdiff_t pitch = port.pitch;
@@ -270,6 +273,17 @@ int64_t nanoseconds() {
 }
 
 }  // namespace
+
+int run_shared(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs, float* const* outputs,
+               int64_t images, const Helpers& helpers) {
+    const Run r{numbers, weights, arena, &helpers};
+    const Plan& plan = r.at<Plan>(0);
+    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
+    claim(r, plan, int(helpers.workers));
+    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
+    return 0;
+}
+
 }  // namespace leanconv
 
 using namespace leanconv;
@@ -307,13 +321,7 @@ int leanconv_run_next(const int64_t* numbers, const float* weights, float* arena
 
 int leanconv_run_together(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs,
                           float* const* outputs, int64_t images, void* team, int workers, int64_t least) {
-    const Helpers helpers{run_by_team, team, workers, least};
-    const Run r{numbers, weights, arena, &helpers};
-    const Plan& plan = r.at<Plan>(0);
-    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
-    claim(r, plan, workers);
-    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
-    return 0;
+    return run_shared(numbers, weights, arena, inputs, outputs, images, {run_by_team, team, workers, least});
 }
 
 int64_t leanconv_floats(const int64_t* numbers, int workers) {

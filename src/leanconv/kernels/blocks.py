@@ -1,0 +1,388 @@
+"""Programs of dense convolutions, laid out in blocks: sixteen channels of a pixel lie side by side.
+
+    [block][row][column][16]
+
+There the weights of sixteen outputs are vectors, and a pixel is one number for all of them: no lane is idle on a narrow
+map, pixels are read from one memory page after the other, and a map at half the resolution is added where the sums
+still are in registers. All maps of a program lie so, but an input of few channels that convolutions alone read, which
+stays as it came. A program with a grouped convolution in it, or with channels in an order that cuts blocks, is laid out
+row by row (`pack.py`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from leanconv.kernels.layout import LINE, also_read, up
+from leanconv.kernels.plans import Packed, Port, Writer
+from leanconv.kernels.program import (
+    ZERO,
+    Activation,
+    Buffer,
+    Conv,
+    Floats,
+    Pool,
+    Program,
+    Stage,
+    Step,
+    Window,
+    Wire,
+)
+from leanconv.kernels.stages import CURVES
+
+__all__ = ["BLOCK", "in_blocks", "suits"]
+
+BLOCK = 16
+"""Channels of a block, whatever the vectors: as in native/kernels.h."""
+
+_DENSE, _PIXELS = 6, 7
+_MOST_IDLE = 1.25
+"""Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
+_BAND_FLOATS = 192 * 1024
+"""What a band reads stays in the second cache, with the weights of two groups of outputs."""
+_MOST_MACS = 1 << 33
+"""As large as a number of a plan may be."""
+_NONE = -1
+
+
+class _Geometry(NamedTuple):
+    """Of maps of one size, in pixels: from row to row, from block to block, and what is before the first."""
+
+    row: int
+    plane: int
+    lead: int
+
+
+class _Map(NamedTuple):
+    """Where a buffer lies: floats to its first pixel, of a pixel, from row to row, from block (or channel) to block."""
+
+    origin: int
+    pixel: int
+    row: int
+    plane: int
+
+    def channel(self, number: int) -> int:
+        """Where a channel starts."""
+        if self.pixel == 1:
+            return self.origin + number * self.plane
+        return self.origin + number // BLOCK * self.plane + number % BLOCK
+
+
+class Runs(NamedTuple):
+    """Channels that are read one behind the other: the slot of the first, its place, how many."""
+
+    slot: int
+    place: int
+    length: int
+
+
+def in_blocks(program: Program, lanes: int, registers: int) -> Packed | None:
+    """The plan of a program that is faster in blocks; None for any other."""
+    if any(isinstance(step, Conv) and len(step.stages) > 1 and max(step.between) < 0 for step in program.steps):
+        return None  # a second stage that reads zeros alone
+    apart = _apart(program)
+    return _Packer(apart, lanes, registers).packed() if suits(apart) else None
+
+
+def suits(program: Program) -> bool:
+    """Whether a program is made of dense convolutions and what goes with them, its channels in whole blocks."""
+    macs = idle = 0
+    for step in program.steps:
+        if isinstance(step, Pool) or (isinstance(step, Window) and _plain(step)):
+            fits = _whole(step.reads) is not None
+        elif isinstance(step, Conv) and not step.stages:
+            fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
+        elif isinstance(step, Conv):
+            stage = step.first
+            fits = stage.groups == 1 and stage.stride[1] <= 2
+            macs += (one := stage.weight[0].size * _pixels(program, step)) * len(stage.weight)
+            idle += one * up(len(step.order), BLOCK)
+        else:
+            fits = False
+        if not fits or (isinstance(step, Conv) and step.residual is not None and _whole(step.residual) is None):
+            return False
+    return macs > 0 and idle <= _MOST_IDLE * macs
+
+
+def _pixels(program: Program, step: Conv) -> int:
+    return program.buffers[step.writes].height * program.buffers[step.writes].width
+
+
+def _plain(step: Window) -> bool:
+    """Whether windows are of one frame and without gaps, and means those of all pixels, or of those on the map."""
+    if step.frames > 1 or step.kernel[0] > 1 or max(step.dilation) > 1:
+        return False
+    return step.largest or (step.divisor is None and not (step.counted and step.ceil and any(step.padding)))
+
+
+def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
+    """The first channel of each block that the wires are; None where they are no blocks."""
+    found = []
+    for at in range(0, len(wires), BLOCK):
+        part = wires[at : at + BLOCK]
+        first = part[0]
+        if first == ZERO or first.channel % BLOCK:
+            return None
+        if any(wire != (first.buffer, first.channel + index) for index, wire in enumerate(part)):
+            return None
+        found.append(first)
+    return found
+
+
+def _apart(program: Program) -> Program:
+    """Steps of two stages as two: what is between them is in the cache here as well."""
+    buffers, steps = list(program.buffers), list[Step]()
+    for step in program.steps:
+        if not isinstance(step, Conv) or len(step.stages) < 2:
+            steps.append(step)
+            continue
+        middle, made = len(buffers), program.buffers[step.writes]
+        count = len(step.stages[0].weight)
+        buffers.append(Buffer(count, made.height, made.width))
+        first = replace(
+            step,
+            writes=middle,
+            order=tuple(range(count)),
+            stages=step.stages[:1],
+            between=(),
+            residual=None,
+            activation=step.inner,
+        )
+        reads = tuple(ZERO if slot < 0 else Wire(middle, slot) for slot in step.between)
+        steps += [first, replace(step, reads=reads, stages=step.stages[1:], between=())]
+    return replace(program, buffers=tuple(buffers), steps=tuple(steps))
+
+
+class _Packer:
+    def __init__(self, program: Program, lanes: int, registers: int) -> None:
+        self.program, self.lanes = program, lanes
+        self.steps = [step for step in program.steps if isinstance(step, (Conv, Pool, Window))]  # there are no others
+        self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
+        self.geometry = self._geometries()
+        self.maps: dict[int, _Map] = {}
+        self.floats = self._place()
+        self.plan = Writer(len(program.inputs) + len(program.outputs), len(self.steps))
+
+    def packed(self) -> Packed:
+        program, sizes = self.program, self.program.buffers
+        inputs = [self._port(tuple(Wire(n, c) for c in range(sizes[n].channels))) for n in program.inputs]
+        outputs = [self._port(wires) for wires in program.outputs]
+        records, after = [0] * len(self.steps), 0
+        for number in reversed(range(len(self.steps))):  # each knows which weights are read after its own
+            step = self.steps[number]
+            if isinstance(step, Conv) and step.stages:
+                records[number], after = self._dense(step, after)
+            else:
+                records[number] = self._window(step)
+        return self.plan.packed(self.lanes, inputs, outputs, records, self.floats)
+
+    # ------------------------------------------------------------------------------------------------------- places
+
+    def _geometries(self) -> dict[tuple[int, int], _Geometry]:
+        """With the zeros that convolutions read beside the maps: those right of a row are those left of the next."""
+        sides = {buffer[1:]: [0, 0] for buffer in self.program.buffers}
+        for step in self.steps:
+            if not isinstance(step, Conv):
+                continue
+            stage, made, size = step.first, self.program.buffers[step.writes], self._size(step.reads)
+            for axis in range(2):
+                reach = (made[1 + axis] - 1) * stage.stride[axis] + (stage.kernel[axis] - 1) * stage.dilation[axis]
+                after = reach - stage.padding[axis] - (size[axis] - 1)
+                sides[size][axis] = max(sides[size][axis], stage.padding[axis], after)
+        found = {}
+        for (height, width), (rows, columns) in sides.items():
+            row = width + columns
+            plane = (height + rows) * row
+            plane += plane % 64 == 0  # or blocks would share a few sets of the cache
+            found[height, width] = _Geometry(row, plane, rows * row + columns)
+        return found
+
+    def _size(self, wires: Sequence[Wire]) -> tuple[int, int]:
+        return next(self.program.buffers[wire.buffer][1:] for wire in wires if wire != ZERO)
+
+    def _as_they_came(self) -> set[int]:
+        """The inputs whose channels stay apart."""
+        found = {number for number in self.program.inputs if self.program.buffers[number].channels < BLOCK}
+        for wires in self.program.outputs:
+            found -= {wire.buffer for wire in wires}
+        for step in self.steps:
+            read = {wire.buffer for wire in step.reads if wire != ZERO}
+            if not (isinstance(step, Conv) and step.stages and len(read) == 1):
+                found -= read
+            found -= {wire.buffer for wire in also_read(step)}
+        return found
+
+    def _place(self) -> int:
+        """Give each buffer a place, that of another of its size which is not needed any more; the floats of all."""
+        program, apart = self.program, self._as_they_came()
+        last = {wire.buffer: index for index, step in enumerate(self.steps) for wire in _read(step)}
+        last |= {wire.buffer: len(self.steps) for wires in program.outputs for wire in wires}
+        free: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # blocks, origin
+        end, blocks = LINE, {}
+
+        def take(number: int, over: int | None = None) -> None:
+            nonlocal end
+            channels, *_ = size = program.buffers[number]
+            geometry = self.geometry[size[1:]]
+            pixel = 1 if number in apart else BLOCK
+            blocks[number] = channels if pixel == 1 else -(-channels // BLOCK)
+            row, plane, lead = (pixel * one for one in geometry)
+            fitting = sorted(one for one in free[size[1:]] if one[0] >= blocks[number]) if pixel > 1 else []
+            if over is not None:
+                origin, blocks[number] = self.maps[over].origin, blocks[over]
+            elif fitting:
+                free[size[1:]].remove(fitting[0])
+                blocks[number], origin = fitting[0]
+            else:
+                origin = end + up(lead, LINE)
+                end = up(origin + blocks[number] * plane + lead, LINE)
+            self.maps[number] = _Map(origin, pixel, row, plane)
+
+        for number in program.inputs:
+            take(number)
+        for index, step in enumerate(self.steps):
+            ending = {wire.buffer for wire in _read(step) if last[wire.buffer] == index}
+            over = self._written_over(step) if isinstance(step, Conv) else None
+            if over is not None and over in ending:  # the sum is written over what was added, pixel by pixel
+                ending.remove(over)
+                take(step.writes, over)
+            else:
+                take(step.writes)
+            if step.writes not in last:
+                ending.add(step.writes)
+            for number in ending - apart:
+                free[program.buffers[number][1:]].append((blocks[number], self.maps[number].origin))
+        return end
+
+    def _written_over(self, step: Conv) -> int | None:
+        if step.residual is None:
+            return None
+        number = step.residual[0].buffer
+        whole = tuple(Wire(number, channel) for channel in range(self.program.buffers[step.writes].channels))
+        return number if step.residual == whole and all(wire.buffer != number for wire in step.reads) else None
+
+    def _port(self, wires: tuple[Wire, ...]) -> Port:
+        some = self.maps[next(wire.buffer for wire in wires if wire != ZERO)]
+        height, width = self._size(wires)
+        return Port(
+            height, width, some.row, [self.maps[wire.buffer].channel(wire.channel) for wire in wires], some.pixel
+        )
+
+    # -------------------------------------------------------------------------------------------------------- steps
+
+    def _runs(self, reads: Sequence[Wire]) -> list[Runs]:
+        """The channels in their order, those that stand one behind the other together."""
+        live = [(slot, wire) for slot, wire in enumerate(reads) if wire != ZERO]
+
+        def block(pair: tuple[int, tuple[int, Wire]]) -> tuple[int, int, int, int]:
+            index, (slot, wire) = pair
+            return wire.buffer, wire.channel // BLOCK, slot - index, wire.channel - index
+
+        parts = (list(part) for _, part in groupby(enumerate(live), block))
+        firsts = ((part[0][1], len(part)) for part in parts)
+        return [Runs(slot, self.maps[wire.buffer].channel(wire.channel), count) for (slot, wire), count in firsts]
+
+    def _dense(self, step: Conv, after: int) -> tuple[int, int]:
+        """The record of a convolution, and where its weights are."""
+        stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
+        runs = self._runs(step.reads)
+        read = next(self.maps[wire.buffer] for wire in step.reads if wire != ZERO)
+        table = list(chain.from_iterable((run.place + tap, run.length) for run in runs for tap in _taps(stage, read)))
+        slots = sum(table[1::2])
+        panels = _panels(stage, step.order, runs)
+        each = 2 if self.lanes == BLOCK else 1
+        weights, bias = self.plan.floats(panels), self.plan.floats(_padded(stage.bias[list(step.order)]))
+        groups: list[int] = []
+        for first in range(0, len(panels), each):
+            blocks = range(first, min(first + each, len(panels)))
+            out = self.plan.table(to.channel(block * BLOCK) for block in blocks)
+            groups += [len(blocks), weights + first * slots * BLOCK, bias + first * BLOCK, out]
+            groups += [self._blocks(step.residual, blocks), _NONE]
+        band, high, wide = self._tile(step, stage, made, read)
+        residual_row = 0 if step.residual is None else self.maps[step.residual[0].buffer].row
+        channel = read.plane if read.pixel == 1 else 1
+        record = [_DENSE, self.lanes, made.height, made.width, band, high, wide]
+        record += [0, stage.stride[0] * read.row, stage.stride[1] * read.pixel, channel]
+        record += [self.plan.table(table), len(table) // 2, slots, to.row, residual_row, 0]
+        macs = stage.weight.size * made.height * made.width
+        record += [
+            *self._ends(step.activation),
+            after,
+            min(macs, _MOST_MACS),
+            len(groups) // 6,
+            self.plan.table(groups),
+        ]
+        return self.plan.table(record), weights
+
+    def _tile(self, step: Conv, stage: Stage, made: Buffer, read: _Map) -> tuple[int, int, int]:
+        """Rows of a band, rows and pixels of a tile."""
+        wide = -(-made.width // -(-made.width // self.most))
+        high = 2 if 2 * wide <= self.most and made.height > 1 else 1
+        floats = stage.in_channels * read.row // read.pixel * stage.stride[0]
+        bands = -(-made.height * floats // _BAND_FLOATS)
+        return min(up(-(-made.height // bands), high), made.height), high, wide
+
+    def _blocks(self, wires: tuple[Wire, ...] | None, blocks: range) -> int:
+        """The table of where blocks of what is added are."""
+        found = None if wires is None else _whole(wires)
+        if found is None:
+            return _NONE
+        return self.plan.table(self.maps[found[b].buffer].channel(found[b].channel) for b in blocks)
+
+    def _ends(self, activation: Activation) -> tuple[int, int]:
+        bounds = np.array([activation.low, activation.high], dtype=np.float32)
+        return self.plan.floats(bounds), CURVES.index(activation.curve)
+
+    def _window(self, step: Conv | Pool | Window) -> int:
+        made, (height, width) = self.program.buffers[step.writes], self._size(step.reads)
+        blocks = range(-(-made.channels // BLOCK))
+        residual = step.residual if isinstance(step, Conv) else None
+        activation = step.activation if isinstance(step, Conv) else Activation()
+        if isinstance(step, Conv):
+            window = [1, 1, *step.strides, 0, 0, 0, 0]
+        elif isinstance(step, Window):
+            whole = step.counted and any(step.padding)
+            window = [*step.kernel[1:], *step.stride[1:], *step.padding[1:], step.largest, whole]
+        else:
+            window = [height, width, 1, 1, 0, 0, 0, 0]
+        to, read = self.maps[step.writes], self.maps[step.reads[0].buffer]
+        tables = [self._blocks(step.reads, blocks), self.plan.table(to.channel(b * BLOCK) for b in blocks)]
+        tables += [self._blocks(residual, blocks), _NONE]
+        rows = [height, width, read.row, made.height, made.width, to.row]
+        rows += [0 if residual is None else self.maps[residual[0].buffer].row, 0]
+        work = min(made.channels * made.height * made.width * window[0] * window[1], _MOST_MACS)
+        record = [_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation), work]
+        return self.plan.table(record)
+
+
+def _read(step: Step) -> list[Wire]:
+    return [wire for wire in (*step.reads, *also_read(step)) if wire != ZERO]
+
+
+def _taps(stage: Stage, read: _Map) -> list[int]:
+    """How far the taps of a kernel are from the pixel that an output starts from, in floats."""
+    rows = [tap * stage.dilation[0] - stage.padding[0] for tap in range(stage.kernel[0])]
+    columns = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
+    return [row * read.row + column * read.pixel for row in rows for column in columns]
+
+
+def _padded(outputs: Floats) -> Floats:
+    """Zeros behind the last of the first axis, up to a whole block."""
+    return np.pad(outputs, [(0, -len(outputs) % BLOCK), *[(0, 0)] * (outputs.ndim - 1)])
+
+
+def _panels(stage: Stage, order: Sequence[int], runs: Sequence[Runs]) -> Floats:
+    """The weights in the order in which they are read: (blocks of outputs, slots, 16)."""
+    weight = _padded(stage.weight[list(order)])
+    count = len(weight)
+    parts = [
+        weight[:, run.slot : run.slot + run.length].reshape(count, run.length, -1).transpose(2, 1, 0).reshape(-1, count)
+        for run in runs
+    ]
+    return np.concatenate(parts).reshape(-1, count // BLOCK, BLOCK).transpose(1, 0, 2)

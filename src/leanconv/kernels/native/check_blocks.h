@@ -1,0 +1,86 @@
+// What steps on maps in blocks may touch: the extents are those of the loops in dense.cpp and dense.h. For check.cpp alone,
+// behind all that it says about numbers and spans.
+#pragma once
+
+namespace leanconv {
+namespace {
+
+// Of the blocks of a table, at so many rows of so many pixels; nothing for a table of -1.
+template <class Check>
+const char* check_blocks(Check& c, int64_t table, int64_t count, Span pixels) {
+    if (table == -1) return nullptr;
+    Span places;
+    NEED(c.hull(table, count, &places), kCut);
+    NEED(c.inside(places + pixels + run(kBlock)), kOutside);
+    return nullptr;
+}
+
+// Rows and columns of which every second pixel of a map takes the one at half of it.
+inline Span half_sized(int64_t rows, int64_t width, int64_t row) {
+    return steps((rows + 1) / 2, row) + steps((width + 1) / 2, kBlock);
+}
+
+template <class Check>
+const char* check_dense(Check& c, int64_t position) {
+    const DenseStep* step = c.template records<DenseStep>(position, 1);
+    NEED(step, kCut);
+    const DenseStep& s = *step;
+    NEED(c.kernels(s.lanes), kVectors);
+    for (int64_t side : {s.rows, s.width, s.band, s.high}) NEED(within(side, 1, kMostSide), kNumber);
+    NEED(s.high <= 2 && within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardswish) &&
+             (s.pixel == 1 || s.pixel == 2 || s.pixel == kBlock || s.pixel == 2 * kBlock) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0,
+         kNumber);
+    NEED(c.reads_weights(s.bounds, 2), kWeights);
+    NEED(s.next >= 0, kWeights);
+    // Pixels are read one by one: a run has no more of them than it says, and no channel is read twice at once.
+    Span in{};
+    int64_t slots = 0;
+    for (int64_t i = 0; i < s.n_runs; ++i) {
+        const int64_t* one = c.template records<int64_t>(s.runs + 2 * i, 2);
+        NEED(one, kCut);
+        NEED(within(one[1], 1, kMostSide), kNumber);
+        NEED(s.channel != 0, kNumber);
+        slots += one[1];
+        const Span found = point(one[0]) + steps(one[1], s.channel);
+        in = i ? joined(in, found) : found;
+    }
+    NEED(slots == s.slots && slots <= kMostSide, kNumber);
+    if (s.n_runs) NEED(c.inside(in + point(s.in) + steps(s.rows, s.in_row) + steps(s.width, s.pixel)), kOutside);
+    if (!s.groups) return nullptr;
+    const DenseGroup* groups = c.template records<DenseGroup>(s.group, s.groups);
+    NEED(groups, kCut);
+    for (int64_t i = 0; i < s.groups; ++i) {
+        const DenseGroup& g = groups[i];
+        NEED(within(g.blocks, 1, 2), kNumber);
+        NEED(c.reads_weights(g.weights, Wide(slots) * kBlock * g.blocks) && c.reads_weights(g.bias, kBlock * g.blocks), kWeights);
+        NEED(g.out != -1, kCut);
+        PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
+        PASS(check_blocks(c, g.residual, g.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
+        PASS(check_blocks(c, g.half, g.blocks, half_sized(s.rows, s.width, s.half_row)));
+    }
+    return nullptr;
+}
+
+template <class Check>
+const char* check_pixels(Check& c, int64_t position) {
+    const BlockStep* step = c.template records<BlockStep>(position, 1);
+    NEED(step, kCut);
+    const BlockStep& s = *step;
+    NEED(c.kernels(s.lanes), kVectors);
+    for (int64_t side : {s.height, s.width, s.made_height, s.made_width, s.high, s.wide, s.sy, s.sx})
+        NEED(within(side, 1, kMostSide), kNumber);
+    NEED(within(s.py, 0, kMostSide) && within(s.px, 0, kMostSide) && within(s.activation, kNone, kHardswish) && s.blocks >= 0 && s.macs >= 0 &&
+             s.high * s.wide <= kMostMap && s.height * s.width <= kMostMap && s.made_height * s.sy <= kMostMap && s.made_width * s.sx <= kMostMap,
+         kNumber);
+    NEED(c.reads_weights(s.bounds, 2), kWeights);
+    if (!s.blocks) return nullptr;
+    NEED(s.in != -1 && s.out != -1, kCut);
+    PASS(check_blocks(c, s.in, s.blocks, steps(s.height, s.in_row) + steps(s.width, kBlock)));
+    PASS(check_blocks(c, s.out, s.blocks, steps(s.made_height, s.out_row) + steps(s.made_width, kBlock)));
+    PASS(check_blocks(c, s.residual, s.blocks, steps(s.made_height, s.residual_row) + steps(s.made_width, kBlock)));
+    PASS(check_blocks(c, s.half, s.blocks, half_sized(s.made_height, s.made_width, s.half_row)));
+    return nullptr;
+}
+
+}  // namespace
+}  // namespace leanconv

@@ -1,0 +1,140 @@
+// Steps on maps in blocks of sixteen channels: dense convolutions, windows, and how such maps come in and go out.
+#include "run.h"
+
+namespace leanconv {
+
+namespace {
+
+template <class T>
+void set_bounds(const Run& r, const T& step, float* low, float* high, bool* lowest, bool* highest) {
+    *low = r.weights[step.bounds];
+    *high = r.weights[step.bounds + 1];
+    *lowest = *low != -__builtin_inff();
+    *highest = *high != __builtin_inff();
+}
+
+const float* place(const Run& r, int64_t table, int64_t block) { return table < 0 ? nullptr : r.arena + r.table(table)[block]; }
+
+}  // namespace
+
+// Of the pixels of a tile, which weights of the next group come into the second cache.
+struct Ahead {
+    const char* from;
+    int64_t bytes, tiles, tile;
+};
+
+static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int64_t first, int64_t rows, Ahead ahead) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    const int step = (s.pixel >= kBlock ? 2 : 0) + (s.pixel == 2 || s.pixel == 2 * kBlock);
+    const int64_t across = (s.width + s.wide - 1) / s.wide, panel = s.slots * kBlock;
+    DenseArgs a{};
+    a.runs = r.table(s.runs);
+    a.n_runs = s.n_runs;
+    a.channel = s.channel;
+    a.in_row = s.in_row;
+    a.panel = panel;
+    a.out_row = s.out_row;
+    a.residual_row = s.residual_row;
+    set_bounds(r, s, &a.low, &a.high, &a.lowest, &a.highest);
+    a.ahead_step = ahead.bytes / (ahead.tiles * (s.slots ? s.slots : 1));
+    for (int64_t y = first; y < first + rows;) {
+        const int64_t high = s.high < first + rows - y ? s.high : first + rows - y;
+        for (int64_t i = 0; i < across; ++i) {
+            const int64_t from = s.width * i / across, to = s.width * (i + 1) / across;
+            a.ahead = ahead.from + ahead.bytes * ahead.tile++ / ahead.tiles;
+            // Blocks, rows and pixels one by one do it too, where a build has few tiles.
+            const bool whole = kernels.dense_tile(step, g.blocks, int(high), int(to - from));
+            const int64_t blocks = whole ? g.blocks : 1, now_high = whole ? high : 1, now_wide = whole ? to - from : 1;
+            const DenseKernel kernel = kernels.dense_tile(step, blocks, int(now_high), int(now_wide));
+            for (int64_t b = 0; b < g.blocks; b += blocks)
+                for (int64_t row = y; row < y + high; row += now_high)
+                    for (int64_t x = from; x < to; x += now_wide) {
+                        a.in = r.arena + s.in + row * s.in_row + x * s.pixel;
+                        a.weights = r.weights + g.weights + b * panel;
+                        a.bias = r.weights + g.bias + b * kBlock;
+                        a.half_row = row % 2 ? s.half_row : 0;  // of the second row
+                        a.odd = x % 2 ? kBlock : 0;
+                        for (int64_t k = 0; k < blocks; ++k) {
+                            a.out[k] = r.arena + r.table(g.out)[b + k] + row * s.out_row + x * kBlock;
+                            if (const float* from_whole = place(r, g.residual, b + k))
+                                a.residual[k] = from_whole + row * s.residual_row + x * kBlock;
+                            if (const float* from_half = place(r, g.half, b + k))
+                                a.half[k] = from_half + row / 2 * s.half_row + x / 2 * kBlock;
+                        }
+                        kernel(a);
+                    }
+        }
+        y += high;
+    }
+    if (s.activation == kNone) return;
+    for (int64_t b = 0; b < g.blocks; ++b)
+        for (int64_t y = first; y < first + rows; ++y)
+            kernels.activate(int(s.activation), r.arena + r.table(g.out)[b] + y * s.out_row, int(s.width) * kBlock);
+}
+
+// Several threads take groups of outputs, of bands that are cut smaller where there are few of those.
+void run_dense(const Run& r, const DenseStep& s) {
+    if (!s.groups) return;
+    const DenseGroup* groups = &r.at<DenseGroup>(s.group);
+    const int64_t across = (s.width + s.wide - 1) / s.wide;
+    const int64_t wanted = r.helpers && s.macs >= 2 * r.helpers->least ? (2 * r.helpers->workers + s.groups - 1) / s.groups : 1;
+    const int64_t most = ((s.rows + wanted - 1) / wanted + s.high - 1) / s.high * s.high, band = most < s.band ? most : s.band;
+    share(r, (s.rows + band - 1) / band * s.groups, 1, s.macs, [&](const Run& mine, int64_t number, int64_t) {
+        const int64_t y = number / s.groups * band, i = number % s.groups, rows = s.rows - y < band ? s.rows - y : band;
+        const int64_t next = i + 1 < s.groups ? groups[i + 1].weights : y + rows < s.rows ? groups[0].weights : s.next;
+        const int64_t bytes = s.slots * kBlock * groups[i].blocks * int64_t(sizeof(float));
+        const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across, 0};
+        run_group(mine, s, groups[i], y, rows, ahead);
+    });
+}
+
+void run_blocks(const Run& r, const BlockStep& s) {
+    const Kernels& kernels = *kernels_of(int(s.lanes));
+    BlockArgs all{};
+    all.in_row = s.in_row;
+    all.columns = int(s.wide);
+    all.stride = int(s.sx);
+    all.pad = int(s.px);
+    all.width = int(s.width);
+    all.made = int(s.made_width);
+    all.whole = s.whole ? int(s.high * s.wide) : 0;
+    all.greatest = s.greatest;
+    set_bounds(r, s, &all.low, &all.high, &all.lowest, &all.highest);
+    share(r, s.blocks, 1, s.macs, [&](const Run&, int64_t b, int64_t) {
+        for (int64_t y = 0; y < s.made_height; ++y) {
+            const int64_t start = y * s.sy - s.py, from = start > 0 ? start : 0;
+            const int64_t to = start + s.high < s.height ? start + s.high : s.height;
+            BlockArgs a = all;
+            a.rows = int(to > from ? to - from : 0);
+            a.in = r.arena + r.table(s.in)[b] + (a.rows ? from : 0) * s.in_row;
+            a.out = r.arena + r.table(s.out)[b] + y * s.out_row;
+            a.residual = place(r, s.residual, b);
+            if (a.residual) a.residual += y * s.residual_row;
+            a.half = place(r, s.half, b);
+            if (a.half) a.half += y / 2 * s.half_row;
+            kernels.block_row(a);
+            if (s.activation != kNone) kernels.activate(int(s.activation), a.out, int(s.made_width) * kBlock);
+        }
+    });
+}
+
+// Channels that stand one behind another in the blocks move together, so that a pixel's line is touched once.
+void move_blocks(const Run& r, const Port& port, float* image, bool in) {
+    const ptrdiff_t* table = r.table(port.table);
+    const int64_t pixels = port.height * port.width;
+    for (int64_t c = 0; c < port.channels;) {
+        int64_t count = 1;
+        while (c + count < port.channels && count < kBlock && table[c + count] == table[c] + count) ++count;
+        for (int64_t y = 0; y < port.height; ++y) {
+            float* map = r.arena + table[c] + y * port.pitch;
+            float* plane = image + c * pixels + y * port.width;
+            for (int64_t x = 0; x < port.width; ++x, map += port.pixel, ++plane)
+                for (int64_t k = 0; k < count; ++k)
+                    if (in) map[k] = plane[k * pixels];
+                    else plane[k * pixels] = map[k];
+        }
+        c += count;
+    }
+}
+
+}  // namespace leanconv

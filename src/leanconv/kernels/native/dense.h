@@ -1,0 +1,119 @@
+// Dense convolutions of maps in blocks: sixteen channels of a pixel stand side by side, [block][row][column][16], so that the
+// weights of sixteen outputs are vectors, a pixel of one channel is a number that all of them are multiplied with, and
+// nothing is lost where a map is narrower than a vector.
+#pragma once
+
+#include "kernels.h"
+#include "vectors.h"
+
+namespace {
+
+using leanconv::DenseArgs;
+using leanconv::DenseKernel;
+using leanconv::kBlock;
+
+constexpr int kParts = kBlock / kLanes;  // vectors of a block
+
+
+// R rows of W pixels of B blocks of outputs. S: floats from one pixel that is read to the next.
+template <int R, int W, int B, int S>
+void dense_tile(const DenseArgs& args) {
+    constexpr int P = R * W, V = B * kParts;
+    const DenseArgs& a = args;
+    const ptrdiff_t channel = a.channel, in_row = a.in_row, panel = a.panel, ahead_step = a.ahead_step;
+    Reg acc[P][V];
+    unroll<V>([&](auto v) INLINE {
+        const Reg bias = load(a.bias + v * kLanes);
+        unroll<P>([&](auto p) INLINE { acc[p][v] = bias; });
+    });
+    const float* w = a.weights;
+    const char* ahead = a.ahead;
+    for (const ptrdiff_t *i = a.runs, *end = i + 2 * a.n_runs; i < end; i += 2) {
+        const float* q = a.in + i[0];
+        for (const float* last = q + i[1] * channel; q != last; q += channel, w += kBlock, ahead += ahead_step) {
+            __builtin_prefetch(ahead, 0, 2);
+            Reg wv[V];
+            unroll<V>([&](auto v) INLINE { wv[v] = load(w + (v / kParts) * panel + (v % kParts) * kLanes); });
+            unroll<P>([&](auto p) INLINE {
+                const Reg x = all(q[(p / W) * in_row + (p % W) * S]);
+                unroll<V>([&](auto v) INLINE { fma(acc[p][v], x, wv[v]); });
+            });
+        }
+    }
+    const Reg low = all(a.low), high = all(a.high);
+    unroll<V>([&](auto v) INLINE {
+        constexpr int block = v / kParts, part = v % kParts * kLanes;
+        if (const float* from = a.residual[block])
+            unroll<P>([&](auto p) INLINE { acc[p][v] += load(from + part + (p / W) * a.residual_row + (p % W) * kBlock); });
+        if (a.half[block])
+            unroll<P>([&](auto p) INLINE {
+                const float* from = a.half[block] + (p % W % 2 ? a.odd : 0);
+                acc[p][v] += load(from + part + (p / W) * a.half_row + p % W / 2 * kBlock);
+            });
+        if (a.lowest) unroll<P>([&](auto p) INLINE { acc[p][v] = at_least(low, acc[p][v]); });
+        if (a.highest) unroll<P>([&](auto p) INLINE { acc[p][v] = at_most(high, acc[p][v]); });
+        unroll<P>([&](auto p) INLINE { store(a.out[block] + part + (p / W) * a.out_row + (p % W) * kBlock, acc[p][v]); });
+    });
+}
+
+// Pixels of a tile: two FMA units of latency 4 need at least 8 sums, and there are weights and a pixel beside them.
+constexpr int most_dense(int blocks) {
+    const int vectors = blocks * kParts, sums = kRegisters == 32 ? 28 : 12, found = (sums - (vectors > 2 ? vectors - 2 : 0)) / vectors;
+    return found < leanconv::kDensePixels ? found : leanconv::kDensePixels;
+}
+
+template <int R, int W, int B, int S>
+constexpr DenseKernel dense_sized() {
+#if defined(LEANCONV_FEW_TILES)
+    if constexpr (R * W > 1) return nullptr;
+    else
+#endif
+    if constexpr (R * W > most_dense(B) || (B == 2 && B * kParts > 2)) return nullptr;
+    else return dense_tile<R, W, B, S>;
+}
+
+struct DenseTiles {
+    DenseKernel at[leanconv::kDenseTiles] = {};
+    constexpr DenseTiles() {
+        using namespace leanconv;
+        unroll<4>([&](auto step) {
+            constexpr int S = (int(step) / 2 ? kBlock : 1) * (1 + int(step) % 2);
+            unroll<2>([&](auto b) {
+                unroll<2>([&](auto r) {
+                    unroll<kDensePixels>([&](auto w) { at[dense_index(step, b + 1, r + 1, w + 1)] = dense_sized<r + 1, w + 1, b + 1, S>(); });
+                });
+            });
+        });
+    }
+};
+constexpr DenseTiles kAllDenseTiles;
+
+// One row of a block: the greatest or the mean of the pixels of a window that are in the map, or a pixel as it is, and what
+// is added to it.
+void block_row(const leanconv::BlockArgs& args) {
+    const leanconv::BlockArgs& a = args;
+    const Reg low = all(a.low), high = all(a.high);
+    for (int x = 0; x < a.made; ++x) {
+        const int start = x * a.stride - a.pad, from = start > 0 ? start : 0;
+        const int to = start + a.columns < a.width ? start + a.columns : a.width;
+        const int pixels = a.rows * (to > from ? to - from : 0);
+        const float share = pixels ? 1.f / float(a.whole ? a.whole : pixels) : 0.f;
+        for (int part = 0; part < kBlock; part += kLanes) {
+            Reg sum = all(a.greatest ? -__builtin_inff() : 0.f);
+            for (int y = 0; y < a.rows; ++y)
+                for (int i = from; i < to; ++i) {
+                    const Reg v = load(a.in + y * a.in_row + ptrdiff_t(i) * kBlock + part);
+                    if (a.greatest) sum = v > sum || v != v ? v : sum;
+                    else sum += v;
+                }
+            if (!a.greatest && pixels > 1) sum *= share;
+            if (a.residual) sum += load(a.residual + ptrdiff_t(x) * kBlock + part);
+            if (a.half) sum += load(a.half + ptrdiff_t(x / 2) * kBlock + part);
+            if (a.lowest) sum = at_least(low, sum);
+            if (a.highest) sum = at_most(high, sum);
+            store(a.out + ptrdiff_t(x) * kBlock + part, sum);
+        }
+    }
+}
+
+}  // namespace

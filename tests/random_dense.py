@@ -1,0 +1,115 @@
+"""Random programs of dense convolutions, whose channels come in blocks of sixteen; `random_programs` has all others."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Pool, Program, Stage, Wire, out_side
+from random_programs import ACTIVATIONS
+
+_KERNELS = ((1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (2, 2))
+
+
+class _Draw:
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
+        self.buffers: list[Buffer] = []
+        self.steps: list[Conv | Pool] = []
+
+    def whole(self, number: int) -> tuple[Wire, ...]:
+        return tuple(Wire(number, channel) for channel in range(self.buffers[number].channels))
+
+    def reads(self, source: int) -> tuple[Wire, ...]:
+        """All of a buffer; or with others of its size; or some channels in any order, zeros among them."""
+        kind = self.draw(st.sampled_from(("whole", "whole", "joined", "some")))
+        alike = [n for n, buffer in enumerate(self.buffers) if buffer[1:] == self.buffers[source][1:]]
+        if kind == "joined":
+            return self.whole(source) + self.whole(self.draw(st.sampled_from(alike)))
+        if kind == "whole":
+            return self.whole(source)
+        there = self.whole(source)
+        picked = [there[int(index)] for index in self.random.integers(len(there), size=self.draw(st.integers(1, 20)))]
+        return tuple(ZERO if index and self.random.random() < 0.1 else wire for index, wire in enumerate(picked))
+
+    def stage(self, channels: int, size: tuple[int, int]) -> Stage:
+        kernel = self.draw(st.sampled_from(_KERNELS))
+        stride = self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1))))
+        dilation = self.draw(st.sampled_from(((1, 1), (1, 1), (1, 1), (2, 3))))
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        least = [max(0, -(-(r - side) // 2)) for r, side in zip(reach, size, strict=True)]
+        padding = tuple(max(low, self.draw(st.integers(0, r // 2))) for low, r in zip(least, reach, strict=True))
+        out = self.draw(st.sampled_from((16, 32, 48, 14)))
+        weight = self.random.standard_normal((out, channels, *kernel)) / np.sqrt(channels * np.prod(kernel))
+        bias = self.random.standard_normal(out).astype(np.float32)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        return Stage(weight=weight.astype(np.float32), bias=bias, **geometry)
+
+    def residual(self, size: Buffer) -> tuple[Wire, ...] | None:
+        alike = [n for n, buffer in enumerate(self.buffers) if buffer == size and n >= 1]
+        return self.whole(self.draw(st.sampled_from(alike))) if alike and self.draw(st.booleans()) else None
+
+    def step(self) -> None:
+        source = self.draw(st.integers(0, len(self.buffers) - 1))
+        size, writes = self.buffers[source][1:], len(self.buffers)
+        kind = self.draw(st.sampled_from(("conv", "conv", "conv", "pass", "mean"))) if source else "conv"
+        if kind == "mean":
+            self.steps.append(Pool(reads=self.whole(source), writes=writes))
+            self.buffers.append(Buffer(self.buffers[source].channels, 1, 1))
+            return
+        activation = self.draw(st.sampled_from(ACTIVATIONS))
+        if kind == "pass":
+            strides = self.draw(st.sampled_from(((1, 1), (2, 2), (1, 3))))
+            small = (-(-size[0] // strides[0]), -(-size[1] // strides[1]))
+            made = Buffer(self.buffers[source].channels, *small)
+            step = Conv(reads=self.whole(source), writes=writes, order=tuple(range(made.channels)), strides=strides)
+        else:
+            reads = self.reads(source)
+            stage = self.stage(len(reads), size)
+            order = tuple(int(slot) for slot in self.random.permutation(len(stage.weight)))
+            made = Buffer(len(order), out_side(size[0], stage, 0), out_side(size[1], stage, 1))
+            step = Conv(reads=reads, writes=writes, order=order, stages=(stage,))
+        fields = {name: getattr(step, name) for name in ("reads", "writes", "order", "stages", "strides")}
+        self.steps.append(Conv(**fields, residual=self.residual(made), activation=activation))
+        self.buffers.append(made)
+
+    def second(self) -> None:
+        """The last convolution followed by a pointwise one in the same step."""
+        last = self.steps[-1]
+        if not isinstance(last, Conv) or not last.stages or last.residual is not None:
+            return
+        count = len(last.stages[0].weight)
+        between = tuple(int(slot) for slot in self.random.integers(-1, count, 20))
+        weight = self.random.standard_normal((32, 20, 1, 1)).astype(np.float32) / 5
+        then = Stage(weight=weight, bias=self.random.standard_normal(32).astype(np.float32))
+        made = self.buffers[-1]
+        self.buffers[-1] = Buffer(32, made.height, made.width)
+        self.steps[-1] = Conv(
+            reads=last.reads,
+            writes=last.writes,
+            order=tuple(range(32)),
+            stages=(last.stages[0], then),
+            between=between,
+            inner=last.activation,
+            activation=self.draw(st.sampled_from((NOTHING, *ACTIVATIONS))),
+        )
+
+
+@st.composite
+def dense_programs(draw: st.DrawFn) -> Program:
+    """Programs of a few steps, the first of them a convolution, on maps of 1 x 1 to 33 x 33."""
+    data = draw(st.data())
+    one = _Draw(data)
+    sides = st.sampled_from((1, 2, 3, 5, 7, 8, 9, 14, 15, 16, 17, 29, 33))
+    one.buffers.append(Buffer(draw(st.sampled_from((1, 3, 3, 16, 20, 32))), draw(sides), draw(sides)))
+    for _ in range(draw(st.integers(1, 5))):
+        one.step()
+    if draw(st.booleans()):
+        one.second()
+    last = len(one.buffers) - 1
+    outputs = [one.whole(last)]
+    if draw(st.booleans()):
+        wires = one.whole(draw(st.integers(0, last)))
+        outputs.append(tuple(wires[int(index)] for index in one.random.integers(len(wires), size=5)))
+    return Program(buffers=tuple(one.buffers), steps=tuple(one.steps), inputs=(0,), outputs=tuple(outputs))
