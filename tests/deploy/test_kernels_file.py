@@ -99,6 +99,36 @@ def test_it_runs_without_leanconv(made: tuple[nn.Module, Path]) -> None:
     assert_runs_alone(model, path.parent, SIZE)
 
 
+def test_threads_of_a_session_share_an_image(tmp_path: Path) -> None:
+    """Of one that is large enough: chains, one of which sorts its columns, and batches smaller than the threads."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    size = (3, 67, 129)
+    large = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.Conv2d(64, 64, 3, padding=1, groups=16),
+        nn.Conv2d(64, 64, 1, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(64, 96, 3, padding=1, stride=2, groups=16),
+        nn.Conv2d(96, 96, 1),
+    ).eval()
+    path = tmp_path / "net.onnx"
+    lc.export(large, path, size=size, kernels=True)
+    found = {}
+    for threads in (1, 3):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.register_custom_ops_library(str(tmp_path / LIBRARY_NAME))
+        session = onnxruntime.InferenceSession(str(path), options)
+        for batch in (1, 2, 5):
+            x = torch.linspace(-2, 2, batch * 3 * 67 * 129).reshape(batch, *size).numpy()
+            for _ in range(3):
+                (found[threads, batch],) = session.run(None, {"input": x})
+    for batch in (1, 2, 5):
+        assert np.array_equal(found[1, batch], found[3, batch])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "size"),

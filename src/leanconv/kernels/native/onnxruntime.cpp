@@ -4,18 +4,21 @@
 //     inputs: the weights, then the maps (batch, C, H, W) that the program takes; outputs: those it gives; all float32
 //     attributes plan_16, plan_8, plan_4: the plan for vectors of so many floats, at least one of them
 //
-// What stands in a file is not trusted: a plan is checked before a session is made of it, shapes in every run.
+// What stands in a file is not trusted: a plan is checked before a session is made of it, shapes in every run. The threads are
+// those of the session: they take whole images, or pieces of the steps of each where there are fewer images than threads.
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <new>
 
 #include "leanconv_kernels.h"
 #include "onnxruntime.h"
-#include "plan.h"
+#include "run.h"
 
 namespace leanconv {
 namespace {
@@ -34,31 +37,40 @@ __attribute__((format(printf, 3, 4))) OrtStatus* failed(const Functions& ort, or
 #define PASS(call) \
     if (OrtStatus* passed = call) return passed
 
-// Memory for one thread that runs, in a list of those that nobody uses now; the floats of the plan follow.
+// Memory for so many threads that run one image, in a list of those that nobody uses now; the floats of the plan follow.
 struct alignas(64) Arena {
     Arena* next;
+    int workers;
 };
+
+constexpr int kMostThreads = 64;
+constexpr int64_t kLeastMacs = 2000 * 1000;  // of a piece: a step takes the session's threads some ten microseconds
 
 // One node of one session. Any number of threads may run it.
 struct Node {
     Functions ort;
     const int64_t* plan;
     int64_t weights;  // the floats that the plan reads
+    int64_t macs;     // of its convolutions
+    int threads;      // of the session, 0 as long as nobody has asked
     pthread_mutex_t lock;
     Arena* free;
 
     const Plan& head() const { return *reinterpret_cast<const Plan*>(plan); }
     const Port* ports() const { return reinterpret_cast<const Port*>(plan + sizeof(Plan) / 8); }
 
-    Arena* take() {
+    Arena* take(int workers) {
         pthread_mutex_lock(&lock);
         Arena* arena = free;
         if (arena) free = arena->next;
         pthread_mutex_unlock(&lock);
-        if (arena) return arena;
+        if (arena && arena->workers >= workers) return arena;
+        ::free(arena);
         void* memory = nullptr;
-        if (posix_memalign(&memory, 64, sizeof(Arena) + size_t(head().floats) * sizeof(float))) return nullptr;
+        const size_t floats = size_t(leanconv_floats(plan, workers));
+        if (posix_memalign(&memory, 64, sizeof(Arena) + floats * sizeof(float))) return nullptr;
         memset(memory, 0, 2 * sizeof(Arena));  // whatever the memory held must not pass for a stamp
+        static_cast<Arena*>(memory)->workers = workers;
         return static_cast<Arena*>(memory);
     }
     void give(Arena* arena) {
@@ -104,6 +116,16 @@ OrtStatus* read_plan(const Functions& ort, const OrtKernelInfo* info, int64_t** 
     return failed(ort, ort::kInvalidGraph, "leanconv: a node Program has no plan for the vectors of this machine: export the model again");
 }
 
+int64_t macs_of(const int64_t* plan) {
+    const Run r{plan, nullptr, nullptr};
+    const Plan& head = r.at<Plan>(0);
+    const int64_t* steps = plan + sizeof(Plan) / 8 + (head.inputs + head.outputs) * int64_t(sizeof(Port) / 8);
+    int64_t macs = 0;
+    for (int64_t i = 0; i < head.steps; ++i)
+        if (plan[steps[i]] == kConvStep) macs += r.at<ConvStep>(steps[i]).macs;
+    return macs;
+}
+
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     const Functions ort(api);
     int64_t *plan = nullptr, weights = 0;
@@ -121,7 +143,7 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
         free(plan);
         return failed(ort, ort::kFail, "leanconv: no memory");
     }
-    *kernel = new (memory) Node{ort, plan, weights, PTHREAD_MUTEX_INITIALIZER, nullptr};
+    *kernel = new (memory) Node{ort, plan, weights, macs_of(plan), 0, PTHREAD_MUTEX_INITIALIZER, nullptr};
     return nullptr;
 }
 
@@ -153,6 +175,77 @@ struct Job {
     bool no_memory;
 };
 
+// How many threads a session has, which its interface does not tell: so many as are in one loop at once, if they have time to
+// wake up.
+struct Meeting {
+    int want, inside, most;
+    bool over;
+};
+
+int64_t microseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * int64_t(1000000) + now.tv_nsec / 1000;
+}
+
+void meet(void* data, size_t) {
+    Meeting& m = *static_cast<Meeting*>(data);
+    const int64_t until = microseconds() + 1000;
+    const int now = __atomic_add_fetch(&m.inside, 1, __ATOMIC_SEQ_CST);
+    for (int most = __atomic_load_n(&m.most, __ATOMIC_SEQ_CST); most < now;)
+        if (__atomic_compare_exchange_n(&m.most, &most, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) break;
+    while (!__atomic_load_n(&m.over, __ATOMIC_SEQ_CST))
+        if (__atomic_load_n(&m.inside, __ATOMIC_SEQ_CST) >= m.want || microseconds() > until)
+            __atomic_store_n(&m.over, true, __ATOMIC_SEQ_CST);
+    __atomic_sub_fetch(&m.inside, 1, __ATOMIC_SEQ_CST);
+}
+
+OrtStatus* count_threads(Node& node, OrtKernelContext* context, int* threads) {
+    *threads = __atomic_load_n(&node.threads, __ATOMIC_RELAXED);
+    if (*threads) return nullptr;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    Meeting meeting{cores < 1 ? 1 : cores < kMostThreads ? int(cores) : kMostThreads, 0, 1, false};
+    if (meeting.want > 1) PASS(node.ort.parallel_for(context, meet, size_t(meeting.want), 0, &meeting));
+    *threads = meeting.most;
+    __atomic_store_n(&node.threads, *threads, __ATOMIC_RELAXED);
+    return nullptr;
+}
+
+// A task on the threads of a session: those that begin late find nothing left.
+struct Session {
+    const Functions& ort;
+    OrtKernelContext* context;
+    int threads;
+    OrtStatus* problem;
+};
+
+void run_by_session(void* self, void (*task)(void* data, int worker), void* data) {
+    Session& session = *static_cast<Session*>(self);
+    struct Task {
+        void (*run)(void* data, int worker);
+        void* data;
+    } one{task, data};
+    const auto each = [](void* given, size_t worker) { static_cast<Task*>(given)->run(static_cast<Task*>(given)->data, int(worker)); };
+    OrtStatus* problem = session.ort.parallel_for(session.context, each, size_t(session.threads), 0, &one);
+    if (!problem) return;
+    if (session.problem) session.ort.release_status(problem);
+    else session.problem = problem;
+}
+
+// All images one after another, each in pieces.
+OrtStatus* share_images(Job& job, OrtKernelContext* context, int64_t images, int threads) {
+    Arena* arena = job.node->take(threads);
+    if (!arena) {
+        job.no_memory = true;
+        return nullptr;
+    }
+    Session session{job.node->ort, context, threads, nullptr};
+    run_shared(job.node->plan, job.weights, reinterpret_cast<float*>(arena + 1), job.inputs, job.outputs, images,
+               {run_by_session, &session, threads, kLeastMacs});
+    job.node->give(arena);
+    return session.problem;
+}
+
 // One image, in whatever thread has time.
 void image(void* data, size_t number) {
     Job& job = *static_cast<Job*>(data);
@@ -163,7 +256,7 @@ void image(void* data, size_t number) {
     auto floats = [](const Port& port) { return size_t(port.channels * port.height * port.width); };
     for (int64_t i = 0; i < plan.inputs; ++i) inputs[i] = job.inputs[i] + number * floats(in[i]);
     for (int64_t i = 0; i < plan.outputs; ++i) outputs[i] = job.outputs[i] + number * floats(out[i]);
-    Arena* arena = job.node->take();
+    Arena* arena = job.node->take(1);
     if (!arena) {
         __atomic_store_n(&job.no_memory, true, __ATOMIC_RELAXED);
         return;
@@ -215,8 +308,15 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
         PASS(ort.data(value, &data));
         job.outputs[i] = static_cast<float*>(data);
     }
-    if (batch == 1) image(&job, 0);
-    else if (batch > 1) PASS(ort.parallel_for(context, image, size_t(batch), 0, &job));
+    int threads = 1;
+    if (batch && batch < kMostThreads && node.macs >= 4 * kLeastMacs) PASS(count_threads(node, context, &threads));
+    if (batch == 1 && threads == 1) {
+        image(&job, 0);
+    } else if (batch < threads) {
+        PASS(share_images(job, context, batch, threads));
+    } else if (batch) {
+        PASS(ort.parallel_for(context, image, size_t(batch), 0, &job));
+    }
     if (job.no_memory)
         return failed(ort, ort::kFail, "leanconv: no memory for the maps of a program, %lld MB for each thread",
                       (long long)(plan.floats >> 18));

@@ -226,6 +226,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kRepeatStep: return run_repeat(r, r.at<RepeatStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));
+        case kClipStep: return run_clip(r, r.at<ClipStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }
@@ -286,6 +287,17 @@ int64_t nanoseconds() {
 }
 
 }  // namespace
+
+int run_shared(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs, float* const* outputs,
+               int64_t images, const Helpers& helpers) {
+    const Run r{numbers, weights, arena, &helpers};
+    const Plan& plan = r.at<Plan>(0);
+    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
+    claim(r, plan, int(helpers.workers));
+    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
+    return 0;
+}
+
 }  // namespace leanconv
 
 using namespace leanconv;
@@ -323,13 +335,7 @@ int leanconv_run_next(const int64_t* numbers, const float* weights, float* arena
 
 int leanconv_run_together(const int64_t* numbers, const float* weights, float* arena, const float* const* inputs,
                           float* const* outputs, int64_t images, void* team, int workers, int64_t least) {
-    const Helpers helpers{run_by_team, team, workers, least};
-    const Run r{numbers, weights, arena, &helpers};
-    const Plan& plan = r.at<Plan>(0);
-    if (plan.version != LEANCONV_PLAN_VERSION || plan.sums) return 1;
-    claim(r, plan, workers);
-    for (int64_t image = 0; image < images; ++image) run_image(r, plan, inputs, outputs, image);
-    return 0;
+    return run_shared(numbers, weights, arena, inputs, outputs, images, {run_by_team, team, workers, least});
 }
 
 int64_t leanconv_floats(const int64_t* numbers, int workers) {

@@ -36,6 +36,13 @@ struct Run {
     }
 };
 
+// The multiply-adds of a step, or as many as matter where a plan that somebody sent says more than a number can hold.
+template <class... Sides>
+int64_t product(Sides... sides) {
+    const double found = (double(sides) * ...);
+    return int64_t(found < 1e15 ? found : 1e15);
+}
+
 // Rows of a piece of a step of so many multiply-adds, for several threads to take one after another: a multiple of `grain`
 // and at most `band`. Two for each thread, since not all are equally fast. `band` where the step is not worth it.
 inline int64_t piece_of(const Run& r, int64_t rows, int64_t band, int64_t grain, int64_t macs) {
@@ -67,6 +74,19 @@ void share(const Run& r, int64_t rows, int64_t piece, int64_t macs, const Work& 
     else task(&shared, 0);
 }
 
+struct Taps {
+    int64_t skipped, first, count;
+};
+
+// Of `count` taps, `gap` apart from `start` on, those from 0 to `side`: how many are before, where the first of them is, and
+// how many they are.
+inline Taps on_map(int64_t start, int64_t gap, int64_t count, int64_t side) {
+    const int64_t skipped = start < 0 ? (gap - 1 - start) / gap : 0, first = start + skipped * gap;
+    if (skipped >= count || first >= side) return {0, 0, 0};
+    const int64_t fit = (side - 1 - first) / gap + 1, left = count - skipped;
+    return {skipped, first, fit < left ? fit : left};
+}
+
 // How many of `left` rows the next tile takes. No single row is left over where that can be: it keeps too few sums going.
 inline int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
     int rows = t.rows < left ? int(t.rows) : left;
@@ -90,10 +110,15 @@ inline void run_tile(const Kernels& kernels, const Tile& t, const Args& whole, i
     }
 }
 
+// As leanconv_run_together, by the threads of `helpers`.
+int run_shared(const int64_t* plan, const float* weights, float* arena, const float* const* inputs, float* const* outputs,
+               int64_t images, const Helpers& helpers);
+
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
 void move_blocks(const Run& r, const Port& port, float* image, bool in);
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
+void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
 
 }  // namespace leanconv

@@ -22,18 +22,11 @@ void pass(const Kernels& kernels, const VolumeStep& s, const float* from, float*
                      int(s.out_height), int(s.out_width), int(s.sx));
 }
 
-}  // namespace
-
-void run_volume(const Run& r, const VolumeStep& s) {
-    if (!s.channels) return;  // and nothing else of such a step is checked
+void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
-    if (!s.taps) {
-        for (int64_t c = 0; c < s.channels; ++c) pass(kernels, s, r.arena + in[c], r.arena + out[c]);
-        return;
-    }
     const int64_t pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch, columns = (s.out_width - 1) * s.sx + 1;
-    float *scratch = r.arena + s.scratch, *made = r.arena + s.made;
+    float *scratch = r.arena + s.scratch + r.own, *made = r.arena + s.made + r.own;
     for (int64_t t = 0; t < s.frames; ++t) {
         memset(scratch + t * frame, 0, size_t(s.py * pitch) * sizeof(float));
         memset(scratch + t * frame + (s.py + s.height) * pitch, 0, size_t(s.py * pitch) * sizeof(float));
@@ -62,7 +55,7 @@ void run_volume(const Run& r, const VolumeStep& s) {
     a.lowest = a.low != -__builtin_inff();
     a.highest = a.high != __builtin_inff();
     a.to = int((columns + s.lanes - 1) / s.lanes * s.lanes);
-    for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t c = begin; c < end; ++c) {
         const float* weights = r.weights + s.weights + c * s.deep * s.high * 3;
         a.bias = r.weights + s.bias + c;
         for (int64_t t = 0, there = 0; t < s.out_frames; ++t) {
@@ -83,6 +76,21 @@ void run_volume(const Run& r, const VolumeStep& s) {
                          int(s.out_width), int(s.sx));
         }
     }
+}
+
+}  // namespace
+
+void run_volume(const Run& r, const VolumeStep& s) {
+    if (!s.channels) return;  // and nothing else of such a step is checked
+    if (!s.taps) {
+        const Kernels& kernels = *kernels_of(int(s.lanes));
+        const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
+        for (int64_t c = 0; c < s.channels; ++c) pass(kernels, s, r.arena + in[c], r.arena + out[c]);
+        return;
+    }
+    const int64_t macs = product(s.channels, s.deep, s.high, s.taps, s.out_frames, s.out_height, s.out_width);
+    share(r, s.channels, piece_of(r, s.channels, s.channels, 1, macs), macs,
+          [&](const Run& mine, int64_t first, int64_t channels) { filter(mine, s, first, first + channels); });
 }
 
 }  // namespace leanconv

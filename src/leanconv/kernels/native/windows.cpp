@@ -4,18 +4,6 @@
 namespace leanconv {
 namespace {
 
-struct Taps {
-    int64_t first, count;
-};
-
-// Of `count` taps, `gap` apart from `start` on, those between 0 and `side`: where the first of them is, and how many.
-Taps on_map(int64_t start, int64_t gap, int64_t count, int64_t side) {
-    const int64_t skipped = start < 0 ? (gap - 1 - start) / gap : 0, first = start + skipped * gap;
-    if (skipped >= count || first >= side) return {0, 0};
-    const int64_t fit = (side - 1 - first) / gap + 1, left = count - skipped;
-    return {first, fit < left ? fit : left};
-}
-
 // How many rows of results from `y` on have equally many rows, as far apart as they are themselves, and one factor.
 int alike(const WindowStep& s, int64_t y, Taps rows, const float* factors) {
     int64_t next = y + 1;
@@ -27,17 +15,14 @@ int alike(const WindowStep& s, int64_t y, Taps rows, const float* factors) {
     return int(next - y);
 }
 
-}  // namespace
-
-void run_window(const Run& r, const WindowStep& s) {
-    if (!s.channels) return;  // and nothing else of such a step is checked
+void slide(const Run& r, const WindowStep& s, int64_t begin, int64_t end) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
     WindowArgs a{};
     a.frame = s.dt * s.height * s.pitch;
     a.row = s.dy * s.pitch;
     a.width = int(s.width);
-    a.line = r.arena + s.line;
+    a.line = r.arena + s.line + r.own;
     a.right = s.right;
     a.taps = s.wide;
     a.stride = s.sx;
@@ -48,7 +33,7 @@ void run_window(const Run& r, const WindowStep& s) {
     a.made = int(s.out_width);
     a.across = s.largest ? nullptr : r.weights + s.across;
     for (int64_t x = 1; x <= s.px; ++x) a.line[-x] = s.largest ? -__builtin_inff() : 0;
-    for (int64_t c = 0; c < s.channels; ++c)
+    for (int64_t c = begin; c < end; ++c)
         for (int64_t t = 0; t < s.out_frames; ++t) {
             const Taps frames = on_map(t * s.st - s.pt, s.dt, s.deep, s.frames);
             for (int64_t y = 0; y < s.out_height; y += a.results) {
@@ -62,6 +47,16 @@ void run_window(const Run& r, const WindowStep& s) {
                 kernels.window(a);
             }
         }
+}
+
+}  // namespace
+
+void run_window(const Run& r, const WindowStep& s) {
+    if (!s.channels) return;  // and nothing else of such a step is checked
+    // A comparison or a sum costs as much as a multiply-add.
+    const int64_t macs = product(s.channels, s.deep, s.high, s.wide, s.out_frames, s.out_height, s.out_width);
+    share(r, s.channels, piece_of(r, s.channels, s.channels, 1, macs), macs,
+          [&](const Run& mine, int64_t first, int64_t channels) { slide(mine, s, first, first + channels); });
 }
 
 }  // namespace leanconv
