@@ -15,6 +15,7 @@ from leanconv.kernels.program import (
     ZERO,
     Activation,
     Buffer,
+    ClipConv,
     Conv,
     Pool,
     Program,
@@ -56,6 +57,9 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         if isinstance(step, Volume):
             buffers[step.writes] = activated(_filtered(step, x), step.activation)
             continue
+        if isinstance(step, ClipConv):
+            buffers[step.writes] = activated(_convolved(step, x), step.activation)
+            continue
         if isinstance(step, Window):
             buffers[step.writes] = _pooled(step, x)
             continue
@@ -79,6 +83,12 @@ def _filtered(step: Volume, x: Tensor) -> Tensor:
     return F.conv3d(x, weight, bias, step.stride, step.padding, step.dilation, x.shape[1]).flatten(2, 3)
 
 
+def _convolved(step: ClipConv, x: Tensor) -> Tensor:
+    x = x.unflatten(2, (step.frames, -1))
+    weight, bias = torch.from_numpy(step.weight).to(x), torch.from_numpy(step.bias).to(x)
+    return F.conv3d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups).flatten(2, 3)
+
+
 def _pooled(step: Window, x: Tensor) -> Tensor:
     x = x.unflatten(2, (step.frames, -1))
     if step.largest:
@@ -94,7 +104,7 @@ class Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[Conv | Pool | Volume | Window] = []
+        self.steps: list[ClipConv | Conv | Pool | Volume | Window] = []
 
     def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
         """`count` channels of maps of a size, in any order, some of them zeros."""
@@ -133,7 +143,7 @@ class Draw:
         count = self.draw(st.sampled_from((1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 24)))
         reads, writes = self.wires(count, size), len(self.buffers)
         kind = self.draw(
-            st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window"))
+            st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window", "clip"))
         )
         if kind == "pool":
             self.buffers.append(Buffer(count, 1, 1))
@@ -141,6 +151,9 @@ class Draw:
             return
         if kind == "volume":
             self.volume(reads, size)
+            return
+        if kind == "clip":
+            self.clip(reads, size)
             return
         if kind == "window":
             self.window(reads, size)
@@ -183,6 +196,39 @@ class Draw:
             )
         )
 
+    def clip(self, reads: tuple[Wire, ...], size: tuple[int, int]) -> None:
+        """A dense or grouped convolution over frames, rows and columns."""
+        frames = self.draw(st.sampled_from([n for n in range(1, 9) if size[0] % n == 0]))
+        groups = self.draw(st.sampled_from([g for g in range(1, len(reads) + 1) if len(reads) % g == 0]))
+        each = self.draw(st.integers(1, 9 if groups == 1 else 3))
+        kernel = self.draw(
+            st.sampled_from(((3, 3, 3), (3, 3, 3), (3, 1, 1), (1, 3, 3), (2, 2, 2), (3, 5, 7), (2, 3, 1)))
+        )
+        dilation = self.draw(st.sampled_from(((1, 1, 1), (1, 1, 1), (2, 1, 3), (1, 2, 1))))
+        reach = [gap * (k - 1) + 1 for gap, k in zip(dilation, kernel, strict=True)]
+        sides = (frames, size[0] // frames, size[1])
+        padding = tuple(
+            max(self.draw(st.sampled_from((0, r // 2))), -(-(r - side) // 2))
+            for r, side in zip(reach, sides, strict=True)
+        )
+        shape = (groups * each, len(reads) // groups, *kernel)
+        weight = self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        step = ClipConv(
+            reads=reads,
+            writes=len(self.buffers),
+            frames=frames,
+            weight=weight.astype(np.float32),
+            bias=self.random.standard_normal(shape[0]).astype(np.float32),
+            groups=groups,
+            stride=self.draw(st.sampled_from(((1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 1, 2), (2, 3, 3)))),
+            padding=padding,  # type: ignore[arg-type]
+            dilation=dilation,
+            activation=self.draw(st.sampled_from(ACTIVATIONS)),
+        )
+        made = step.sides(size)
+        self.buffers.append(Buffer(shape[0], made[0] * made[1], made[2]))
+        self.steps.append(step)
+
     def window(self, reads: tuple[Wire, ...], size: tuple[int, int]) -> None:
         """The greatest number or the mean of windows, as torch allows them: padded by half of them at most."""
         frames = self.draw(st.sampled_from([n for n in (1, 1, 2, 3, 4) if size[0] % n == 0]))
@@ -193,7 +239,7 @@ class Draw:
         padding = tuple(self.draw(st.integers(0, k // 2)) for k in kernel)
         gaps = self.draw(st.sampled_from(((1, 1, 1), (1, 2, 2), (1, 1, 3)))) if largest else (1, 1, 1)
         dilation = tuple(
-            gap if gap * (k - 1) < side + 2 * pad else 1
+            gap if gap * (k - 1) < side and not pad else 1  # a window without a pixel has no finite number
             for gap, k, side, pad in zip(gaps, kernel, sides, padding, strict=True)
         )
         step = Window(

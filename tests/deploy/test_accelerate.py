@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -325,23 +326,33 @@ def test_clips_in_one_program() -> None:
     net = stirred(Clips())
     fast = accelerate(net, (3, 5, 27, 22))
     assert len(fast.programs) == 1
-    assert [left.name for left in fast.left] == ["stem"]
+    assert fast.left == ()
     assert_same(net, fast.model, (3, 5, 27, 22))
     assert lc.measure(fast.model, (3, 5, 27, 22)).macs == lc.measure(net, (3, 5, 27, 22)).macs
 
 
-def test_a_channel_separated_network_runs_in_one_program_behind_its_stem() -> None:
-    """Of each block: 1x1x1, 3x3x3, then 1x1x1 with the sum; three shortcuts in two steps; ReLU, pool, mean, head."""
+def test_a_channel_separated_network_runs_in_one_program() -> None:
+    """Of each block: 1x1x1, 3x3x3, then 1x1x1 with the sum; three shortcuts in two steps; stem, pool, mean, head."""
     net = stirred(lc.create_model("ip_csn_26", num_classes=5))
     fast = accelerate(net, (3, 8, 48, 33))
     assert [len(program.steps) for program in fast.programs] == [2 + 3 * 8 + 3 * 2 + 1 + 1]
-    assert [left.name for left in fast.left] == ["stem.0.conv"]
+    assert fast.left == ()
     assert_same(net, fast.model, (3, 8, 48, 33))
 
 
-def test_dense_convolutions_over_time_are_left_to_torch() -> None:
-    with pytest.raises(NothingToRewrite, match="it is no convolution over time of one channel at a time"):
-        accelerate(nn.Sequential(nn.Conv3d(4, 4, 3, groups=2)), (4, 4, 8, 8))
+def test_large_convolutions_over_time_are_left_to_torch() -> None:
+    with pytest.raises(NothingToRewrite, match="it has 69120 weights in a group, more than the 65536 up to which"):
+        accelerate(nn.Sequential(nn.Conv3d(64, 40, 3)), (64, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "options", [{"groups": 2}, {"stride": (2, 3, 2)}, {"padding": (0, 2, 1), "dilation": (1, 2, 3)}]
+)
+def test_convolutions_over_time_of_any_groups(options: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv3d(4, 6, (2, 3, 4), **options), nn.Hardswish()).eval()
+    fast = accelerate(net, (4, 5, 9, 13))
+    assert [len(program.steps) for program in fast.programs] == [1]
+    assert_same(net, fast.model, (4, 5, 9, 13))
 
 
 def test_without_the_library_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import pack
-from leanconv.kernels.program import Buffer, Conv, Program, Stage, Volume, Window, Wire, out_side
+from leanconv.kernels.program import Buffer, ClipConv, Conv, Program, Stage, Volume, Window, Wire, out_side
 from random_dense import dense_programs
 from random_programs import programs
 
@@ -120,6 +120,23 @@ def over_time(kernel: tuple[int, int, int], stride: int, frames: int, height: in
     )
 
 
+def clip(channels: int, kernel: tuple[int, int, int], stride: int, frames: int, height: int, width: int) -> Program:
+    """A convolution over time, padded, of as many channels as it has outputs."""
+    step = ClipConv(
+        reads=tuple(Wire(0, channel) for channel in range(channels)),
+        writes=1,
+        frames=frames,
+        weight=np.ones((channels, channels, *kernel), np.float32),
+        bias=np.ones(channels, np.float32),
+        stride=(1, stride, stride),
+        padding=tuple(side // 2 for side in kernel),  # type: ignore[arg-type]
+    )
+    deep, high, wide = step.sides((frames * height, width))
+    output = tuple(Wire(1, channel) for channel in range(channels))
+    buffers = (Buffer(channels, frames * height, width), Buffer(channels, deep * high, wide))
+    return Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=(output,))
+
+
 def windows(largest: bool, kernel: int, stride: int, height: int, width: int) -> Program:
     """Windows over frames, rows and columns of two channels."""
     step = Window(
@@ -149,6 +166,9 @@ def chosen() -> list[Program]:
         single(3, 3, 1, 1, 5, 33),  # single taps, one of them spare
         over_time((3, 3, 3), 1, 4, 5, 13),  # rows shared by the taps
         over_time((2, 5, 3), 2, 5, 6, 21),  # and not
+        clip(1, (3, 3, 3), 1, 3, 5, 13),  # rows shared by the taps
+        clip(3, (3, 3, 3), 2, 4, 5, 21),  # columns sorted
+        clip(3, (2, 1, 5), 1, 3, 4, 17),  # single taps, one of each frame spare
         *(single(*sizes) for sizes in ((16, 1, 3, 1, 5, 7), (32, 1, 3, 2, 9, 15), (48, 1, 1, 1, 3, 3))),  # in blocks
         windows(False, 2, 2, 6, 34),  # halves of rows
         windows(True, 3, 2, 7, 19),
@@ -178,17 +198,20 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 10 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + {4: 36, 5: 31, 6: 23, 7: 26}.get(int(plan[step]), 8))
+        found += range(step, step + {4: 36, 5: 31, 6: 23, 7: 26, 8: 31}.get(int(plan[step]), 8))
         if plan[step] == 6:
             found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
             found += range(int(plan[step + 22]), int(plan[step + 22] + 6 * plan[step + 21]))
-        if plan[step]:
+        if plan[step] not in (0, 8):
             continue
-        for stage in range(step + 8, step + 8 + 18 * int(plan[step + 5]), 18):
+        first, stages = (step + 31, 1) if plan[step] == 8 else (step + 8, int(plan[step + 5]))
+        for stage in range(first, first + 18 * stages, 18):
             found += range(stage, stage + 18)
             for tile in range(int(plan[stage + 16]), int(plan[stage + 16] + 12 * plan[stage + 15]), 12):
                 found += range(tile, tile + 12)
-                if (sorting := int(plan[tile])) >= 0:
+                if (sorting := int(plan[tile])) >= 0 and plan[step] == 8:
+                    found += [sorting, sorting + 1]
+                elif sorting >= 0:
                     parts = range(int(plan[sorting + 13]), int(plan[sorting + 13] + 8 * plan[sorting + 12]))
                     found += 2 * [*range(sorting, sorting + 14), *parts]
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,20 @@ from hypothesis import given, settings
 
 from leanconv.errors import LeanconvError, PlanError
 from leanconv.kernels.fuse import fused
-from leanconv.kernels.program import NOTHING, ZERO, Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
+from leanconv.kernels.program import (
+    NOTHING,
+    ZERO,
+    Activation,
+    Buffer,
+    ClipConv,
+    Conv,
+    Pool,
+    Program,
+    Stage,
+    Volume,
+    Window,
+    Wire,
+)
 from leanconv.kernels.written import read, write
 from random_programs import computed, programs
 
@@ -141,6 +156,68 @@ def test_a_program_that_was_written_before_there_were_clips_is_read() -> None:
     written = write(block())
     old = written.text.replace('"version":3', '"version":1')
     assert read(old, written.weights).macs == block().macs
+
+
+def test_an_activation_joins_the_convolution_of_clips_before_it() -> None:
+    step = ClipConv(
+        reads=whole(0, 2),
+        writes=1,
+        frames=3,
+        weight=np.ones((4, 1, 2, 1, 1), np.float32),
+        bias=np.zeros(4, np.float32),
+        groups=2,
+    )
+    program = Program(
+        buffers=(Buffer(2, 6, 5), Buffer(4, 4, 5), Buffer(4, 4, 5)),
+        steps=(step, Conv(reads=whole(1, 4), writes=2, order=(0, 1, 2, 3), activation=RELU)),
+        inputs=(0,),
+        outputs=(whole(2, 4),),
+    )
+    (one,) = fused(program).steps
+    assert isinstance(one, ClipConv)
+    assert (one.writes, one.activation) == (2, RELU)
+    assert (program.macs, program.interactions) == (4 * 2 * 20, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 4}, r"reads maps of \(6, 5\) as 4 frames"),
+        ({"groups": 3}, r"weights of \(4, 1, 2, 1, 1\) and \(4,\) biases, 2 channels are read"),
+        ({"stride": (1, 1, 31)}, "columns are 31 apart, more than 30"),
+        ({"padding": (1, 0, 0)}, r"makes 4 maps of \(8, 5\), its buffer is"),
+    ],
+)
+def test_convolutions_of_clips_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"reads": whole(0, 2), "writes": 1, "frames": 3, "groups": 2}
+    given |= {"weight": np.ones((4, 1, 2, 1, 1), np.float32), "bias": np.zeros(4, np.float32)}
+    with pytest.raises(PlanError, match=words):
+        Program(
+            buffers=(Buffer(2, 6, 5), Buffer(4, 4, 5)),
+            steps=(ClipConv(**(given | changes)),),
+            inputs=(0,),
+            outputs=(whole(1, 4),),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 4}, r"reads maps of \(6, 5\) as 4 frames"),
+        ({"kernel": (1, 3, 3)}, r"makes 2 maps of \(2, 2\), its buffer is"),
+        ({"padding": (0, 2, 0)}, "more than half of them"),
+        ({"largest": False, "dilation": (1, 2, 1)}, r"is a mean of pixels \(1, 2, 1\) apart"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"reads": whole(0, 2), "writes": 1, "kernel": (1, 2, 2), "largest": True}
+    with pytest.raises(PlanError, match=words):
+        Program(
+            buffers=(Buffer(2, 6, 5), Buffer(2, 3, 2)),
+            steps=(Window(**(given | {"stride": (1, 2, 2)} | changes)),),
+            inputs=(0,),
+            outputs=(whole(1, 2),),
+        )
 
 
 def test_a_stride_between_is_no_second_stage() -> None:

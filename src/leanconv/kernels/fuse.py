@@ -1,7 +1,7 @@
 """Steps of a program merged, so that fewer maps cross memory: nothing computed changes.
 
 conv, then add, then activation    one step: both are done where the sums still are in registers
-volume, then activation            likewise
+volume, then activation            likewise; and a convolution of clips, then activation
 conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
 """
 
@@ -11,11 +11,11 @@ from collections import Counter
 from dataclasses import replace
 from typing import TypeVar
 
-from leanconv.kernels.program import NOTHING, ZERO, Conv, Program, Step, Volume, Wire
+from leanconv.kernels.program import NOTHING, ZERO, ClipConv, Conv, Program, Step, Volume, Wire
 
 __all__ = ["fused"]
 
-_Kind = TypeVar("_Kind", Conv, Volume)
+_Kind = TypeVar("_Kind", ClipConv, Conv, Volume)
 
 
 def fused(program: Program) -> Program:
@@ -48,10 +48,10 @@ def _reads(program: Program, steps: list[Step]) -> Counter[int]:
     return wires
 
 
-def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Conv, Conv] | tuple[Volume, Volume] | None:
+def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Step, Step] | None:
     """`step` merged with one before it, and that one; None where there is none to merge with."""
     if not step.stages and step.strides == (1, 1) and step.order == tuple(range(len(step.reads))):
-        volume = _merged_with_volume(steps, step, reads)
+        volume = _merged_with_volume(steps, step, reads) or _merged_with_clip(steps, step, reads)
         if volume is not None:
             return volume
         operands = [(step.reads, step.residual)]
@@ -97,6 +97,16 @@ def _merged_with_volume(steps: list[Step], step: Conv, reads: Counter[int]) -> t
         activation=step.activation,
     )
     return merged, before
+
+
+def _merged_with_clip(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[ClipConv, ClipConv] | None:
+    """An activation of all channels merged with the convolution of clips before it."""
+    before = _only_source(steps, step.reads, reads, ClipConv)
+    if before is None or before.activation != NOTHING or step.residual is not None:
+        return None
+    if step.reads != tuple(Wire(before.writes, channel) for channel in range(len(before.weight))):
+        return None
+    return replace(before, writes=step.writes, activation=step.activation), before
 
 
 def _only_source(steps: list[Step], wires: tuple[Wire, ...], reads: Counter[int], kind: type[_Kind]) -> _Kind | None:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, Conv, Program, Spread, Step, Sums, Volume, Wire
+from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Program, Spread, Step, Sums, Volume, Wire
 
 __all__ = [
     "LINE",
@@ -157,7 +157,7 @@ def _tight(program: Program) -> set[Size]:
     """The sizes of maps that filters over time read or write, and others only pixel by pixel."""
     found: set[Size] = set()
     for step in program.steps:
-        if isinstance(step, Volume):
+        if isinstance(step, (ClipConv, Volume)):
             found |= {size_of(program, step.reads), program.buffers[step.writes][1:]}
     for step in program.steps:
         if isinstance(step, Conv) and not step.first.pointwise:

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.bands import Scratch, scratch_of
 from leanconv.kernels.blocks import in_blocks
+from leanconv.kernels.clips import clip_scratch, packed_clip
 from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of
 from leanconv.kernels.plans import PLAN_VERSION, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
     ZERO,
     Activation,
+    ClipConv,
     Conv,
     Floats,
     Pool,
@@ -41,6 +43,7 @@ from leanconv.kernels.windows import line_of
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
 _CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
+_CLIP = 8
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
@@ -77,6 +80,8 @@ class _Packer:
         for step in program.steps:
             if isinstance(step, Volume):
                 beside.append(volume_scratch_of(*self._volume_sizes(step), lanes).floats)
+            elif isinstance(step, ClipConv):
+                beside.append(clip_scratch(step, size_of(program, step.reads), lanes).floats)
             elif isinstance(step, Window):
                 beside.append(line_of(step, size_of(program, step.reads)).floats)
         floats = max(beside, default=0)
@@ -141,6 +146,8 @@ class _Packer:
             return [self._volume(step)]
         if isinstance(step, Window):
             return [self._window(step)]
+        if isinstance(step, ClipConv):
+            return [self._clip(step)]
         size = size_of(self.program, step.reads)
         read, gradient = (
             [None if wire == ZERO else self._origin(wire) for wire in wires] for wires in (step.reads, step.gradient)
@@ -190,6 +197,15 @@ class _Packer:
         geometries = self._of(step.reads), self._to(step.writes)
         found = window_fields(step, size, geometries, self.lanes, self.places.scratch, tables, at)
         return self._table([_WINDOW, *found])
+
+    def _clip(self, step: ClipConv) -> int:
+        found = packed_clip(
+            *(step, size_of(self.program, step.reads), (self._of(step.reads), self._to(step.writes)), self.lanes),
+            *(self.registers, self.places.scratch, [self._origin(wire) for wire in step.reads]),
+            lambda channel: self._origin(Wire(step.writes, channel)),
+            *(self.needed[step.writes], self._table, self._floats),
+        )
+        return self._table([_CLIP, *found])
 
     def _pool(self, step: Pool) -> int:
         height, width = size_of(self.program, step.reads)

@@ -11,10 +11,12 @@ from math import comb
 from leanconv.errors import PlanError
 from leanconv.kernels.steps import (
     MOST_FILTER_ROWS,
+    MOST_STRIDE,
     NOTHING,
     ZERO,
     Activation,
     Buffer,
+    ClipConv,
     Conv,
     Floats,
     Pool,
@@ -30,10 +32,12 @@ from leanconv.kernels.steps import (
 
 __all__ = [
     "MOST_FILTER_ROWS",
+    "MOST_STRIDE",
     "NOTHING",
     "ZERO",
     "Activation",
     "Buffer",
+    "ClipConv",
     "Conv",
     "Floats",
     "Pool",
@@ -80,7 +84,7 @@ class Program:
             if isinstance(step, Conv):
                 pixels = self.buffers[step.writes].height * self.buffers[step.writes].width
                 total += sum(stage.weight.size for stage in step.stages) * pixels
-            elif isinstance(step, Volume) and step.weight is not None:
+            elif isinstance(step, (ClipConv, Volume)) and step.weight is not None:
                 total += step.weight.size * self.buffers[step.writes].height * self.buffers[step.writes].width
         return total
 
@@ -88,7 +92,9 @@ class Program:
     def interactions(self) -> int:
         """Pairs of input channels that meet in an output channel, over all convolutions (CSN, eq. 3)."""
         stages = [stage for step in self.steps for stage in getattr(step, "stages", ())]
-        return sum(len(stage.weight) * comb(stage.weight.shape[1], 2) for stage in stages)
+        weights = [stage.weight for stage in stages]
+        weights += [step.weight for step in self.steps if isinstance(step, ClipConv)]
+        return sum(len(weight) * comb(weight.shape[1], 2) for weight in weights)
 
     def _output(self, wires: tuple[Wire, ...]) -> Buffer:
         like = next(self.buffers[wire.buffer] for wire in wires if wire != ZERO)
@@ -130,6 +136,9 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
         small = tuple(-(-side // by) for side, by in zip(out[1:], step.strides, strict=True))
         if small != size or len(step.reads) != out.channels:
             raise PlanError(f"{what} spreads {len(step.reads)} maps of {size} by {step.strides}, its buffer is {out}")
+        return
+    if isinstance(step, ClipConv):
+        _check_clip(what, step, size, out)
         return
     if isinstance(step, Volume):
         _check_volume(what, step, size, out)
@@ -177,13 +186,26 @@ def _check_volume(what: str, step: Volume, size: tuple[int, int], out: Buffer) -
         )
 
 
+def _check_clip(what: str, step: ClipConv, size: tuple[int, int], out: Buffer) -> None:
+    frames, height, width = step.sides(size)
+    if size[0] % step.frames or min(frames, height, width) < 1:
+        raise PlanError(f"{what} reads maps of {size} as {step.frames} frames, and makes {(frames, height, width)}")
+    shape, groups = step.weight.shape, step.groups
+    if (len(step.reads), len(shape)) != (shape[1] * groups, 5) or shape[0] % groups or step.bias.shape != shape[:1]:
+        raise PlanError(f"{what}: weights of {shape} and {step.bias.shape} biases, {len(step.reads)} channels are read")
+    if step.stride[2] > MOST_STRIDE:
+        raise PlanError(f"{what}: columns are {step.stride[2]} apart, more than {MOST_STRIDE}")
+    if (shape[0], frames * height, width) != out:
+        raise PlanError(f"{what} makes {shape[0]} maps of {(frames * height, width)}, its buffer is {out}")
+
+
 def _check_window(what: str, step: Window, size: tuple[int, int], out: Buffer) -> None:
+    if not step.largest and (any(gap != 1 for gap in step.dilation) or step.divisor == 0):
+        raise PlanError(f"{what} is a mean of pixels {step.dilation} apart, divided by {step.divisor}")
+    if any(2 * pad > gap * (k - 1) + 1 for pad, gap, k in zip(step.padding, step.dilation, step.kernel, strict=True)):
+        raise PlanError(f"{what} has windows of {step.kernel} and padding of {step.padding}: more than half of them")
     frames, height, width = step.sides(size)
     if size[0] % step.frames or min(frames, height, width) < 1:
         raise PlanError(f"{what} reads maps of {size} as {step.frames} frames, and makes {(frames, height, width)}")
     if len(step.reads) != out.channels or (frames * height, width) != out[1:]:
         raise PlanError(f"{what} makes {len(step.reads)} maps of {(frames * height, width)}, its buffer is {out}")
-    if not step.largest and (any(gap != 1 for gap in step.dilation) or step.divisor == 0):
-        raise PlanError(f"{what} is a mean of pixels {step.dilation} apart, divided by {step.divisor}")
-    if any(2 * pad > gap * (k - 1) + 1 for pad, gap, k in zip(step.padding, step.dilation, step.kernel, strict=True)):
-        raise PlanError(f"{what} has windows of {step.kernel} and padding of {step.padding}: more than half of them")

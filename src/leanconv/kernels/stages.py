@@ -24,7 +24,8 @@ class Inputs:
     """Where a stage reads: where the rows and columns of its taps are, and for each slot its origin.
 
     `live` says which slots hold anything; so many slots, of whole groups, are sorted `together`: 0 in a second stage,
-    which reads what the first has written.
+    which reads what the first has written. What stands for a spare tap are `zeros`. Slots are in so many `equal` parts,
+    `equal_step` floats apart, each of which a tile may be given alone.
     """
 
     together: int
@@ -36,6 +37,8 @@ class Inputs:
     origins: list[int]
     live: list[bool]
     zeros: int
+    equal: int = 1
+    equal_step: int = 0
 
     def slots(self, read: Sequence[int], kernel: Floats, kind: int) -> tuple[list[int], Floats]:
         """The table of slots, and the weights of one tile, (C_out, C_in, k_h, k_w), in the order in which it reads."""
@@ -44,11 +47,14 @@ class Inputs:
             rows = self.rows if kind == THREE else self.rows[:1]
             return [self.origins[slot] + row for slot in read for row in rows], ordered
         taps = [row + column for row in self.rows for column in self.columns]
-        table = [self.origins[slot] + tap for slot in read for tap in taps]
-        spare = -len(table) % FLAT_ROUND
-        table += [self.zeros] * spare
-        weights = ordered.reshape(-1, len(kernel))
-        return table, np.concatenate([weights, np.zeros((spare, len(kernel)), dtype=np.float32)])
+        each = len(read) // self.equal
+        spare = -(each * len(taps)) % FLAT_ROUND
+        table: list[int] = []
+        for part in range(self.equal):
+            table += [self.origins[slot] + tap for slot in read[part * each : (part + 1) * each] for tap in taps]
+            table += [self.zeros + part * self.equal_step] * spare
+        weights = ordered.reshape(self.equal, each * len(taps), len(kernel))
+        return table, np.pad(weights, ((0, 0), (0, spare), (0, 0))).reshape(-1, len(kernel))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 __all__ = [
     "MOST_FILTER_ROWS",
+    "MOST_STRIDE",
     "NOTHING",
     "ZERO",
     "Activation",
     "Buffer",
+    "ClipConv",
     "Conv",
     "Floats",
     "Pool",
@@ -36,6 +38,8 @@ Floats = NDArray[np.float32]
 
 MOST_FILTER_ROWS = 64
 """Frames times rows of a filter over time, as in native/kernels.h."""
+MOST_STRIDE = 30
+"""Of columns, where each phase of them is sorted for itself."""
 
 
 class Wire(NamedTuple):
@@ -192,16 +196,43 @@ class Volume:
 
     def sides(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Frames, height and width of what it makes of maps of a size."""
-        axes = zip(
-            (self.frames, size[0] // self.frames, size[1]),
-            self.kernel,
-            self.stride,
-            self.padding,
-            self.dilation,
-            strict=True,
-        )
-        frames, height, width = ((n + 2 * pad - gap * (k - 1) - 1) // by + 1 for n, k, by, pad, gap in axes)
+        return _sides(self, size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClipConv:
+    """A convolution over frames, rows and columns, of maps as in `Volume`, whose groups have any number of channels.
+
+    `weight` is (C_out, C_in / groups, k_t, k_h, k_w), `bias` (C_out,).
+    """
+
+    reads: tuple[Wire, ...]
+    writes: int
+    frames: int
+    weight: Floats
+    bias: Floats
+    groups: int = 1
+    stride: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[int, int, int] = (0, 0, 0)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+    activation: Activation = NOTHING
+
+    @property
+    def kernel(self) -> tuple[int, int, int]:
+        """Frames, height and width of the kernel."""
+        frames, height, width = self.weight.shape[2:]
         return frames, height, width
+
+    def sides(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Frames, height and width of what it makes of maps of a size."""
+        return _sides(self, size)
+
+
+def _sides(step: Volume | ClipConv, size: tuple[int, int]) -> tuple[int, int, int]:
+    sides = (step.frames, size[0] // step.frames, size[1])
+    axes = zip(sides, step.kernel, step.stride, step.padding, step.dilation, strict=True)
+    frames, height, width = ((n + 2 * pad - gap * (k - 1) - 1) // by + 1 for n, k, by, pad, gap in axes)
+    return frames, height, width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -251,7 +282,7 @@ class Window:
         return found[0], found[1], found[2]
 
 
-Step = Conv | Pool | Spread | Sums | Volume | Window
+Step = ClipConv | Conv | Pool | Spread | Sums | Volume | Window
 
 
 def out_side(side: int, stage: Stage, axis: int) -> int:

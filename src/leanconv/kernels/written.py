@@ -10,15 +10,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leanconv.errors import LeanconvError
-from leanconv.kernels.program import Activation, Buffer, Conv, Floats, Pool, Program, Stage, Step, Volume, Window, Wire
+from leanconv.kernels.program import (
+    Activation,
+    Buffer,
+    ClipConv,
+    Conv,
+    Floats,
+    Pool,
+    Program,
+    Stage,
+    Step,
+    Volume,
+    Window,
+    Wire,
+)
 
 __all__ = ["Written", "key_of", "read", "write"]
 
 _VERSION = 3
 _READ = (1, 2, 3)
-"""Version 1 had no volumes, version 2 no windows."""
+"""Version 1 had no volumes, version 2 no windows and no convolutions of clips."""
 
 _WINDOW = ("kernel", "largest", "frames", "stride", "padding", "dilation", "ceil", "counted", "divisor")
+_CLIP = ("frames", "groups", "stride", "padding", "dilation", "activation")
 
 
 class Written(NamedTuple):
@@ -105,6 +119,16 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
             "shape": None if step.weight is None else step.weight.shape,
             "activation": step.activation,
         }
+    if isinstance(step, ClipConv):
+        arrays += [step.weight, step.bias]
+        numbers = {name: getattr(step, name) for name in _CLIP}
+        return {
+            "kind": "clip",
+            "reads": _flat(step.reads),
+            "writes": step.writes,
+            "shape": step.weight.shape,
+            **numbers,
+        }
     if isinstance(step, Window):
         numbers = {name: getattr(step, name) for name in _WINDOW}
         return {"kind": "window", "reads": _flat(step.reads), "writes": step.writes, **numbers}
@@ -131,6 +155,18 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "clip":
+        options: dict[str, Any] = {name: step[name] for name in _CLIP}
+        options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        options["activation"] = Activation(*step["activation"])
+        shape = step["shape"]
+        return ClipConv(
+            reads=_wires(step["reads"]),
+            writes=step["writes"],
+            weight=reader.take(*shape),
+            bias=reader.take(shape[0]),
+            **options,
+        )
     if step["kind"] == "window":
         numbers: dict[str, Any] = {name: step[name] for name in _WINDOW}
         numbers |= {name: tuple(value) for name, value in numbers.items() if isinstance(value, list)}

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.kernels.program import (
+    MOST_STRIDE,
     ZERO,
     Activation,
     Buffer,
+    ClipConv,
     Conv,
     Pool,
     Program,
@@ -175,6 +177,39 @@ class Builder:
             )
         )
         return replace(x, wires=_wires(number, prod(x.lead)).reshape(*x.lead, 2))
+
+    def clip_conv(
+        self,
+        x: Map,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        groups: int,
+        stride: tuple[int, int, int],
+        padding: tuple[int, int, int],
+        dilation: tuple[int, int, int],
+    ) -> Map:
+        """A convolution over time; its weight is (C_out, C_in / groups, k_t, k_h, k_w)."""
+        if x.frames is None or len(x.lead) != 1:
+            raise Unfit("it convolves something that is no clip")
+        if stride[2] > MOST_STRIDE:
+            raise Unfit(f"its columns are {stride[2]} apart, more than {MOST_STRIDE}")
+        step = ClipConv(
+            reads=x.channels(),
+            writes=len(self.buffers),
+            frames=x.frames,
+            weight=weight,
+            bias=bias,
+            groups=groups,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+        )
+        frames, height, width = step.sides(x.size)
+        if min(frames, height, width) < 1:
+            raise Unfit("its kernel is larger than its clip")
+        number = self._buffer(len(weight), (frames * height, width))
+        self.steps.append(step)
+        return replace(self._whole(number, (frames * height, width)), frames=frames)
 
     def windows(
         self,

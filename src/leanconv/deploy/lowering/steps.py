@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def _over_time(build: Builder, x: Map, args: dict[str, Any]) -> Map:
-    """A convolution of clips: pixel by pixel, its stride apart before it, or channel by channel."""
+    """A convolution of clips: pixel by pixel, its stride apart before it; channel by channel; or any other."""
     weight, groups = _array(args["weight"], 0), args["groups"]
     bias = _array(args["bias"], len(weight))
     stride, padding, dilation = (_triple(args[name]) for name in ("stride", "padding", "dilation"))
@@ -68,14 +68,10 @@ def _over_time(build: Builder, x: Map, args: dict[str, Any]) -> Map:
         if stride != (1, 1, 1):
             x = build.filtered(x, stride)
         return build.conv(x, Stage(weight=weight[..., 0], bias=bias, groups=groups))
-    if weight.shape[1] != 1 or len(x.lead) != 1 or groups != x.lead[0]:
-        raise Unfit("it is no convolution over time of one channel at a time")
-    filters = weight[:, 0]
-    if filters.shape[3] != 3 or filters.shape[1] * filters.shape[2] > MOST_FILTER_ROWS:
-        raise Unfit(
-            f"its kernel is {' x '.join(map(str, filters.shape[1:]))}: those with rows of three have kernels here"
-        )
-    return build.filtered(x, stride, padding, dilation, filters, bias)
+    if weight.shape[1] == 1 and weight.shape[4] == 3 and prod(weight.shape[2:4]) <= MOST_FILTER_ROWS:
+        return build.filtered(x, stride, padding, dilation, weight[:, 0], bias)
+    _refuse_large(weight, groups, _DENSE)
+    return build.clip_conv(x, weight, bias, groups, stride, padding, dilation)
 
 
 def _refuse_large(weight: NDArray[np.float32], groups: int, most: int) -> None:

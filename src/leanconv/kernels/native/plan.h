@@ -19,7 +19,7 @@ struct Plan {
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -95,6 +95,26 @@ struct WindowStep {
     int64_t largest;
     int64_t across, down;  // of means: factors of columns, and of frames, then rows
     int64_t line, right;
+};
+
+// A convolution over maps whose rows are frames one under another. Its Stage's tiles read frames, `deep` of them at most, in
+// the scratch, and as many slots of each; `sorting` of the first tile of a group is where its ClipGroup is.
+struct ClipStep {
+    int64_t kind;
+    int64_t frames, height, width, pitch;  // of what is read
+    int64_t out_frames, out_height, out_width, out_pitch;
+    int64_t deep, st, pt, dt;  // frames of the kernel, their stride, padding and dilation
+    int64_t sy, py, reach;     // reach: rows from the first tap to the last, both counted
+    int64_t sx, wanted, before, count, length;  // columns of each phase, from one phase to the next; those that are wanted, by bits
+    int64_t scratch, frame, plane, scratch_pitch;
+    int64_t zeros;  // where the zeros are in a frame of the scratch, -1: none
+    int64_t line;   // a row before it is sorted
+    int64_t made, made_plane, made_pitch, band;
+    // Then the Stage.
+};
+
+struct ClipGroup {
+    int64_t channels, table;
 };
 
 struct PoolStep {

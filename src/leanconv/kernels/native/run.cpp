@@ -212,6 +212,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));
+        case kClipStep: return run_clip(r, r.at<ClipStep>(position));
         default: return run_sums(r, plan, r.at<SumStep>(position));
     }
 }

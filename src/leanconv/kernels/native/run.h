@@ -74,6 +74,19 @@ void share(const Run& r, int64_t rows, int64_t piece, int64_t macs, const Work& 
     else task(&shared, 0);
 }
 
+struct Taps {
+    int64_t skipped, first, count;
+};
+
+// Of `count` taps, `gap` apart from `start` on, those from 0 to `side`: how many are before, where the first of them is, and
+// how many they are.
+inline Taps on_map(int64_t start, int64_t gap, int64_t count, int64_t side) {
+    const int64_t skipped = start < 0 ? (gap - 1 - start) / gap : 0, first = start + skipped * gap;
+    if (skipped >= count || first >= side) return {0, 0, 0};
+    const int64_t fit = (side - 1 - first) / gap + 1, left = count - skipped;
+    return {skipped, first, fit < left ? fit : left};
+}
+
 // How many of `left` rows the next tile takes. No single row is left over where that can be: it keeps too few sums going.
 inline int rows_of(const Kernels& kernels, const Tile& t, int vectors, int left) {
     int rows = t.rows < left ? int(t.rows) : left;
@@ -106,5 +119,6 @@ void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
 void move_blocks(const Run& r, const Port& port, float* image, bool in);
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
+void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
 
 }  // namespace leanconv

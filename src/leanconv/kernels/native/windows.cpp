@@ -4,18 +4,6 @@
 namespace leanconv {
 namespace {
 
-struct Taps {
-    int64_t first, count;
-};
-
-// Of `count` taps, `gap` apart from `start` on, those between 0 and `side`: where the first of them is, and how many.
-Taps on_map(int64_t start, int64_t gap, int64_t count, int64_t side) {
-    const int64_t skipped = start < 0 ? (gap - 1 - start) / gap : 0, first = start + skipped * gap;
-    if (skipped >= count || first >= side) return {0, 0};
-    const int64_t fit = (side - 1 - first) / gap + 1, left = count - skipped;
-    return {first, fit < left ? fit : left};
-}
-
 // How many rows of results from `y` on have equally many rows, as far apart as they are themselves, and one factor.
 int alike(const WindowStep& s, int64_t y, Taps rows, const float* factors) {
     int64_t next = y + 1;
