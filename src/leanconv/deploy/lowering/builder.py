@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.program import (
     MOST_STRIDE,
+    ZERO,
     Activation,
     Buffer,
     ClipConv,
@@ -265,10 +266,15 @@ class Builder:
         if x.strides == (1, 1):
             return x
         size = (-(-x.size[0] // x.strides[0]), -(-x.size[1] // x.strides[1]))
-        number = self._buffer(prod(x.lead), size)
-        order = tuple(range(prod(x.lead)))
-        self.steps.append(Conv(reads=x.channels(), writes=number, order=order, strides=x.strides))
-        return replace(self._whole(number, size), line=x.line)
+        live = x.wires[..., 0] != ZERO.buffer  # channels of zeros stay what they are
+        if not live.any():
+            live[...] = True
+        reads = tuple(Wire(int(buffer), int(channel)) for buffer, channel in x.wires[live])
+        number = self._buffer(len(reads), size)
+        self.steps.append(Conv(reads=reads, writes=number, order=tuple(range(len(reads))), strides=x.strides))
+        wires = x.wires.copy()
+        wires[live] = _wires(number, len(reads))
+        return replace(x, wires=wires, size=size, strides=(1, 1))
 
     def _buffer(self, channels: int, size: tuple[int, int]) -> int:
         self.buffers.append(Buffer(channels, *size))

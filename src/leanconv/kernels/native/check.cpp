@@ -224,7 +224,7 @@ private:
         NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
         if (!s.taps) {
             const Span frames = steps(s.out_frames, Wide(s.st) * s.height * s.pitch);
-            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns)), kOutside);
+            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns + (s.sx == 2))), kOutside);
             return nullptr;
         }
         for (int64_t number : {s.pt, s.py, s.px, s.left, s.right}) NEED(within(number, 0, kMostSide), kNumber);

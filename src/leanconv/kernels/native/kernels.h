@@ -159,7 +159,7 @@ struct Kernels {
     void (*add)(const SumArgs& args);  // the sum of one map
     void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
     void (*window)(const WindowArgs& args);
-    // Every `stride`-th column of rows to rows of `width`.
+    // Every `stride`-th column of rows to rows of `width`. Of two it may read the column behind the last.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
     const DenseKernel* dense_tiles;  // null where there is no such
     DenseKernel dense_tile(int step, int64_t blocks, int rows, int pixels) const {
