@@ -27,10 +27,13 @@ def fused(program: Program) -> Program:
     read.
     """
     steps = list(program.steps)
+    reads = Counter(wire.buffer for wires in program.outputs for wire in wires)
+    for step in steps:
+        reads.update(_buffers(step))
     position = 0
     while position < len(steps):
         step = steps[position]
-        merged = _merged(steps, step, _reads(program, steps)) if isinstance(step, (Conv, Repeat)) else None
+        merged = _merged(steps, step, reads) if isinstance(step, (Conv, Repeat)) else None
         if merged is None:
             position += 1
         else:
@@ -38,16 +41,17 @@ def fused(program: Program) -> Program:
             steps[position : position + 1] = new
             for one in gone:
                 steps.remove(one)
+            for one in (step, *gone):
+                reads.subtract(_buffers(one))
+            for one in new:
+                reads.update(_buffers(one))
             position += len(new) - 1 - len(gone)
     return replace(program, steps=tuple(steps))
 
 
-def _reads(program: Program, steps: list[Step]) -> Counter[int]:
-    """How many wires, over all steps and outputs, come from each buffer."""
-    wires: Counter[int] = Counter(wire.buffer for wires in program.outputs for wire in wires)
-    for step in steps:
-        wires.update(wire.buffer for wire in (*step.reads, *also_read(step)))
-    return wires
+def _buffers(step: Step) -> list[int]:
+    """The buffer of each wire that a step reads."""
+    return [wire.buffer for wire in (*step.reads, *also_read(step))]
 
 
 _Merged = tuple[tuple[Step, ...], tuple[Step, ...]]
