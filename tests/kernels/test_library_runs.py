@@ -264,7 +264,7 @@ torch.manual_seed(0)  # one draw in thousands has outputs so small that rounding
 
 @seed(0)
 @settings(max_examples=int(sys.argv[3]), deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(programs())
+@given(programs() | dense_programs())
 def check(program):
     inputs = tests.drawn(program)
     runnable = Runnable(fused(program), library, lanes)

@@ -1,5 +1,6 @@
 """What a program of dense convolutions is before it is laid out in blocks, where sums cost nothing.
 
+the same windows of the same channels twice    once
 two convolutions whose results are added    one of the channels of both: no sum at all
 a map up-sampled by two, then added         added where the sums still are in registers, at half the resolution
 a step of two stages                        two steps
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.layout import also_read, size_of
-from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Program, Repeat, Stage, Step, Wire
+from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Program, Repeat, Stage, Step, Sums, Window, Wire
 
 __all__ = ["Halves", "prepared"]
 
@@ -25,8 +27,33 @@ Halves = Mapping[int, tuple[Wire, ...]]
 
 def prepared(program: Program) -> tuple[Program, Halves]:
     """The same program, and what its convolutions add at half the resolution."""
-    joined = _joined(program)
-    return _halved(_apart(fused(joined) if len(joined.steps) < len(program.steps) else joined))
+    once = _once(program)
+    joined = _joined(once)
+    return _halved(_apart(fused(joined) if len(joined.steps) < len(once.steps) else joined))
+
+
+def _once(program: Program) -> Program:
+    """The same windows of the same channels, which several layers may take, made once."""
+    first, same = dict[tuple[Any, ...], int](), dict[int, int]()
+    steps = list[Step]()
+
+    def now(wires: tuple[Wire, ...]) -> tuple[Wire, ...]:
+        return tuple(Wire(same.get(wire.buffer, wire.buffer), wire.channel) for wire in wires)
+
+    for step in program.steps:
+        if same and not isinstance(step, Sums):
+            step = replace(step, reads=now(step.reads))
+            if isinstance(step, (Conv, Repeat)) and step.residual:
+                step = replace(step, residual=now(step.residual))
+        if isinstance(step, Window):
+            options = {field.name: getattr(step, field.name) for field in fields(step) if field.name != "writes"}
+            number = first.setdefault(tuple(options.values()), step.writes)
+            if number != step.writes:
+                same[step.writes] = number
+                continue
+        steps.append(step)
+    outputs = tuple(now(wires) for wires in program.outputs)
+    return replace(program, steps=tuple(steps), outputs=outputs) if same else program
 
 
 def _sources(program: Program) -> tuple[Counter[int], dict[int, Step]]:

@@ -20,7 +20,7 @@ const float* place(const Run& r, int64_t table, int64_t block) { return table < 
 // Of the pixels of a tile, which weights of the next group come into the second cache.
 struct Ahead {
     const char* from;
-    int64_t bytes, tiles, tile;
+    int64_t bytes, tiles;
 };
 
 static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int64_t first, int64_t rows, Ahead ahead) {
@@ -37,11 +37,12 @@ static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int
     a.residual_row = s.residual_row;
     set_bounds(r, s, &a.low, &a.high, &a.lowest, &a.highest);
     a.ahead_step = ahead.bytes / (ahead.tiles * (s.slots ? s.slots : 1));
+    const int64_t each = s.width / across, wider = s.width % across, ahead_tile = ahead.bytes / ahead.tiles;
+    a.ahead = ahead.from;
     for (int64_t y = first; y < first + rows;) {
         const int64_t high = s.high < first + rows - y ? s.high : first + rows - y;
-        for (int64_t i = 0; i < across; ++i) {
-            const int64_t from = s.width * i / across, to = s.width * (i + 1) / across;
-            a.ahead = ahead.from + ahead.bytes * ahead.tile++ / ahead.tiles;
+        for (int64_t i = 0, from = 0, to = 0; i < across; ++i, from = to, a.ahead += ahead_tile) {
+            to += each + (i < wider);
             // Blocks, rows and pixels one by one do it too, where a build has few tiles.
             const bool whole = kernels.dense_tile(step, g.blocks, int(high), int(to - from));
             const int64_t blocks = whole ? g.blocks : 1, now_high = whole ? high : 1, now_wide = whole ? to - from : 1;
@@ -83,7 +84,7 @@ void run_dense(const Run& r, const DenseStep& s) {
         const int64_t y = number / s.groups * band, i = number % s.groups, rows = s.rows - y < band ? s.rows - y : band;
         const int64_t next = i + 1 < s.groups ? groups[i + 1].weights : y + rows < s.rows ? groups[0].weights : s.next;
         const int64_t bytes = s.slots * kBlock * groups[i].blocks * int64_t(sizeof(float));
-        const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across, 0};
+        const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across};
         run_group(mine, s, groups[i], y, rows, ahead);
     });
 }

@@ -88,25 +88,38 @@ struct DenseTiles {
 };
 constexpr DenseTiles kAllDenseTiles;
 
+// The greatest of C columns of some rows and of `sum`, or all of them added to it.
+template <int C>
+INLINE inline Reg gathered(Reg sum, const float* in, const leanconv::BlockArgs& a) {
+    for (int y = 0; y < a.rows; ++y, in += a.in_row)
+        unroll<C>([&](auto i) INLINE {
+            const Reg v = load(in + i * kBlock);
+            if (a.greatest) sum = v > sum || v != v ? v : sum;
+            else sum += v;
+        });
+    return sum;
+}
+
 // One row of a block: the greatest or the mean of the pixels of a window that are in the map, or a pixel as it is, and what
 // is added to it.
 void block_row(const leanconv::BlockArgs& args) {
-    const leanconv::BlockArgs& a = args;
+    const leanconv::BlockArgs a = args;
     const Reg low = all(a.low), high = all(a.high);
+    float share = 1;
+    int shared = 1;  // of how many pixels the share is
     for (int x = 0; x < a.made; ++x) {
         const int start = x * a.stride - a.pad, from = start > 0 ? start : 0;
         const int to = start + a.columns < a.width ? start + a.columns : a.width;
         const int pixels = a.rows * (to > from ? to - from : 0);
-        const float share = pixels ? 1.f / float(a.whole ? a.whole : pixels) : 0.f;
+        if (const int of = a.whole ? a.whole : pixels; of != shared && of) share = 1.f / float(of), shared = of;
         for (int part = 0; part < kBlock; part += kLanes) {
             Reg sum = all(a.greatest ? -__builtin_inff() : 0.f);
-            for (int y = 0; a.in && y < a.rows; ++y)
-                for (int i = from; i < to; ++i) {
-                    const Reg v = load(a.in + y * a.in_row + ptrdiff_t(i) * kBlock + part);
-                    if (a.greatest) sum = v > sum || v != v ? v : sum;
-                    else sum += v;
-                }
-            if (!a.greatest && pixels > 1) sum *= share;
+            const float* in = a.in ? a.in + ptrdiff_t(from) * kBlock + part : nullptr;
+            if (in && to - from == 2) sum = gathered<2>(sum, in, a);
+            else if (in && to - from == 3) sum = gathered<3>(sum, in, a);
+            else
+                for (int i = from; in && i < to; ++i, in += kBlock) sum = gathered<1>(sum, in, a);
+            if (!a.greatest && shared > 1) sum *= share;
             if (a.residual) sum += load(a.residual + ptrdiff_t(x) * kBlock + part);
             if (a.half) sum += load(a.half + ptrdiff_t(x / 2) * kBlock + part);
             if (a.lowest) sum = at_least(low, sum);
