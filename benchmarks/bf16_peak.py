@@ -3,7 +3,7 @@
     python benchmarks/bf16_peak.py
 
 Twelve sums that do not wait for each other, by turns: `vfmadd231ps`, 16 multiply-adds a vector, and `vdpbf16ps`, 32.
-Needs g++ or clang++ and a CPU with AVX512_BF16. Matrix units (AMX) are not vectors; whether the CPU has them is printed.
+Needs g++ or clang++ and a CPU with AVX512_BF16. Matrix units (AMX) are not vectors; whether the CPU has them is said.
 """
 
 from __future__ import annotations

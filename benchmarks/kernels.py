@@ -76,8 +76,29 @@ def peak(seconds: float = 0.2) -> float:
     return best
 
 
+def described(step: Any) -> str:
+    """What a step computes, in a few words."""
+    stages = getattr(step, "stages", None)
+    if stages is None:
+        return type(step).__name__.lower()
+    return ", then ".join(
+        f"{'x'.join(map(str, stage.kernel))} {stage.in_channels} > {len(stage.weight)} in {stage.groups}"
+        + (f" stride {stage.stride[0]}" if stage.stride != (1, 1) else "")
+        for stage in stages
+    ) or ("sum" if step.residual else "copy")
+
+
+def moved(program: Any, step: Any) -> int:
+    """Bytes of the maps that a step reads and writes, and of its weights, each once."""
+    wires = {*step.reads, *(getattr(step, "residual", None) or ())}
+    maps = [program.buffers[wire.buffer] for wire in wires if wire.buffer >= 0]
+    out = program.buffers[step.writes]
+    floats = sum(one.height * one.width for one in maps) + out.channels * out.height * out.width
+    return 4 * (floats + sum(stage.weight.size + stage.bias.size for stage in getattr(step, "stages", ())))
+
+
 def steps(name: str, network: Any, rounds: int) -> list[str]:
-    """A line for each kind of step: microseconds at the tenth percentile, and share of the peak."""
+    """A line for each kind of step: microseconds at the tenth percentile, share of the peak, bytes moved."""
     import numpy as np
     import torch
 
@@ -92,28 +113,20 @@ def steps(name: str, network: Any, rounds: int) -> list[str]:
         runnable.run([x.data_ptr()], [y.data_ptr()], 1)  # its own maps and weights in the caches
         taken.append(runnable.time())
     quiet, top = np.quantile(np.array(taken), 0.1, axis=0) / 1e3, peak()
-    kinds: dict[str, list[tuple[float, int]]] = {}
+    kinds: dict[str, list[tuple[float, int, int]]] = {}
     for step, spent in zip(program.steps, quiet, strict=True):
-        stages = getattr(step, "stages", None)
         out = program.buffers[step.writes]
-        text = (
-            "mean"
-            if stages is None
-            else "copy"
-            if not stages
-            else ", then ".join(
-                f"{'x'.join(map(str, stage.kernel))} {stage.in_channels} > {len(stage.weight)} in {stage.groups}"
-                + (f" stride {stage.stride[0]}" if stage.stride != (1, 1) else "")
-                for stage in stages
-            )
-        )
-        macs = sum(stage.weight.size for stage in stages or ()) * out.height * out.width
-        kinds.setdefault(f"{text} to {out.height} x {out.width}", []).append((float(spent), macs))
+        macs = sum(stage.weight.size for stage in getattr(step, "stages", ())) * out.height * out.width
+        text = f"{described(step)} to {out.height} x {out.width}"
+        kinds.setdefault(text, []).append((float(spent), macs, moved(program, step)))
     lines = [f"\n{name}: {quiet.sum():.0f} us, {2e-3 * program.macs / quiet.sum() / top:.0%} of {top:.0f} GFLOP/s\n"]
-    lines += ["| step | times | us each | of the peak |", "|---|---:|---:|---:|"]
+    lines += ["| step | times | us each | GFLOP/s | of the peak | KB moved |", "|---|---:|---:|---:|---:|---:|"]
     for text, found in kinds.items():
-        spent, macs = sum(one for one, _ in found) / len(found), found[0][1]
-        lines.append(f"| {text} | {len(found)} | {spent:.1f} | {2e-3 * macs / spent / top:.0%} |")
+        spent, macs = sum(one for one, *_ in found) / len(found), found[0][1]
+        rate = 2e-3 * macs / spent
+        lines.append(
+            f"| {text} | {len(found)} | {spent:.1f} | {rate:.0f} | {rate / top:.0%} | {found[0][2] / 1e3:.0f} |"
+        )
     return lines
 
 

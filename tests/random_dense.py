@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 
-from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Pool, Program, Stage, Wire, out_side
+from leanconv.kernels.program import (
+    NOTHING,
+    ZERO,
+    Activation,
+    Buffer,
+    Conv,
+    Pool,
+    Program,
+    Repeat,
+    Stage,
+    Window,
+    Wire,
+    out_side,
+)
 from random_programs import ACTIVATIONS
 
 _KERNELS = ((1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (2, 2))
@@ -16,7 +31,7 @@ class _Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[Conv | Pool] = []
+        self.steps: list[Conv | Pool | Repeat | Window] = []
 
     def whole(self, number: int) -> tuple[Wire, ...]:
         return tuple(Wire(number, channel) for channel in range(self.buffers[number].channels))
@@ -53,13 +68,19 @@ class _Draw:
     def step(self) -> None:
         source = self.draw(st.integers(0, len(self.buffers) - 1))
         size, writes = self.buffers[source][1:], len(self.buffers)
-        kind = self.draw(st.sampled_from(("conv", "conv", "conv", "pass", "mean"))) if source else "conv"
+        kind = self.draw(st.sampled_from(("conv", "conv", "pass", "mean", "window", "octave"))) if source else "conv"
         if kind == "mean":
             self.steps.append(Pool(reads=self.whole(source), writes=writes))
             self.buffers.append(Buffer(self.buffers[source].channels, 1, 1))
             return
+        if kind == "window" and min(size) >= 3:  # torch's reference refuses less
+            self.window(source)
+            return
+        if kind == "octave" and min(size) >= 2:
+            self.octave(source)
+            return
         activation = self.draw(st.sampled_from(ACTIVATIONS))
-        if kind == "pass":
+        if kind in ("pass", "window", "octave"):
             strides = self.draw(st.sampled_from(((1, 1), (2, 2), (1, 3))))
             small = (-(-size[0] // strides[0]), -(-size[1] // strides[1]))
             made = Buffer(self.buffers[source].channels, *small)
@@ -73,6 +94,55 @@ class _Draw:
         fields = {name: getattr(step, name) for name in ("reads", "writes", "order", "stages", "strides")}
         self.steps.append(Conv(**fields, residual=self.residual(made), activation=activation))
         self.buffers.append(made)
+
+    def window(self, source: int) -> None:
+        step = Window(
+            reads=self.whole(source),
+            writes=len(self.buffers),
+            kernel=(1, *self.draw(st.sampled_from(((2, 2), (3, 3), (1, 3))))),
+            largest=self.draw(st.booleans()),
+            stride=(1, *self.draw(st.sampled_from(((2, 2), (1, 2))))),
+            padding=(0, 0, self.draw(st.integers(0, 1))),
+            ceil=True,
+            counted=False,
+        )
+        _, height, width = step.sides(self.buffers[source][1:])
+        if min(height, width) >= 1:
+            self.steps.append(step)
+            self.buffers.append(Buffer(self.buffers[source].channels, height, width))
+
+    def add(self, count: int, size: tuple[int, int], **fields: Any) -> int:
+        """A convolution of 1 x 1, or what is added to one; the buffer of its result."""
+        reads = fields.pop("reads")
+        if fields.get("residual") is None:
+            weight = self.random.standard_normal((count, len(reads), 1, 1)).astype(np.float32) / np.sqrt(len(reads))
+            bias = self.random.standard_normal(count).astype(np.float32)
+            fields["stages"] = (Stage(weight=weight.astype(np.float32), bias=bias),)
+        order = tuple(range(count))
+        self.steps.append(Conv(reads=reads, writes=len(self.buffers), order=order, **fields))
+        self.buffers.append(Buffer(count, *size))
+        return len(self.buffers) - 1
+
+    def octave(self, source: int) -> None:
+        """relu(high + up(low) + another), and relu(low + low of the pooled + another), as graphs have them."""
+        buffer = self.buffers[source]
+        size, count = buffer[1:], self.draw(st.sampled_from((16, 32, 24)))
+        self.buffers.append(Buffer(buffer.channels, -(-size[0] // 2), -(-size[1] // 2)))
+        pooled, small = len(self.buffers) - 1, self.buffers[-1][1:]
+        window = {"kernel": (1, 2, 2), "stride": (1, 2, 2), "largest": False, "ceil": True, "counted": False}
+        self.steps.append(Window(reads=self.whole(source), writes=pooled, **window))
+        high = self.add(count, size, reads=self.whole(source))
+        low = self.add(count, small, reads=self.whole(pooled))
+        self.buffers.append(Buffer(count, *size))
+        risen = len(self.buffers) - 1
+        self.steps.append(Repeat(reads=self.whole(low), writes=risen, times=(2, 2)))
+        both = self.add(count, size, reads=self.whole(high), residual=self.whole(risen))
+        other = self.add(count, size, reads=self.whole(source))
+        self.add(count, size, reads=self.whole(both), residual=self.whole(other), activation=Activation(low=0.0))
+        fallen = self.add(count, small, reads=self.whole(pooled))
+        again = self.add(count, small, reads=self.whole(pooled))
+        both = self.add(count, small, reads=self.whole(fallen), residual=self.whole(again))
+        self.add(count, small, reads=self.whole(both), residual=self.whole(low), activation=Activation(low=0.0))
 
     def second(self) -> None:
         """The last convolution followed by a pointwise one in the same step."""

@@ -19,6 +19,7 @@ from leanconv.kernels.program import (
     Conv,
     Pool,
     Program,
+    Repeat,
     Stage,
     Volume,
     Window,
@@ -53,6 +54,11 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         x = gather(step.reads)
         if isinstance(step, Pool):
             buffers[step.writes] = x.mean((2, 3), keepdim=True)
+            continue
+        if isinstance(step, Repeat):
+            _, height, width = program.buffers[step.writes]
+            x = x.repeat_interleave(step.times[0], 2).repeat_interleave(step.times[1], 3)[..., :height, :width]
+            buffers[step.writes] = x if step.residual is None else x + gather(step.residual)
             continue
         if isinstance(step, Volume):
             buffers[step.writes] = activated(_filtered(step, x), step.activation)
@@ -104,7 +110,7 @@ class Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[ClipConv | Conv | Pool | Volume | Window] = []
+        self.steps: list[ClipConv | Conv | Pool | Repeat | Volume | Window] = []
 
     def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
         """`count` channels of maps of a size, in any order, some of them zeros."""
@@ -143,7 +149,9 @@ class Draw:
         count = self.draw(st.sampled_from((1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 24)))
         reads, writes = self.wires(count, size), len(self.buffers)
         kind = self.draw(
-            st.sampled_from(("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window", "clip"))
+            st.sampled_from(
+                ("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window", "clip", "repeat")
+            )
         )
         if kind == "pool":
             self.buffers.append(Buffer(count, 1, 1))
@@ -157,6 +165,16 @@ class Draw:
             return
         if kind == "window":
             self.window(reads, size)
+            return
+        if kind == "repeat":
+            times = self.draw(st.sampled_from(((2, 2), (2, 2), (1, 3), (1, 1))))
+            most = [side * by for side, by in zip(size, times, strict=True)]
+            size = (self.draw(st.integers(1, most[0])), self.draw(st.integers(max(1, most[1] - 1), most[1])))
+            residual = None
+            if any(buffer[1:] == size for buffer in self.buffers) and self.draw(st.booleans()):
+                residual = self.wires(count, size)
+            self.buffers.append(Buffer(count, *size))
+            self.steps.append(Repeat(reads=reads, writes=writes, times=times, residual=residual))
             return
         stages: list[Stage] = []
         strides = (1, 1)

@@ -261,7 +261,10 @@ def test_onnx_has_no_such_operator(tmp_path: Path) -> None:
     ("net", "words"),
     [
         (nn.Sequential(nn.ReLU()), "no part of Sequential gains by it: it has no convolution"),
-        (nn.Sequential(nn.Conv2d(8, 1200, 3)), "0: it has 86400 weights in a group, more than the 65536 up to which"),
+        (
+            nn.Sequential(nn.Conv2d(8, 1200, 3), nn.ConvTranspose2d(1200, 4, 2)),
+            "0: it has 86400 weights in a group, more than the 65536 up to which",
+        ),
         (
             nn.Sequential(nn.Conv2d(8, 4, 3), nn.ConvTranspose2d(4, 4, 2)),
             "0: no grouped convolution is next to it, .*; and 1 more convolutions are left out",

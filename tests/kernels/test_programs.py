@@ -20,6 +20,7 @@ from leanconv.kernels.program import (
     Conv,
     Pool,
     Program,
+    Repeat,
     Stage,
     Volume,
     Window,
@@ -286,4 +287,39 @@ def test_what_does_not_fit_is_refused(steps: tuple[Conv | Pool, ...], words: str
             steps=steps,
             inputs=(0,),
             outputs=(whole(0, 2),),
+        )
+
+
+def test_what_is_up_sampled_and_added_joins_the_convolution_before_it() -> None:
+    """relu((conv(x) + up(y)) + z) adds z to up(y), and that to the convolution."""
+    channels = (0, 1)
+    program = Program(
+        buffers=(Buffer(2, 5, 5), Buffer(2, 3, 3), *(Buffer(2, side, side) for side in (5, 6, 5, 5, 5, 5))),
+        steps=(
+            Conv(reads=whole(0, 2), writes=2, order=channels, stages=(stage(2, 2),)),
+            Repeat(reads=whole(1, 2), writes=3, times=(2, 2)),
+            Repeat(reads=whole(3, 2), writes=4, times=(1, 1)),  # cropped
+            Conv(reads=whole(2, 2), writes=5, order=channels, residual=whole(4, 2)),
+            Conv(reads=whole(5, 2), writes=6, order=channels, residual=whole(0, 2)),
+            Conv(reads=whole(6, 2), writes=7, order=channels, activation=RELU),
+        ),
+        inputs=(0, 1),
+        outputs=(whole(7, 2),),
+    )
+    rising, last = fused(program).steps
+    assert isinstance(rising, Repeat)
+    assert isinstance(last, Conv)
+    assert (rising.reads, rising.times, rising.residual) == (whole(1, 2), (2, 2), whole(0, 2))
+    assert (last.reads, last.residual, last.activation, last.writes) == (whole(0, 2), whole(4, 2), RELU, 7)
+    inputs = [torch.randn(1, *program.buffers[number], dtype=torch.float64) for number in program.inputs]
+    torch.testing.assert_close(computed(fused(program), inputs), computed(program, inputs))
+
+
+def test_pixels_are_repeated_no_further_than_they_reach() -> None:
+    with pytest.raises(PlanError, match=r"step 0 repeats 1 maps of \(2, 2\) \(2, 2\) times, its buffer is"):
+        Program(
+            buffers=(Buffer(1, 2, 2), Buffer(1, 4, 5)),
+            steps=(Repeat(reads=whole(0, 1), writes=1, times=(2, 2)),),
+            inputs=(0,),
+            outputs=(whole(1, 1),),
         )

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from leanconv.deploy.lowering import RULES, Builder, Map, Unfit
 from leanconv.dryrun.operators import bind
 from leanconv.errors import PlanError
+from leanconv.kernels.blocks import is_dense
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.program import Program
 
@@ -61,9 +62,18 @@ class Piece:
 def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
     """The pieces of a graph that are worth a program, and the convolutions outside of all of them.
 
-    Worth it is a piece with a grouped convolution in it, or all convolutions of the network.
+    Worth it is a piece with a grouped convolution in it, or all convolutions of the network. Where they are all dense,
+    of any size, and make programs in blocks, those are as fast as any; beside others only small ones are.
     """
     axes = _axes(module)
+    if axes == 2:
+        kept, left = _pieces(module, axes, any_size=True)
+        if kept and not left and all(piece.program is not None and is_dense(piece.program) for piece in kept):
+            return kept, left
+    return _pieces(module, axes, any_size=False)
+
+
+def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[Piece], list[Left]]:
     found: dict[fx.Node, Piece] = {}
     passed: dict[fx.Node, set[Piece]] = {}  # pieces from which a path leads here that has left them
     reasons: dict[fx.Node, str] = {}
@@ -71,7 +81,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
         operands = node.all_input_nodes
         through = set().union(*(passed[one] for one in operands)) if operands else set()
         try:
-            _lower_one(module, node, axes)
+            _lower_one(module, node, Builder(axes, any_size=any_size))
         except Unfit as reason:
             reasons[node] = str(reason)
             passed[node] = through | {found[one] for one in operands if one in found}
@@ -96,7 +106,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
             )
         elif inside:
             try:
-                piece.program = fused(_lowered(module, piece, axes))
+                piece.program = fused(_lowered(module, piece, Builder(axes, any_size=any_size)))
             except (Unfit, PlanError) as reason:
                 reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
             else:
@@ -124,8 +134,7 @@ def _axes(module: fx.GraphModule) -> int:
     return max(1, max(ranks) - 2) if ranks else 2
 
 
-def _lowered(module: fx.GraphModule, piece: Piece, axes: int) -> Program:
-    build = Builder(axes)
+def _lowered(module: fx.GraphModule, piece: Piece, build: Builder) -> Program:
     made: dict[fx.Node, Map | list[Map]] = {node: build.input(_shape(node)) for node in piece.inputs}
     for node in piece.nodes:
         made[node] = _lower(module, node, build, made)
@@ -153,9 +162,8 @@ def _trim(piece: Piece) -> None:
         piece.nodes = [node for node in piece.nodes if node not in gone]
 
 
-def _lower_one(module: fx.GraphModule, node: fx.Node, axes: int) -> None:
+def _lower_one(module: fx.GraphModule, node: fx.Node, build: Builder) -> None:
     """Raise `Unfit` where a node alone cannot be steps."""
-    build = Builder(axes)
     if node.op != "call_function":
         raise Unfit("it computes nothing")
     made = {source: _input(build, source) for source in node.all_input_nodes if _is_image(source)}

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from leanconv.kernels.layout import LINE, also_read, up
+from leanconv.kernels.merge import Halves, prepared
 from leanconv.kernels.plans import Packed, Port, Writer
 from leanconv.kernels.program import (
+    NOTHING,
     ZERO,
     Activation,
     Buffer,
@@ -29,14 +30,16 @@ from leanconv.kernels.program import (
     Floats,
     Pool,
     Program,
+    Repeat,
     Stage,
     Step,
+    Sums,
     Window,
     Wire,
 )
 from leanconv.kernels.stages import CURVES
 
-__all__ = ["BLOCK", "in_blocks", "suits"]
+__all__ = ["BLOCK", "in_blocks", "is_dense"]
 
 BLOCK = 16
 """Channels of a block, whatever the vectors: as in native/kernels.h."""
@@ -84,17 +87,29 @@ class Runs(NamedTuple):
 
 def in_blocks(program: Program, lanes: int, registers: int) -> Packed | None:
     """The plan of a program that is faster in blocks; None for any other."""
+    found = _prepared(program)
+    return None if found is None else _Packer(*found, lanes, registers).packed()
+
+
+def is_dense(program: Program) -> bool:
+    """Whether a program is laid out in blocks."""
+    return _prepared(program) is not None
+
+
+def _prepared(program: Program) -> tuple[Program, Halves] | None:
     if any(isinstance(step, Conv) and len(step.stages) > 1 and max(step.between) < 0 for step in program.steps):
         return None  # a second stage that reads zeros alone
-    apart = _apart(program)
-    return _Packer(apart, lanes, registers).packed() if suits(apart) else None
+    found = prepared(program)
+    return found if _suits(*found) else None
 
 
-def suits(program: Program) -> bool:
+def _suits(program: Program, halves: Halves) -> bool:
     """Whether a program is made of dense convolutions and what goes with them, its channels in whole blocks."""
     macs = idle = 0
+    if any(_whole(wires) is None for wires in halves.values()):
+        return False
     for step in program.steps:
-        if isinstance(step, Pool) or (isinstance(step, Window) and _plain(step)):
+        if isinstance(step, Pool) or _plain(step):
             fits = _whole(step.reads) is not None
         elif isinstance(step, Conv) and not step.stages:
             fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
@@ -105,7 +120,7 @@ def suits(program: Program) -> bool:
             idle += one * up(len(step.order), BLOCK)
         else:
             fits = False
-        if not fits or (isinstance(step, Conv) and step.residual is not None and _whole(step.residual) is None):
+        if not fits or (isinstance(step, (Conv, Repeat)) and step.residual and _whole(step.residual) is None):
             return False
     return macs > 0 and idle <= _MOST_IDLE * macs
 
@@ -114,9 +129,14 @@ def _pixels(program: Program, step: Conv) -> int:
     return program.buffers[step.writes].height * program.buffers[step.writes].width
 
 
-def _plain(step: Window) -> bool:
-    """Whether windows are of one frame and without gaps, and means those of all pixels, or of those on the map."""
-    if step.frames > 1 or step.kernel[0] > 1 or max(step.dilation) > 1:
+def _plain(step: Step) -> bool:
+    """Whether windows are of one frame and without gaps, and means those of all pixels, or of those on the map.
+
+    And whether pixels are repeated as a map of half the size is.
+    """
+    if isinstance(step, Repeat):
+        return step.times in ((1, 1), (2, 2))
+    if not isinstance(step, Window) or step.frames > 1 or step.kernel[0] > 1 or max(step.dilation) > 1:
         return False
     return step.largest or (step.divisor is None and not (step.counted and step.ceil and any(step.padding)))
 
@@ -135,34 +155,18 @@ def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
     return found
 
 
-def _apart(program: Program) -> Program:
-    """Steps of two stages as two: what is between them is in the cache here as well."""
-    buffers, steps = list(program.buffers), list[Step]()
-    for step in program.steps:
-        if not isinstance(step, Conv) or len(step.stages) < 2:
-            steps.append(step)
-            continue
-        middle, made = len(buffers), program.buffers[step.writes]
-        count = len(step.stages[0].weight)
-        buffers.append(Buffer(count, made.height, made.width))
-        first = replace(
-            step,
-            writes=middle,
-            order=tuple(range(count)),
-            stages=step.stages[:1],
-            between=(),
-            residual=None,
-            activation=step.inner,
-        )
-        reads = tuple(ZERO if slot < 0 else Wire(middle, slot) for slot in step.between)
-        steps += [first, replace(step, reads=reads, stages=step.stages[1:], between=())]
-    return replace(program, buffers=tuple(buffers), steps=tuple(steps))
+_Step = Conv | Pool | Repeat | Window
+
+
+def _read(step: Step, halves: Halves) -> list[Wire]:
+    half = () if isinstance(step, Sums) else halves.get(step.writes, ())
+    return [wire for wire in (*step.reads, *also_read(step), *half) if wire != ZERO]
 
 
 class _Packer:
-    def __init__(self, program: Program, lanes: int, registers: int) -> None:
-        self.program, self.lanes = program, lanes
-        self.steps = [step for step in program.steps if isinstance(step, (Conv, Pool, Window))]  # there are no others
+    def __init__(self, program: Program, halves: Halves, lanes: int, registers: int) -> None:
+        self.program, self.halves, self.lanes = program, halves, lanes
+        self.steps = [step for step in program.steps if isinstance(step, _Step)]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
         self.geometry = self._geometries()
         self.maps: dict[int, _Map] = {}
@@ -215,13 +219,13 @@ class _Packer:
             read = {wire.buffer for wire in step.reads if wire != ZERO}
             if not (isinstance(step, Conv) and step.stages and len(read) == 1):
                 found -= read
-            found -= {wire.buffer for wire in also_read(step)}
+            found -= {wire.buffer for wire in (*also_read(step), *self.halves.get(step.writes, ()))}
         return found
 
     def _place(self) -> int:
         """Give each buffer a place, that of another of its size which is not needed any more; the floats of all."""
         program, apart = self.program, self._as_they_came()
-        last = {wire.buffer: index for index, step in enumerate(self.steps) for wire in _read(step)}
+        last = {wire.buffer: index for index, step in enumerate(self.steps) for wire in _read(step, self.halves)}
         last |= {wire.buffer: len(self.steps) for wires in program.outputs for wire in wires}
         free: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # blocks, origin
         end, blocks = LINE, {}
@@ -247,7 +251,7 @@ class _Packer:
         for number in program.inputs:
             take(number)
         for index, step in enumerate(self.steps):
-            ending = {wire.buffer for wire in _read(step) if last[wire.buffer] == index}
+            ending = {wire.buffer for wire in _read(step, self.halves) if last[wire.buffer] == index}
             over = self._written_over(step) if isinstance(step, Conv) else None
             if over is not None and over in ending:  # the sum is written over what was added, pixel by pixel
                 ending.remove(over)
@@ -291,6 +295,7 @@ class _Packer:
     def _dense(self, step: Conv, after: int) -> tuple[int, int]:
         """The record of a convolution, and where its weights are."""
         stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
+        half = self.halves.get(step.writes)
         runs = self._runs(step.reads)
         read = next(self.maps[wire.buffer] for wire in step.reads if wire != ZERO)
         table = list(chain.from_iterable((run.place + tap, run.length) for run in runs for tap in _taps(stage, read)))
@@ -303,13 +308,12 @@ class _Packer:
             blocks = range(first, min(first + each, len(panels)))
             out = self.plan.table(to.channel(block * BLOCK) for block in blocks)
             groups += [len(blocks), weights + first * slots * BLOCK, bias + first * BLOCK, out]
-            groups += [self._blocks(step.residual, blocks), _NONE]
+            groups += [self._blocks(step.residual, blocks), self._blocks(half, blocks)]
         band, high, wide = self._tile(step, stage, made, read)
-        residual_row = 0 if step.residual is None else self.maps[step.residual[0].buffer].row
         channel = read.plane if read.pixel == 1 else 1
         record = [_DENSE, self.lanes, made.height, made.width, band, high, wide]
         record += [0, stage.stride[0] * read.row, stage.stride[1] * read.pixel, channel]
-        record += [self.plan.table(table), len(table) // 2, slots, to.row, residual_row, 0]
+        record += [self.plan.table(table), len(table) // 2, slots, to.row, self._row(step.residual), self._row(half)]
         macs = stage.weight.size * made.height * made.width
         record += [
             *self._ends(step.activation),
@@ -335,34 +339,39 @@ class _Packer:
             return _NONE
         return self.plan.table(self.maps[found[b].buffer].channel(found[b].channel) for b in blocks)
 
+    def _row(self, wires: tuple[Wire, ...] | None) -> int:
+        return self.maps[wires[0].buffer].row if wires else 0
+
     def _ends(self, activation: Activation) -> tuple[int, int]:
         bounds = np.array([activation.low, activation.high], dtype=np.float32)
         return self.plan.floats(bounds), CURVES.index(activation.curve)
 
-    def _window(self, step: Conv | Pool | Window) -> int:
+    def _window(self, step: _Step) -> int:
         made, (height, width) = self.program.buffers[step.writes], self._size(step.reads)
         blocks = range(-(-made.channels // BLOCK))
-        residual = step.residual if isinstance(step, Conv) else None
-        activation = step.activation if isinstance(step, Conv) else Activation()
+        residual = step.residual if isinstance(step, (Conv, Repeat)) else None
+        half, reads = self.halves.get(step.writes), step.reads
+        window = [1, 1, 1, 1, 0, 0, 0, 0]
         if isinstance(step, Conv):
-            window = [1, 1, *step.strides, 0, 0, 0, 0]
+            window[2:4] = step.strides
         elif isinstance(step, Window):
             whole = step.counted and any(step.padding)
             window = [*step.kernel[1:], *step.stride[1:], *step.padding[1:], step.largest, whole]
-        else:
-            window = [height, width, 1, 1, 0, 0, 0, 0]
-        to, read = self.maps[step.writes], self.maps[step.reads[0].buffer]
-        tables = [self._blocks(step.reads, blocks), self.plan.table(to.channel(b * BLOCK) for b in blocks)]
-        tables += [self._blocks(residual, blocks), _NONE]
-        rows = [height, width, read.row, made.height, made.width, to.row]
-        rows += [0 if residual is None else self.maps[residual[0].buffer].row, 0]
+        elif isinstance(step, Pool):
+            window[:2] = height, width
+        elif step.times == (2, 2):  # nothing but what is added
+            half, reads = step.reads, ()
+        to = self.maps[step.writes]
+        tables = [
+            self._blocks(reads, blocks) if reads else _NONE,
+            self.plan.table(to.channel(b * BLOCK) for b in blocks),
+        ]
+        tables += [self._blocks(residual, blocks), self._blocks(half, blocks)]
+        rows = [height, width, self._row(reads), made.height, made.width, to.row, self._row(residual), self._row(half)]
+        activation = step.activation if isinstance(step, Conv) else NOTHING
         work = min(made.channels * made.height * made.width * window[0] * window[1], _MOST_MACS)
         record = [_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation), work]
         return self.plan.table(record)
-
-
-def _read(step: Step) -> list[Wire]:
-    return [wire for wire in (*step.reads, *also_read(step)) if wire != ZERO]
 
 
 def _taps(stage: Stage, read: _Map) -> list[int]:

@@ -3,6 +3,7 @@
 conv, then add, then activation    one step: both are done where the sums still are in registers
 volume, then activation            likewise; and a convolution of clips, then activation
 conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
+conv and what is up-sampled, then another sum      what is added goes to what is up-sampled
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TypeVar
 
-from leanconv.kernels.program import NOTHING, ZERO, ClipConv, Conv, Program, Step, Volume, Wire
+from leanconv.kernels.layout import also_read
+from leanconv.kernels.program import NOTHING, ZERO, ClipConv, Conv, Program, Repeat, Step, Volume, Wire
 
 __all__ = ["fused"]
 
-_Kind = TypeVar("_Kind", ClipConv, Conv, Volume)
+_Kind = TypeVar("_Kind", ClipConv, Conv, Volume, Repeat)
 
 
 def fused(program: Program) -> Program:
@@ -28,13 +30,15 @@ def fused(program: Program) -> Program:
     position = 0
     while position < len(steps):
         step = steps[position]
-        merged = _merged(steps, step, _reads(program, steps)) if isinstance(step, Conv) else None
+        merged = _merged(steps, step, _reads(program, steps)) if isinstance(step, (Conv, Repeat)) else None
         if merged is None:
             position += 1
         else:
-            steps[position] = merged[0]
-            steps.remove(merged[1])
-            position = 0 if position == 0 else position - 1
+            new, gone = merged
+            steps[position : position + 1] = new
+            for one in gone:
+                steps.remove(one)
+            position += len(new) - 1 - len(gone)
     return replace(program, steps=tuple(steps))
 
 
@@ -42,14 +46,18 @@ def _reads(program: Program, steps: list[Step]) -> Counter[int]:
     """How many wires, over all steps and outputs, come from each buffer."""
     wires: Counter[int] = Counter(wire.buffer for wires in program.outputs for wire in wires)
     for step in steps:
-        wires.update(wire.buffer for wire in step.reads)
-        if isinstance(step, Conv) and step.residual is not None:
-            wires.update(wire.buffer for wire in step.residual)
+        wires.update(wire.buffer for wire in (*step.reads, *also_read(step)))
     return wires
 
 
-def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Step, Step] | None:
-    """`step` merged with one before it, and that one; None where there is none to merge with."""
+_Merged = tuple[tuple[Step, ...], tuple[Step, ...]]
+"""What takes the place of a step, and the steps before it that are needed no longer."""
+
+
+def _merged(steps: list[Step], step: Conv | Repeat, reads: Counter[int]) -> _Merged | None:
+    """`step` merged with one before it; None where there is none to merge with."""
+    if isinstance(step, Repeat):
+        return _cropped(steps, step, reads)
     if not step.stages and step.strides == (1, 1) and step.order == tuple(range(len(step.reads))):
         volume = _merged_with_volume(steps, step, reads) or _merged_with_clip(steps, step, reads)
         if volume is not None:
@@ -61,26 +69,60 @@ def _merged(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Step, S
             before = _only_source(steps, wires, reads, Conv)
             if before is None or before.activation != NOTHING or ZERO in wires or len(set(wires)) < len(wires):
                 continue
-            if other is not None and before.residual is not None:
-                continue
             kept = [wire.channel for wire in wires]
+            if other is not None and before.residual is not None:
+                found = _added_before(steps, before, other, kept, reads)
+                if found is None:
+                    continue
+                added, repeat = found
+                whole = replace(
+                    before,
+                    writes=step.writes,
+                    order=tuple(before.order[channel] for channel in kept),
+                    residual=tuple(before.residual[channel] for channel in kept),
+                    activation=step.activation,
+                )
+                return (added, whole), (repeat, before)
             residual = other if other is not None else before.residual
             if other is None and residual is not None:
                 residual = tuple(residual[channel] for channel in kept)
             order = tuple(before.order[channel] for channel in kept)
-            return replace(
-                before, writes=step.writes, order=order, residual=residual, activation=step.activation
-            ), before
+            merged = replace(before, writes=step.writes, order=order, residual=residual, activation=step.activation)
+            return (merged,), (before,)
     elif len(step.stages) == 1 and step.stages[0].pointwise:
         before = _only_source(steps, step.reads, reads, Conv)
         if before is not None and len(before.stages) == 1 and before.residual is None:
             between = tuple(-1 if wire == ZERO else before.order[wire.channel] for wire in step.reads)
             stages = (*before.stages, *step.stages)
-            return replace(step, reads=before.reads, stages=stages, between=between, inner=before.activation), before
+            whole = replace(step, reads=before.reads, stages=stages, between=between, inner=before.activation)
+            return (whole,), (before,)
     return None
 
 
-def _merged_with_volume(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[Volume, Volume] | None:
+def _cropped(steps: list[Step], step: Repeat, reads: Counter[int]) -> _Merged | None:
+    """What is up-sampled and then cropped, as one."""
+    before = _only_source(steps, step.reads, reads, Repeat)
+    if before is None or step.times != (1, 1) or before.residual is not None or ZERO in step.reads:
+        return None
+    kept = tuple(before.reads[wire.channel] for wire in step.reads)
+    return (replace(step, reads=kept, times=before.times),), (before,)
+
+
+def _added_before(
+    steps: list[Step], step: Conv, other: tuple[Wire, ...], kept: list[int], reads: Counter[int]
+) -> tuple[Repeat, Repeat] | None:
+    """What `step` adds, up-sampled: with `other`, to which its channels `kept` are added, and as it was."""
+    assert step.residual is not None
+    before = _only_source(steps, step.residual, reads, Repeat)
+    if before is None or before.residual is not None or ZERO in step.residual:
+        return None
+    place = {step.residual[channel].channel: wire for channel, wire in zip(kept, other, strict=True)}
+    if len(place) < len(before.reads) or len(kept) < len(step.residual):
+        return None
+    return replace(before, residual=tuple(place[channel] for channel in range(len(before.reads)))), before
+
+
+def _merged_with_volume(steps: list[Step], step: Conv, reads: Counter[int]) -> _Merged | None:
     """An activation merged with the filters before it."""
     before = _only_source(steps, step.reads, reads, Volume)
     if before is None or before.weight is None or before.bias is None or before.activation != NOTHING:
@@ -96,17 +138,17 @@ def _merged_with_volume(steps: list[Step], step: Conv, reads: Counter[int]) -> t
         bias=before.bias[kept],
         activation=step.activation,
     )
-    return merged, before
+    return (merged,), (before,)
 
 
-def _merged_with_clip(steps: list[Step], step: Conv, reads: Counter[int]) -> tuple[ClipConv, ClipConv] | None:
+def _merged_with_clip(steps: list[Step], step: Conv, reads: Counter[int]) -> _Merged | None:
     """An activation of all channels merged with the convolution of clips before it."""
     before = _only_source(steps, step.reads, reads, ClipConv)
     if before is None or before.activation != NOTHING or step.residual is not None:
         return None
     if step.reads != tuple(Wire(before.writes, channel) for channel in range(len(before.weight))):
         return None
-    return replace(before, writes=step.writes, activation=step.activation), before
+    return (replace(before, writes=step.writes, activation=step.activation),), (before,)
 
 
 def _only_source(steps: list[Step], wires: tuple[Wire, ...], reads: Counter[int], kind: type[_Kind]) -> _Kind | None:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Program, Spread, Step, Sums, Volume, Wire
+from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Program, Repeat, Spread, Step, Sums, Volume, Wire
 
 __all__ = [
     "LINE",
@@ -247,7 +247,7 @@ def _used(step: Step) -> set[int]:
 
 def also_read(step: Step) -> tuple[Wire, ...]:
     """What a step reads beside `reads`."""
-    if isinstance(step, Conv):
+    if isinstance(step, (Conv, Repeat)):
         return step.residual or ()
     return step.gradient if isinstance(step, Sums) else ()
 

@@ -154,7 +154,7 @@ class Runnable:
         self.packed = pack(program, lanes=lanes, registers=_REGISTERS.get(lanes, self.library.registers))
         self.inputs = tuple(program.buffers[number] for number in program.inputs)
         self.outputs = program.sizes
-        self.steps = len(program.steps)
+        self.steps = int(self.packed.plan[5])  # others than the program's, where steps were cut or joined
         self.macs = program.macs
         self._plan, self._weights = self.packed.plan.ctypes.data, self.packed.weights.ctypes.data
         self._arenas: deque[_Arena] = deque()

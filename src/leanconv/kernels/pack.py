@@ -25,6 +25,7 @@ from leanconv.kernels.program import (
     Floats,
     Pool,
     Program,
+    Repeat,
     Spread,
     Stage,
     Step,
@@ -43,7 +44,7 @@ from leanconv.kernels.windows import line_of
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
 _CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
-_CLIP = 8
+_CLIP, _REPEAT = 8, 9
 
 
 def pack(program: Program, *, lanes: int, registers: int) -> Packed:
@@ -146,6 +147,8 @@ class _Packer:
             return [self._volume(step)]
         if isinstance(step, Window):
             return [self._window(step)]
+        if isinstance(step, Repeat):
+            return [self._repeat(step)]
         if isinstance(step, ClipConv):
             return [self._clip(step)]
         size = size_of(self.program, step.reads)
@@ -165,7 +168,15 @@ class _Packer:
         fields = [_SPREAD, out.channels, height, width, self._of(step.reads).pitch, *step.strides]
         return self._table([*fields, out.height, out.width, self._to(step.writes).pitch, into, made])
 
-    def _kept(self, step: Pool | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
+    def _repeat(self, step: Repeat) -> int:
+        kept, (count, into, out) = self._kept(step)
+        added, made = -1, self.program.buffers[step.writes]
+        if step.residual is not None:
+            added = self._table(self._origin(step.residual[channel]) for channel in kept)
+        fields = [_REPEAT, count, into, out, added, made.height, made.width]
+        return self._table([*fields, self._of(step.reads).pitch, self._to(step.writes).pitch, *step.times])
+
+    def _kept(self, step: Pool | Repeat | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
         """The channels that somebody reads; how many they are, and tables of what each is made of and where it goes."""
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)

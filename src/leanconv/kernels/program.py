@@ -20,6 +20,7 @@ from leanconv.kernels.steps import (
     Conv,
     Floats,
     Pool,
+    Repeat,
     Spread,
     Stage,
     Step,
@@ -42,6 +43,7 @@ __all__ = [
     "Floats",
     "Pool",
     "Program",
+    "Repeat",
     "Spread",
     "Stage",
     "Step",
@@ -146,6 +148,12 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
     if isinstance(step, Window):
         _check_window(what, step, size, out)
         return
+    if isinstance(step, Repeat):
+        fits = len(step.reads) == out.channels and min(step.times) >= 1
+        if not fits or any(made > side * by for made, side, by in zip(out[1:], size, step.times, strict=True)):
+            raise PlanError(f"{what} repeats {len(step.reads)} maps of {size} {step.times} times, its buffer is {out}")
+        _check_residual(program, what, step, written)
+        return
     channels = len(step.reads)
     for index, stage in enumerate(step.stages or (step.first,)):
         if stage.in_channels != (channels if index == 0 else len(step.between)):
@@ -158,8 +166,13 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
         raise PlanError(f"{what}: {len(step.stages)} stages make {len(step.order)} maps of {size}, its buffer is {out}")
     if not all(0 <= slot < channels for slot in step.order):
         raise PlanError(f"{what}: its order names channels outside of {channels}")
+    _check_residual(program, what, step, written)
+
+
+def _check_residual(program: Program, what: str, step: Conv | Repeat, written: set[int]) -> None:
+    out = program.buffers[step.writes]
     if step.residual is not None and (
-        program._size(step.residual, written, what) != size or len(step.residual) != out.channels
+        program._size(step.residual, written, what) != out[1:] or len(step.residual) != out.channels
     ):
         raise PlanError(f"{what}: its residual has another size than {out}")
 

@@ -24,6 +24,7 @@ __all__ = [
     "Conv",
     "Floats",
     "Pool",
+    "Repeat",
     "Spread",
     "Stage",
     "Step",
@@ -282,7 +283,17 @@ class Window:
         return found[0], found[1], found[2]
 
 
-Step = ClipConv | Conv | Pool | Spread | Sums | Volume | Window
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Repeat:
+    """Every pixel `times` rows and columns (nearest up-sampling), cut where the buffer ends, and `residual` added."""
+
+    reads: tuple[Wire, ...]
+    writes: int
+    times: tuple[int, int]
+    residual: tuple[Wire, ...] | None = None
+
+
+Step = ClipConv | Conv | Pool | Repeat | Spread | Sums | Volume | Window
 
 
 def out_side(side: int, stage: Stage, axis: int) -> int:

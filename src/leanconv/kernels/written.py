@@ -18,6 +18,7 @@ from leanconv.kernels.program import (
     Floats,
     Pool,
     Program,
+    Repeat,
     Stage,
     Step,
     Volume,
@@ -119,6 +120,9 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
             "shape": None if step.weight is None else step.weight.shape,
             "activation": step.activation,
         }
+    if isinstance(step, Repeat):
+        numbers = {"writes": step.writes, "times": step.times}
+        return {"kind": "repeat", "reads": _flat(step.reads), **numbers, "residual": _flat(step.residual)}
     if isinstance(step, ClipConv):
         arrays += [step.weight, step.bias]
         numbers = {name: getattr(step, name) for name in _CLIP}
@@ -155,6 +159,13 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "repeat":
+        return Repeat(
+            reads=_wires(step["reads"]),
+            writes=step["writes"],
+            times=tuple(step["times"]),
+            residual=None if step["residual"] is None else _wires(step["residual"]),
+        )
     if step["kind"] == "clip":
         options: dict[str, Any] = {name: step[name] for name in _CLIP}
         options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from leanconv.kernels.program import (
     MOST_STRIDE,
+    ZERO,
     Activation,
     Buffer,
     ClipConv,
     Conv,
     Pool,
     Program,
+    Repeat,
     Stage,
     Step,
     Volume,
@@ -75,11 +77,12 @@ class Map:
 class Builder:
     """Collects the buffers and steps of one program, of a network that convolves over so many `axes`.
 
-    Of one axis tensors of three axes and more are lines, of three those of five and more clips.
+    Of one axis tensors of three axes and more are lines, of three those of five and more clips. With `any_size` large
+    dense convolutions become steps, too.
     """
 
-    def __init__(self, axes: int = 2) -> None:
-        self.axes = axes
+    def __init__(self, axes: int = 2, *, any_size: bool = False) -> None:
+        self.axes, self.any_size = axes, any_size
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.inputs: list[int] = []
@@ -240,6 +243,15 @@ class Builder:
         whole = self._whole(number, (frames * height, width))
         return replace(whole, frames=None if x.frames is None else frames, line=x.line)
 
+    def repeated(self, x: Map, times: tuple[int, int], size: tuple[int, int]) -> Map:
+        """Every pixel several times, cut off where `size` ends."""
+        x = self.settled(x)
+        if x.flat or x.frames is not None or len(x.lead) != 1:
+            raise Unfit("it repeats pixels of something that is no map of two axes")
+        number = self._buffer(x.lead[0], size)
+        self.steps.append(Repeat(reads=x.channels(), writes=number, times=times))
+        return replace(self._whole(number, size), line=x.line)
+
     def mean(self, x: Map, *, flat: bool) -> Map:
         """The mean of each channel, of clips over all frames."""
         x = self.settled(x)
@@ -254,10 +266,15 @@ class Builder:
         if x.strides == (1, 1):
             return x
         size = (-(-x.size[0] // x.strides[0]), -(-x.size[1] // x.strides[1]))
-        number = self._buffer(prod(x.lead), size)
-        order = tuple(range(prod(x.lead)))
-        self.steps.append(Conv(reads=x.channels(), writes=number, order=order, strides=x.strides))
-        return replace(self._whole(number, size), line=x.line)
+        live = x.wires[..., 0] != ZERO.buffer  # channels of zeros stay what they are
+        if not live.any():
+            live[...] = True
+        reads = tuple(Wire(int(buffer), int(channel)) for buffer, channel in x.wires[live])
+        number = self._buffer(len(reads), size)
+        self.steps.append(Conv(reads=reads, writes=number, order=tuple(range(len(reads))), strides=x.strides))
+        wires = x.wires.copy()
+        wires[live] = _wires(number, len(reads))
+        return replace(x, wires=wires, size=size, strides=(1, 1))
 
     def _buffer(self, channels: int, size: tuple[int, int]) -> int:
         self.buffers.append(Buffer(channels, *size))

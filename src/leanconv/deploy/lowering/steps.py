@@ -64,18 +64,18 @@ def _over_time(build: Builder, x: Map, args: dict[str, Any]) -> Map:
     if x.frames is None:
         raise Unfit("it convolves something that is no clip")
     if weight.shape[2:] == (1, 1, 1) and not any(padding):
-        _refuse_large(weight, groups, _CLIP_POINTWISE)
+        _refuse_large(build, weight, groups, _CLIP_POINTWISE)
         if stride != (1, 1, 1):
             x = build.filtered(x, stride)
         return build.conv(x, Stage(weight=weight[..., 0], bias=bias, groups=groups))
     if weight.shape[1] == 1 and weight.shape[4] == 3 and prod(weight.shape[2:4]) <= MOST_FILTER_ROWS:
         return build.filtered(x, stride, padding, dilation, weight[:, 0], bias)
-    _refuse_large(weight, groups, _DENSE)
+    _refuse_large(build, weight, groups, _DENSE)
     return build.clip_conv(x, weight, bias, groups, stride, padding, dilation)
 
 
-def _refuse_large(weight: NDArray[np.float32], groups: int, most: int) -> None:
-    if weight.size // groups > most:
+def _refuse_large(build: Builder, weight: NDArray[np.float32], groups: int, most: int) -> None:
+    if weight.size // groups > most and not build.any_size:
         raise Unfit(f"it has {weight.size // groups} weights in a group, more than the {most} up to which it gains")
 
 
@@ -92,7 +92,7 @@ def _convolution(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -
         weight = weight[:, :, None]
     groups = args["groups"]
     most = _POINTWISE if weight.shape[2:] == (1, 1) else _DENSE
-    _refuse_large(weight, groups, most)
+    _refuse_large(build, weight, groups, most)
     stage = Stage(
         weight=weight,
         bias=_array(args["bias"], len(weight)),
@@ -142,6 +142,19 @@ def _greatest(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> M
     return _pool(build, args, largest=True, dilation=dilation)
 
 
+def _nearest(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x = build.settled(as_map(args["input"] if "input" in args else args["self"]))
+    size, scales = tuple(shape[1:]), [args.get(name) for name in ("scales_h", "scales_w")]
+    scales = list(args["scale_factors"]) if args.get("scale_factors") else scales
+    if len(size) != 2 or not all(isinstance(side, int) for side in size):
+        raise Unfit("it up-samples something that is no map of two axes")
+    times = (size[0] // x.size[0], size[1] // x.size[1])
+    exact = size == (x.size[0] * times[0], x.size[1] * times[1])
+    if not exact or any(scale not in (None, by) for scale, by in zip(scales, times, strict=True)):
+        raise Unfit("it resizes maps by other than whole factors")
+    return build.repeated(x, times, size)
+
+
 def _adaptive(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     x = as_map(args["self"])
     if tuple(args["output_size"]) != (1,) * len(x.sides):
@@ -161,7 +174,7 @@ def _linear(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map
     x, weight = as_map(args["input"]), _array(args["weight"], 0)
     if not x.flat or len(x.lead) != 1:
         raise Unfit("it is a linear layer on maps")
-    if weight.size > _LINEAR:
+    if weight.size > _LINEAR and not build.any_size:
         raise Unfit(f"it is a linear layer of {weight.size} weights, more than the {_LINEAR} up to which it gains")
     stage = Stage(weight=weight.reshape(*weight.shape, 1, 1), bias=_array(args["bias"], len(weight)))
     return replace(build.conv(replace(x, flat=False), stage), flat=True)
@@ -194,6 +207,8 @@ STEPS: dict[str, Rule] = {
     "avg_pool3d": _average,
     "max_pool1d": _greatest,
     "max_pool2d": _greatest,
+    "upsample_nearest2d": _nearest,
+    "_upsample_nearest_exact2d": _nearest,
     "max_pool3d": _greatest,
     "adaptive_avg_pool1d": _adaptive,
     "adaptive_avg_pool2d": _adaptive,

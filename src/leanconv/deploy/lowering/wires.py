@@ -84,8 +84,14 @@ def _slice(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
         raise Unfit("it crops clips")
     which = axis - len(x.lead) - 1 + x.line
     side, end = -(-x.size[which] // x.strides[which]), args["end"]
-    if args["start"] or not isinstance(end, (int, type(None))) or (end or side) < side or len(x.lead) != 1:
+    if args["start"] or not isinstance(end, (int, type(None))) or len(x.lead) != 1:
         raise Unfit("it crops maps")
+    if end is not None and end < side:
+        x, size = build.settled(x), [-(-side // by) for side, by in zip(x.size, x.strides, strict=True)]
+        size[which] = max(0, end % side if end < 0 else end)
+        if args["step"] != 1 or not size[which]:
+            raise Unfit("it crops maps, and leaves pixels out")
+        return build.repeated(x, (1, 1), (size[0], size[1]))
     strides = list(x.strides)
     strides[which] *= args["step"]
     return replace(x, strides=(strides[0], strides[1]))

@@ -149,6 +149,7 @@ private:
         if (plan_[position] == kConvStep) return check_conv(position);
         if (plan_[position] == kVolumeStep) return check_volume(position);
         if (plan_[position] == kDenseStep) return check_dense(*this, position);
+        if (plan_[position] == kRepeatStep) return check_repeat(*this, position);
         if (plan_[position] == kBlockStep) return check_pixels(*this, position);
         if (plan_[position] == kWindowStep) return check_window(position);
         if (plan_[position] == kClipStep) return check_clip(position);
@@ -223,7 +224,7 @@ private:
         NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
         if (!s.taps) {
             const Span frames = steps(s.out_frames, Wide(s.st) * s.height * s.pitch);
-            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns)), kOutside);
+            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns + (s.sx == 2))), kOutside);
             return nullptr;
         }
         for (int64_t number : {s.pt, s.py, s.px, s.left}) NEED(within(number, 0, kMostSide), kNumber);

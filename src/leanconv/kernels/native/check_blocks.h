@@ -1,4 +1,5 @@
-// What steps on maps in blocks may touch: the extents are those of the loops in dense.cpp and dense.h. For check.cpp alone,
+// What steps on maps in blocks, and those that repeat pixels, may touch: the extents are those of the loops in dense.cpp,
+// dense.h and run.cpp. For check.cpp alone,
 // behind all that it says about numbers and spans.
 #pragma once
 
@@ -74,11 +75,31 @@ const char* check_pixels(Check& c, int64_t position) {
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     if (!s.blocks) return nullptr;
-    NEED(s.in != -1 && s.out != -1, kCut);
+    NEED(s.out != -1, kCut);
     PASS(check_blocks(c, s.in, s.blocks, steps(s.height, s.in_row) + steps(s.width, kBlock)));
     PASS(check_blocks(c, s.out, s.blocks, steps(s.made_height, s.out_row) + steps(s.made_width, kBlock)));
     PASS(check_blocks(c, s.residual, s.blocks, steps(s.made_height, s.residual_row) + steps(s.made_width, kBlock)));
     PASS(check_blocks(c, s.half, s.blocks, half_sized(s.made_height, s.made_width, s.half_row)));
+    return nullptr;
+}
+
+template <class Check>
+const char* check_repeat(Check& c, int64_t position) {
+    const RepeatStep* step = c.template records<RepeatStep>(position, 1);
+    NEED(step, kCut);
+    const RepeatStep& s = *step;
+    NEED(within(s.channels, 0, kMostSide), kNumber);
+    for (int64_t side : {s.height, s.width, s.ty, s.tx}) NEED(within(side, 1, kMostSide), kNumber);
+    NEED(s.height * s.width <= kMostMap, kNumber);
+    if (!s.channels) return nullptr;
+    Span in, out, residual;
+    NEED(c.hull(s.in, s.channels, &in) && c.hull(s.out, s.channels, &out), kCut);
+    const Span read = steps((s.height + s.ty - 1) / s.ty, s.in_pitch) + run((s.width + s.tx - 1) / s.tx);
+    const Span written = steps(s.height, s.out_pitch) + run(s.width);
+    NEED(c.inside(in + read) && c.inside(out + written), kOutside);
+    if (s.residual == -1) return nullptr;
+    NEED(s.residual >= 0 && c.hull(s.residual, s.channels, &residual), kCut);
+    NEED(c.inside(residual + written), kOutside);
     return nullptr;
 }
 

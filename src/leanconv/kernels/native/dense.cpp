@@ -106,7 +106,8 @@ void run_blocks(const Run& r, const BlockStep& s) {
             const int64_t to = start + s.high < s.height ? start + s.high : s.height;
             BlockArgs a = all;
             a.rows = int(to > from ? to - from : 0);
-            a.in = r.arena + r.table(s.in)[b] + (a.rows ? from : 0) * s.in_row;
+            a.in = place(r, s.in, b);
+            if (a.in && a.rows) a.in += from * s.in_row;
             a.out = r.arena + r.table(s.out)[b] + y * s.out_row;
             a.residual = place(r, s.residual, b);
             if (a.residual) a.residual += y * s.residual_row;

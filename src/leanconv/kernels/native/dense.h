@@ -100,7 +100,7 @@ void block_row(const leanconv::BlockArgs& args) {
         const float share = pixels ? 1.f / float(a.whole ? a.whole : pixels) : 0.f;
         for (int part = 0; part < kBlock; part += kLanes) {
             Reg sum = all(a.greatest ? -__builtin_inff() : 0.f);
-            for (int y = 0; y < a.rows; ++y)
+            for (int y = 0; a.in && y < a.rows; ++y)
                 for (int i = from; i < to; ++i) {
                     const Reg v = load(a.in + y * a.in_row + ptrdiff_t(i) * kBlock + part);
                     if (a.greatest) sum = v > sum || v != v ? v : sum;

@@ -132,10 +132,14 @@ void surround(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int
 void pick(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride) {
     if (stride == 1) return copy(from, step, to, pitch, rows, width);
     for (; rows > 0; --rows, from += step, to += pitch) {
-        int x = 0;
-        if (stride == 2)  // the last column is read alone: nothing has to be behind it
-            for (; x + kLanes < width; x += kLanes) store(to + x, every_second<0>(load(from + 2 * x), load(from + 2 * x + kLanes)));
-        for (; x < width; ++x) to[x] = from[ptrdiff_t(x) * stride];
+        if (stride == 2 && width >= kLanes) {  // the last vector has some columns a second time
+            for (int x = 0;; x = x + 2 * kLanes < width ? x + kLanes : width - kLanes) {
+                store(to + x, every_second<0>(load(from + 2 * x), load(from + 2 * x + kLanes)));
+                if (x == width - kLanes) break;
+            }
+            continue;
+        }
+        for (int x = 0; x < width; ++x) to[x] = from[ptrdiff_t(x) * stride];
     }
 }
 

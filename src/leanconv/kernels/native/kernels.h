@@ -161,7 +161,7 @@ struct Kernels {
     // The same, with zeros behind each row up to where the next begins, if that is whole vectors further.
     void (*surround)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);
     void (*window)(const WindowArgs& args);
-    // Every `stride`-th column of rows to rows of `width`.
+    // Every `stride`-th column of rows to rows of `width`. Of two it may read the column behind the last.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);
     const DenseKernel* dense_tiles;  // null where there is no such
     DenseKernel dense_tile(int step, int64_t blocks, int rows, int pixels) const {

@@ -19,7 +19,8 @@ struct Plan {
     // Then a Port for each input and output, then the position of each step.
 };
 
-enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep };
+enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep,
+                kRepeatStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -119,6 +120,12 @@ struct ClipGroup {
 
 struct PoolStep {
     int64_t kind, lanes, channels, height, width, pitch, in, out;
+};
+
+// Each pixel `ty` rows and `tx` columns, cut off at `height` and `width`, and a residual of the same pitch added.
+struct RepeatStep {
+    int64_t kind, channels, in, out, residual;  // tables; residual: -1 for none
+    int64_t height, width, in_pitch, out_pitch, ty, tx;
 };
 
 // A dense convolution of maps in blocks, see dense.h, or of an input as it came. A band of rows is read by all groups of

@@ -158,6 +158,19 @@ void run_spread(const Run& r, const SpreadStep& s) {
         }
 }
 
+void run_repeat(const Run& r, const RepeatStep& s) {
+    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out), *residual = s.residual < 0 ? nullptr : r.table(s.residual);
+    share(r, s.channels, 1, s.channels * s.height * s.width, [&](const Run&, int64_t c, int64_t) {
+        for (int64_t y = 0; y < s.height; ++y) {
+            float* row = r.arena + out[c] + y * s.out_pitch;
+            const float* from = r.arena + in[c] + y / s.ty * s.in_pitch;
+            const float* added = residual ? r.arena + residual[c] + y * s.out_pitch : nullptr;
+            for (int64_t x = 0; x < s.width; x += s.tx, ++from)
+                for (int64_t k = x; k < x + s.tx && k < s.width; ++k) row[k] = added ? *from + added[k] : *from;
+        }
+    });
+}
+
 constexpr int64_t kSlotFloats = 16;  // one vector of sums
 
 void run_sums(const Run& r, const Plan& plan, const SumStep& s) {
@@ -210,6 +223,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kSpreadStep: return run_spread(r, r.at<SpreadStep>(position));
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
+        case kRepeatStep: return run_repeat(r, r.at<RepeatStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));
         case kClipStep: return run_clip(r, r.at<ClipStep>(position));
