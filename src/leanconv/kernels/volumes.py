@@ -19,7 +19,8 @@ __all__ = ["VolumeScratch", "fields", "scratch_of"]
 class VolumeScratch:
     """Floats of the scratch: `pitch` from row to row of the copy, whose first row begins behind `left` zeros.
 
-    Zeros behind a row are those before the next. `made` is where a frame of the result begins, `made_pitch` from row to row of it.
+    Zeros behind a row are those before the next. `made` is where a frame of the result begins, `made_pitch` from row to
+    row of it.
     """
 
     left: int
