@@ -198,7 +198,7 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 10 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + {4: 36, 5: 31, 6: 23, 7: 26, 8: 31}.get(int(plan[step]), 8))
+        found += range(step, step + {4: 35, 5: 31, 6: 23, 7: 26, 8: 31}.get(int(plan[step]), 8))
         if plan[step] == 6:
             found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
             found += range(int(plan[step + 22]), int(plan[step + 22] + 6 * plan[step + 21]))

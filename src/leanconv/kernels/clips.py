@@ -20,6 +20,8 @@ __all__ = ["ClipScratch", "clip_scratch", "packed_clip"]
 
 _BAND_FLOATS = 64 * 1024
 """What the tiles of a band read stays well within the second cache."""
+_BAND_ROWS = 4
+"""It is of whole tiles of so many rows."""
 _BAND_PIXELS = 512
 """A band has at least so many pixels where there is room."""
 
@@ -58,9 +60,9 @@ def clip_scratch(step: ClipConv, size: tuple[int, int], lanes: int) -> ClipScrat
     count = before + width + last
     length = up(before + up(width, vector) + last, LINE)
     pitch = length * sx
-    band, reach = min(height, max(4, -(-_BAND_PIXELS // width))), (high - 1) * dy + 1
-    while band > 4 and deep * channels * ((band - 1) * sy + reach) * pitch > _BAND_FLOATS:
-        band = max(4, band // 2)
+    band, reach = min(height, up(-(-_BAND_PIXELS // width), _BAND_ROWS)), (high - 1) * dy + 1
+    while band > _BAND_ROWS and deep * channels * ((band - 1) * sy + reach) * pitch > _BAND_FLOATS:
+        band = up(band, _BAND_ROWS) - _BAND_ROWS
     plane = odd_lines(((band - 1) * sy + reach) * pitch)
     spare = wide != 3 and high * wide % FLAT_ROUND > 0  # of an odd number of channels, if not of all
     frame = plane * (channels + spare)

@@ -17,13 +17,13 @@ __all__ = ["VolumeScratch", "fields", "scratch_of"]
 
 @dataclass(frozen=True, slots=True)
 class VolumeScratch:
-    """Floats of the scratch: `pitch` from row to row of the copy, which `left` and `right` columns of zeros are beside.
+    """Floats of the scratch: `pitch` from row to row of the copy, whose first row begins behind `left` zeros.
 
-    `made` is where a frame of the result begins, `made_pitch` from row to row of it.
+    Zeros behind a row are those before the next. `made` is where a frame of the result begins, `made_pitch` from row to
+    row of it.
     """
 
     left: int
-    right: int
     pitch: int
     made: int
     made_pitch: int
@@ -33,16 +33,16 @@ class VolumeScratch:
 def scratch_of(step: Volume, size: tuple[int, int], made: tuple[int, int, int], lanes: int) -> VolumeScratch:
     """The scratch for maps of a `size`; `made` are the frames, height and width of the result."""
     if step.weight is None:
-        return VolumeScratch(0, 0, 0, 0, 0, 0)
+        return VolumeScratch(0, 0, 0, 0, 0)
     wide, width = lanes_for(made[2], lanes), size[1]
     columns = (made[2] - 1) * step.stride[2] + 1  # a stride takes its columns from all of them
-    left = step.padding[2]
-    right = max(0, columns + 2 * step.dilation[2] - left - width)
-    pitch = up(left + width + right, wide)
+    # Pixels stand where cache lines begin: a vector stored over the end of one costs twice as much.
+    left = up(step.padding[2], LINE)
+    pitch = up(max(width + step.padding[2], columns + 2 * step.dilation[2] - step.padding[2]), wide)
     high, rows = size[0] // step.frames + 2 * step.padding[1], up(columns, wide)
     # The last vector of a row may reach into what follows, the last of all behind the copy: two lines are enough.
-    at = up(step.frames * high * pitch + 2 * LINE, LINE)
-    return VolumeScratch(left, right, pitch, at, rows, at + made[1] * rows)
+    at = up(left + step.frames * high * pitch + 2 * LINE, LINE)
+    return VolumeScratch(left, pitch, at, rows, at + made[1] * rows)
 
 
 def fields(
@@ -68,6 +68,6 @@ def fields(
         *(wide, *tables, step.frames, size[0] // step.frames, size[1], geometries[0].pitch),
         *(*made, geometries[1].pitch, step.kernel[0], step.kernel[1], taps),
         *(*step.stride, *step.padding, *step.dilation, *weights, curve),
-        *(scratch, found.pitch, found.left, found.right, scratch + found.made, found.made_pitch),
+        *(scratch, found.pitch, found.left, scratch + found.made, found.made_pitch),
         8 if registers == 32 and wide == lanes else 4,
     ]

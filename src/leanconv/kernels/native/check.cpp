@@ -227,7 +227,7 @@ private:
             NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns + (s.sx == 2))), kOutside);
             return nullptr;
         }
-        for (int64_t number : {s.pt, s.py, s.px, s.left, s.right}) NEED(within(number, 0, kMostSide), kNumber);
+        for (int64_t number : {s.pt, s.py, s.px, s.left}) NEED(within(number, 0, kMostSide), kNumber);
         for (int64_t number : {s.dt, s.dy, s.dx}) NEED(within(number, 1, kMostSide), kNumber);
         NEED(within(s.deep, 1, kMostFilterRows) && within(s.high, 1, kMostFilterRows) && s.deep * s.high <= kMostFilterRows &&
                  within(s.rows, 1, kMaxRows) && within(s.scratch_pitch, 1, kMostMap) && within(s.activation, kNone, kHardswish),
@@ -237,13 +237,14 @@ private:
         NEED(reads_weights(s.weights, Wide(s.channels) * s.deep * s.high * 3) && reads_weights(s.bias, s.channels) &&
                  reads_weights(s.bounds, 2),
              kWeights);
-        NEED(inside(in + steps(rows, s.pitch) + run(s.width)), kOutside);
+        NEED(inside(in + steps(rows, s.pitch) + run(up(s.width, s.lanes))), kOutside);
         const Wide pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch;
-        const Span frames = point(s.scratch) + steps(s.frames, frame);
-        const Span row{-s.left, s.width + s.right - 1};
-        NEED(owned(frames + run(frame)) && owned(frames + point(s.py * pitch + s.left) + steps(s.height, pitch) + row), kOutside);
+        const Span frames = point(s.scratch + s.left) + steps(s.frames, frame);
+        const int64_t row = up(s.width > s.scratch_pitch ? s.width : s.scratch_pitch, s.lanes);
+        NEED(owned(point(s.scratch)) && owned(frames + run(frame)), kOutside);
+        NEED(owned(frames + point(s.py * pitch) + steps(s.height, pitch) + run(row)), kOutside);
         const Span whole = run(up(columns, s.lanes));
-        const Span taps = steps(s.high, s.dy * pitch) + point(s.left - s.px) + steps(3, s.dx);
+        const Span taps = steps(s.high, s.dy * pitch) + point(-s.px) + steps(3, s.dx);
         NEED(owned(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
         NEED(owned(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
         return nullptr;

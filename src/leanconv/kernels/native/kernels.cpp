@@ -118,6 +118,17 @@ void copy(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int row
     }
 }
 
+void surround(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width) {
+    const int whole = width / kLanes * kLanes;
+    const Int rest = first_lanes(width - whole);
+    for (; rows > 0; --rows, from += step, to += pitch) {
+        int x = 0;
+        for (; x < whole; x += kLanes) store(to + x, load(from + x));
+        if (x < width) store(to + x, keep(load(from + x), rest)), x += kLanes;
+        for (; x < pitch; x += kLanes) store(to + x, Reg{});
+    }
+}
+
 void pick(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride) {
     if (stride == 1) return copy(from, step, to, pitch, rows, width);
     for (; rows > 0; --rows, from += step, to += pitch) {
@@ -147,5 +158,5 @@ float peak(int64_t rounds) {
 
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
-    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, window, pick, kAllDenseTiles.at,
+    kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, surround, window, pick, kAllDenseTiles.at,
     block_row};

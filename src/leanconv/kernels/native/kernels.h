@@ -158,6 +158,8 @@ struct Kernels {
     }
     void (*add)(const SumArgs& args);  // the sum of one map
     void (*copy)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);  // rows to rows
+    // The same, with zeros behind each row up to where the next begins, if that is whole vectors further.
+    void (*surround)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width);
     void (*window)(const WindowArgs& args);
     // Every `stride`-th column of rows to rows of `width`. Of two it may read the column behind the last.
     void (*pick)(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int rows, int width, int stride);

@@ -81,7 +81,7 @@ struct VolumeStep {
     int64_t deep, high, taps;           // frames, rows and columns of the filter
     int64_t st, sy, sx, pt, py, px, dt, dy, dx;  // stride, padding and dilation
     int64_t weights, bias, bounds, activation;  // [channel][frame][row][column]; bounds as in a stage
-    int64_t scratch, scratch_pitch, left, right;  // `left` and `right` columns of zeros beside each row
+    int64_t scratch, scratch_pitch, left;         // `left` zeros before the first row; those behind a row are before the next
     int64_t made, made_pitch, rows;               // where a frame is written to first, rows of a tile
 };
 

@@ -6,16 +6,6 @@
 namespace leanconv {
 namespace {
 
-// Frame number `frame` of a channel with zeros left and right of its rows; the rows of zeros above and below are there.
-void surround(const Kernels& kernels, const VolumeStep& s, const float* from, float* frame) {
-    float* to = frame + s.py * s.scratch_pitch + s.left;
-    kernels.copy(from, s.pitch, to, s.scratch_pitch, int(s.height), int(s.width));
-    for (int64_t y = 0; y < s.height; ++y, to += s.scratch_pitch) {
-        for (int64_t x = 1; x <= s.left; ++x) to[-x] = 0;
-        for (int64_t x = 0; x < s.right; ++x) to[s.width + x] = 0;
-    }
-}
-
 void pass(const Kernels& kernels, const VolumeStep& s, const float* from, float* to) {
     for (int64_t t = 0; t < s.out_frames; ++t)
         kernels.pick(from + t * s.st * s.height * s.pitch, s.sy * s.pitch, to + t * s.out_height * s.out_pitch, s.out_pitch,
@@ -26,8 +16,9 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
     const int64_t pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch, columns = (s.out_width - 1) * s.sx + 1;
-    float *scratch = r.arena + s.scratch + r.own, *made = r.arena + s.made + r.own;
-    for (int64_t t = 0; t < s.frames; ++t) {
+    float *before = r.arena + s.scratch + r.own, *scratch = before + s.left, *made = r.arena + s.made + r.own;
+    memset(before, 0, size_t(s.left) * sizeof(float));
+    for (int64_t t = 0; t < s.frames; ++t) {  // the rows of zeros above and below
         memset(scratch + t * frame, 0, size_t(s.py * pitch) * sizeof(float));
         memset(scratch + t * frame + (s.py + s.height) * pitch, 0, size_t(s.py * pitch) * sizeof(float));
     }
@@ -46,7 +37,7 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
     a.slots = slots;
     a.rstep = s.sy * pitch;
     a.kstep = pitch;
-    for (int i = 0; i < 3; ++i) a.dx[i] = s.left + i * s.dx - s.px;
+    for (int i = 0; i < 3; ++i) a.dx[i] = i * s.dx - s.px;
     a.out = made;
     a.out_channel = &place;
     a.opitch = s.made_pitch;
@@ -65,7 +56,8 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
             while (first + count < s.deep && start + (first + count) * s.dt < s.frames) ++count;
             if (count)
                 for (; there <= start + (first + count - 1) * s.dt; ++there)
-                    surround(kernels, s, r.arena + in[c] + there * s.height * s.pitch, scratch + there * frame);
+                    kernels.surround(r.arena + in[c] + there * s.height * s.pitch, s.pitch, scratch + there * frame + s.py * pitch, pitch,
+                                     int(s.height), int(s.width));
             a.in = scratch + (count ? start + first * s.dt : 0) * frame;
             a.n_slots = count * each;
             a.weights = weights + first * s.high * 3;
