@@ -44,7 +44,7 @@ def accelerate(
 
     Works on a CPU copy in eval mode, in float32. BatchNorms are folded where that is exact; then every piece of the
     network that is made of grouped, depthwise, pointwise and small dense convolutions, activations (ReLU, ReLU6, SiLU,
-    Hardswish), additions, shuffles and average pools becomes one operator, `leanconv::run_program`, which
+    Hardswish), additions, shuffles and pools becomes one operator, `leanconv::run_program`, which
     `torch.compile`, `torch.export` and `measure` know. It runs on as many threads as torch is set to use: each takes
     whole images, or pieces of one where there are fewer images. The outputs for random inputs of `size` are compared
     with the model's.
