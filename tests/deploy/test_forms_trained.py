@@ -98,6 +98,28 @@ def test_convolutions_alone() -> None:
         torch.testing.assert_close(layer(x), before[name], rtol=1e-5, atol=1e-5)
 
 
+def test_layers_over_one_axis() -> None:
+    """Chains and convolutions, outputs and gradients; without a batch axis a layer itself runs."""
+    torch.manual_seed(0)
+    chain = OptimizedSeparable().build(spec_of(nn.Conv1d(16, 24, 5, padding=2)))
+    plain = nn.Sequential(chain, nn.ReLU(), nn.Conv1d(24, 24, 3, stride=2, padding=2, dilation=2, groups=8))
+    other = copy.deepcopy(plain)
+    assert len(train_by_kernels_(other)) >= 3
+    x = torch.randn(3, 16, 41)
+    wanted, got = plain(x), other(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    gradient = torch.randn_like(wanted)
+    pairs = (torch.autograd.grad(y, list(net.parameters()), gradient) for y, net in ((wanted, plain), (got, other)))
+    for one, two in zip(*pairs, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)
+    alone = torch.randn(24, 17)
+    assert torch.equal(other[2](alone), plain[2](alone))
+    flat, picture = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(8, 5, 7)
+    wanted = flat(picture)
+    train_by_kernels_(nn.Sequential(flat))
+    assert torch.equal(flat(picture), wanted)  # three axes, and no line
+
+
 class Spy:
     """Counts the calls of a function."""
 
