@@ -20,7 +20,7 @@ from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
 from leanconv.kernels.pack import PLAN_VERSION
-from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Wire
+from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Window, Wire
 from random_dense import dense_programs
 from random_programs import computed, programs
 
@@ -116,6 +116,21 @@ def test_infinity_and_nan_reach_the_same_pixels_as_in_torch(kernel: int, value: 
     finite = wanted.isfinite()
     assert torch.allclose(got[finite], wanted[finite], rtol=1e-5, atol=1e-5)
     assert 0 < int(finite.sum()) < finite.numel()
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("size", [(9, 9), (11, 37)])
+def test_a_window_with_nan_or_infinity_is_what_torch_makes_of_it(largest: bool, size: tuple[int, int]) -> None:
+    maps, made = Buffer(3, *size), Buffer(3, *((side + 1) // 2 for side in size))
+    wires = [tuple(Wire(number, c) for c in range(3)) for number in range(2)]
+    window = {"kernel": (1, 3, 3), "stride": (1, 2, 2), "padding": (0, 1, 1)}
+    step = Window(reads=wires[0], writes=1, largest=largest, **window)  # type: ignore[arg-type]
+    program = Program(buffers=(maps, made), steps=(step,), inputs=(0,), outputs=(wires[1],))
+    (x,) = drawn(program)
+    x[0, 0, 2, 3], x[0, 1, 5, 8], x[1, 2, 0, 0], x[1, 0, 8, 8] = torch.nan, torch.inf, -torch.inf, torch.nan
+    (got,), (wanted,) = run(program, [x]), computed(program, [x])
+    assert 0 < int(got.isnan().sum()) < got.numel() // 4
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def test_an_image_after_one_of_infinities_is_as_it_would_be_alone() -> None:
