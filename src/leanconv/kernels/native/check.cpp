@@ -49,6 +49,7 @@ constexpr int kBands = 4;
 }  // namespace leanconv
 
 #include "check_blocks.h"
+#include "check_clips.h"
 
 namespace leanconv {
 namespace {
@@ -147,12 +148,12 @@ private:
     const char* check_step(int64_t position) {
         NEED(within(position, 0, numbers_ - 1), kCut);
         if (plan_[position] == kConvStep) return check_conv(position);
-        if (plan_[position] == kVolumeStep) return check_volume(position);
+        if (plan_[position] == kVolumeStep) return check_volume(*this, position);
         if (plan_[position] == kDenseStep) return check_dense(*this, position);
         if (plan_[position] == kRepeatStep) return check_repeat(*this, position);
         if (plan_[position] == kBlockStep) return check_pixels(*this, position);
-        if (plan_[position] == kWindowStep) return check_window(position);
-        if (plan_[position] == kClipStep) return check_clip(position);
+        if (plan_[position] == kWindowStep) return check_window(*this, position);
+        if (plan_[position] == kClipStep) return check_clip(*this, position);
         NEED(plan_[position] == kPoolStep, kKind);
         const PoolStep* step = records<PoolStep>(position, 1);
         NEED(step, kCut);
@@ -204,136 +205,6 @@ private:
                 PASS(check(*step, s, tiles[k], bands));
             }
         }
-        return nullptr;
-    }
-
-    // The extents are those of the loops in volumes.cpp.
-    const char* check_volume(int64_t position) {
-        const VolumeStep* step = records<VolumeStep>(position, 1);
-        NEED(step, kCut);
-        const VolumeStep& s = *step;
-        NEED(kernels(s.lanes), kVectors);
-        NEED(within(s.channels, 0, kMostSide) && (s.taps == 0 || s.taps == 3), kNumber);
-        for (int64_t side : {s.frames, s.height, s.width, s.out_frames, s.out_height, s.out_width, s.st, s.sy, s.sx})
-            NEED(within(side, 1, kMostSide), kNumber);
-        const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height, columns = (s.out_width - 1) * s.sx + 1;
-        NEED(rows <= kMostMap && out_rows <= kMostMap && columns <= kMostMap, kNumber);
-        if (!s.channels) return nullptr;
-        Span in, out;
-        NEED(hull(s.in, s.channels, &in) && hull(s.out, s.channels, &out), kCut);
-        NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
-        if (!s.taps) {
-            const Span frames = steps(s.out_frames, Wide(s.st) * s.height * s.pitch);
-            NEED(inside(in + frames + steps(s.out_height, Wide(s.sy) * s.pitch) + run(columns + (s.sx == 2))), kOutside);
-            return nullptr;
-        }
-        for (int64_t number : {s.pt, s.py, s.px, s.left}) NEED(within(number, 0, kMostSide), kNumber);
-        for (int64_t number : {s.dt, s.dy, s.dx}) NEED(within(number, 1, kMostSide), kNumber);
-        NEED(within(s.deep, 1, kMostFilterRows) && within(s.high, 1, kMostFilterRows) && s.deep * s.high <= kMostFilterRows &&
-                 within(s.rows, 1, kMaxRows) && within(s.scratch_pitch, 1, kMostMap) && within(s.activation, kNone, kHardswish),
-             kNumber);
-        const bool shares = s.high == 3 && s.sy == 1 && s.dy == 1;
-        NEED(kernels(s.lanes)->tile(shares ? kRows : kThree, 0, 1, 1, 1), "it needs a tile that this build does not have");
-        NEED(reads_weights(s.weights, Wide(s.channels) * s.deep * s.high * 3) && reads_weights(s.bias, s.channels) &&
-                 reads_weights(s.bounds, 2),
-             kWeights);
-        NEED(inside(in + steps(rows, s.pitch) + run(up(s.width, s.lanes))), kOutside);
-        const Wide pitch = s.scratch_pitch, frame = (s.height + 2 * s.py) * pitch;
-        const Span frames = point(s.scratch + s.left) + steps(s.frames, frame);
-        const int64_t row = up(s.width > s.scratch_pitch ? s.width : s.scratch_pitch, s.lanes);
-        NEED(owned(point(s.scratch)) && owned(frames + run(frame)), kOutside);
-        NEED(owned(frames + point(s.py * pitch) + steps(s.height, pitch) + run(row)), kOutside);
-        const Span whole = run(up(columns, s.lanes));
-        const Span taps = steps(s.high, s.dy * pitch) + point(-s.px) + steps(3, s.dx);
-        NEED(owned(frames + taps + steps(s.out_height, s.sy * pitch) + whole), kOutside);
-        NEED(owned(point(s.made) + steps(s.out_height, s.made_pitch) + whole), kOutside);
-        return nullptr;
-    }
-
-    // The extents are those of the loops in clips.cpp.
-    const char* check_clip(int64_t position) {
-        const ClipStep* step = records<ClipStep>(position, 1);
-        const Stage* stage = records<Stage>(position + int64_t(sizeof(ClipStep) / 8), 1);
-        NEED(step && stage, kCut);
-        const ClipStep& s = *step;
-        NEED(kernels(stage->lanes), kVectors);
-        if (!stage->tiles) return nullptr;
-        for (int64_t side : {s.frames, s.height, s.width, s.out_frames, s.out_height, s.out_width, s.deep, s.st, s.dt, s.sy, s.sx, s.band,
-                             s.reach, s.count, s.length, s.made_pitch})
-            NEED(within(side, 1, kMostSide), kNumber);
-        for (int64_t number : {s.pt, s.py}) NEED(within(number, 0, kMostSide), kNumber);
-        NEED(within(s.before, 0, s.count) && within(s.sx, 1, kMostPhases) && within(s.wanted, 0, (1 << kMostPhases) - 1) &&
-                 within(s.scratch_pitch, 1, kMostMap) && within(stage->activation, kNone, kHardswish),
-             kNumber);
-        const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height;
-        const int64_t band = s.band < s.out_height ? s.band : s.out_height, placed = (band - 1) * s.sy + s.reach;
-        const int64_t whole = up(s.out_width, stage->lanes);
-        NEED(rows <= kMostMap && out_rows <= kMostMap && placed <= kMostMap, kNumber);
-        NEED(reads_weights(stage->bounds, 2), kWeights);
-        const Span frames = point(s.scratch) + steps(s.frames, s.frame);
-        if (s.sx > 1) {
-            const int64_t before = s.before * s.sx + s.width, sorted = s.count * s.sx;
-            NEED(owned(point(s.line) + run(before > sorted ? before : sorted)), kOutside);
-        }
-        NEED(s.zeros < 0 || (s.plane >= 0 && owned(frames + point(s.zeros) + run(s.plane))), kOutside);
-        const int64_t row = s.sx > 1 ? (s.sx - 1) * s.length + s.count : s.count;
-        const Span placing = frames + steps(placed, s.scratch_pitch) + run(row > s.scratch_pitch ? row : s.scratch_pitch);
-        const Span made = point(s.made) + steps(band, s.made_pitch) + run(whole);
-        const Tile* tiles = records<Tile>(stage->tile, stage->tiles);
-        NEED(tiles, kCut);
-        for (int64_t i = 0; i < stage->tiles; ++i) {
-            const Tile& t = tiles[i];
-            if (t.sorting >= 0) {
-                const ClipGroup* group = records<ClipGroup>(t.sorting, 1);
-                Span in;
-                NEED(group && hull(group->table, group->channels, &in), kCut);
-                NEED(inside(in + steps(rows, s.pitch) + run(s.width)), kOutside);
-                NEED(owned(placing + steps(group->channels, s.plane)), kOutside);
-            }
-            NEED(within(t.kind, kFlat, kRows) && t.masked == 0 && within(t.channels, 1, kMaxChannels) && within(t.rows, 1, kMaxRows) &&
-                     (t.vectors == 1 || t.vectors == 2 || t.vectors == 4 || t.vectors == 8),
-                 kNumber);
-            NEED(kernels(stage->lanes)->tile(t.kind, 0, t.channels, 1, 1), "it needs a tile that this build does not have");
-            NEED(t.n_slots >= 0 && t.n_slots % s.deep == 0 && (t.kind != kFlat || t.n_slots / s.deep % 2 == 0), kNumber);
-            NEED(t.kind != kRows || stage->kstep == stage->rstep, kNumber);
-            const int64_t taps = t.kind == kFlat ? 1 : t.kind == kThree ? 3 : 9;
-            NEED(reads_weights(t.weights, Wide(t.n_slots) * taps * t.channels) && reads_weights(t.bias, t.channels), kWeights);
-            Span slots{}, out;
-            NEED(!t.n_slots || shared_hull(t.slots, t.n_slots, &slots), kCut);
-            NEED(hull(t.out, t.channels, &out), kCut);
-            Span in = frames + slots + run(whole) + steps(band + (t.kind == kRows ? 2 : 0), stage->rstep);
-            if (t.kind != kFlat) in = in + joined(joined(point(stage->dx[0]), point(stage->dx[1])), point(stage->dx[2]));
-            NEED(!t.n_slots || owned(in), kOutside);
-            NEED(owned(made + steps(t.channels, s.made_plane)), kOutside);
-            NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
-        }
-        return nullptr;
-    }
-
-    // The extents are those of the loops in windows.cpp and windows.h.
-    const char* check_window(int64_t position) {
-        const WindowStep* step = records<WindowStep>(position, 1);
-        NEED(step, kCut);
-        const WindowStep& s = *step;
-        NEED(kernels(s.lanes), kVectors);
-        NEED(within(s.channels, 0, kMostSide) && within(s.largest, 0, 1) && within(s.right, 0, kMostSide), kNumber);
-        for (int64_t side : {s.frames, s.height, s.width, s.out_frames, s.out_height, s.out_width, s.deep, s.high, s.wide, s.st, s.sy,
-                             s.sx, s.dt, s.dy, s.dx})
-            NEED(within(side, 1, kMostSide), kNumber);
-        for (int64_t number : {s.pt, s.py, s.px}) NEED(within(number, 0, kMostSide), kNumber);
-        const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height;
-        NEED(rows <= kMostMap && out_rows <= kMostMap, kNumber);
-        if (!s.channels) return nullptr;
-        Span in, out;
-        NEED(hull(s.in, s.channels, &in) && hull(s.out, s.channels, &out), kCut);
-        NEED(inside(out + steps(out_rows, s.out_pitch) + run(s.out_width)), kOutside);
-        const int64_t made = up(s.out_width, s.lanes), width = up(s.width, s.lanes);
-        const bool halved = halves(s.wide, s.sx, s.dx, s.px, s.out_width, s.width);
-        NEED(inside(in + steps(rows, s.pitch) + run(halved && 2 * made > width ? 2 * made : width)), kOutside);
-        NEED(owned(point(s.line) + Span{-s.px, Wide(width) + s.right}), kOutside);
-        const Span columns = s.sx <= 2 ? run(s.sx * made) : run(Wide(s.out_width - 1) * s.sx + 1);
-        NEED(owned(point(s.line - s.px) + steps(s.wide, s.dx) + columns), kOutside);
-        NEED(s.largest || (reads_weights(s.across, made) && reads_weights(s.down, s.out_frames + s.out_height)), kWeights);
         return nullptr;
     }
 

@@ -1,6 +1,5 @@
 // What steps on maps in blocks, and those that repeat pixels, may touch: the extents are those of the loops in dense.cpp,
-// dense.h and run.cpp. For check.cpp alone,
-// behind all that it says about numbers and spans.
+// dense.h and run.cpp. For check.cpp alone, behind all that it says about numbers and spans.
 #pragma once
 
 namespace leanconv {
