@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 GROUP = "ResNet-50, octave paper"
-BACKENDS = {"eager": "eager torch", "compile": "torch.compile", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-LINES = (("#8a8a8a", "o"), ("#c79a1f", "s"), ("#1b6ca8", "^"), ("#0b2545", "D"))
+BACKENDS = {
+    "eager": "eager torch",
+    "compile": "torch.compile",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "leanconv": "our kernels",
+}
+LINES = (("#8a8a8a", "o"), ("#c79a1f", "s"), ("#1b6ca8", "^"), ("#0b2545", "D"), ("#b3261e", "v"))
 GREY, DARK = "#777777", "#222222"
 
 
@@ -35,7 +41,8 @@ def octave_curves() -> dict[str, list[tuple[float, float]]]:
     rows = [row for row in json.loads((HERE / "speed.json").read_text()) if row["group"] == GROUP and row["batch"] == 1]
     curves = {}
     for backend in BACKENDS:
-        mine = sorted((row for row in rows if row["backend"] == backend), key=lambda row: -row["macs"])
+        timed = (row for row in rows if row["backend"] == backend and row["median_ms"] is not None)
+        mine = sorted(timed, key=lambda row: -row["macs"])
         dense = mine[0]
         curves[backend] = [(row["macs"] / dense["macs"], row["median_ms"] / dense["median_ms"]) for row in mine]
     return curves
@@ -62,7 +69,7 @@ def draw_octave(axes: Axes) -> None:
 def draw_elastic(axes: Axes) -> None:
     points = elastic_points()
     sides = sorted({point.resolution for point in points}, reverse=True)
-    for side, (colour, marker) in zip(sides, reversed(LINES), strict=True):
+    for side, (colour, marker) in zip(sides, reversed(LINES[:4]), strict=True):
         mine = [point for point in points if point.resolution == side]
         axes.plot(
             [p.macs for p in mine], [p.accuracy for p in mine], marker, color=colour, ls="", label=f"{side} pixels"
