@@ -99,22 +99,27 @@ def test_it_runs_without_leanconv(made: tuple[nn.Module, Path]) -> None:
     assert_runs_alone(model, path.parent, SIZE)
 
 
-def test_threads_of_a_session_share_an_image(tmp_path: Path) -> None:
-    """Of one that is large enough: chains, one of which sorts its columns, and batches smaller than the threads."""
-    import onnxruntime
-
-    torch.manual_seed(0)
-    size = (3, 67, 129)
-    large = nn.Sequential(
+LARGE = {
+    "chains, one of which sorts its columns": (
         nn.Conv2d(3, 64, 3, padding=1),
         nn.Conv2d(64, 64, 3, padding=1, groups=16),
         nn.Conv2d(64, 64, 1, groups=4),
         nn.ReLU(),
         nn.Conv2d(64, 96, 3, padding=1, stride=2, groups=16),
         nn.Conv2d(96, 96, 1),
-    ).eval()
+    ),
+    "blocks": (nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1, stride=2)),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_threads_of_a_session_share_an_image(kind: str, tmp_path: Path) -> None:
+    """Of a network that is large enough; batches smaller than the threads, and others."""
+    import onnxruntime
+
+    size = (3, 67, 129)
     path = tmp_path / "net.onnx"
-    lc.export(large, path, size=size, kernels=True)
+    lc.export(nn.Sequential(*LARGE[kind]).eval(), path, size=size, kernels=True)
     found = {}
     for threads in (1, 3):
         options = onnxruntime.SessionOptions()

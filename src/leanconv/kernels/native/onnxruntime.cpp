@@ -121,8 +121,10 @@ int64_t macs_of(const int64_t* plan) {
     const Plan& head = r.at<Plan>(0);
     const int64_t* steps = plan + sizeof(Plan) / 8 + (head.inputs + head.outputs) * int64_t(sizeof(Port) / 8);
     int64_t macs = 0;
-    for (int64_t i = 0; i < head.steps; ++i)
+    for (int64_t i = 0; i < head.steps; ++i) {
         if (plan[steps[i]] == kConvStep) macs += r.at<ConvStep>(steps[i]).macs;
+        if (plan[steps[i]] == kDenseStep) macs += r.at<DenseStep>(steps[i]).macs;
+    }
     return macs;
 }
 
