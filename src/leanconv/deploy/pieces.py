@@ -66,7 +66,7 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
     of any size, and make programs in blocks, those are as fast as any; beside others only small ones are.
     """
     axes = _axes(module)
-    if axes == 2:
+    if axes == 2 and all(_groups(node) == 1 for node in module.graph.nodes if is_convolution(node)):
         kept, left = _pieces(module, axes, any_size=True)
         if kept and not left and all(piece.program is not None and is_dense(piece.program) for piece in kept):
             return kept, left

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leanconv.kernels.layout import LINE, also_read, up
+from leanconv.kernels.layout import LINE, also_read, beside, size_of, up, written_over
 from leanconv.kernels.merge import Halves, prepared
-from leanconv.kernels.plans import Packed, Port, Writer
+from leanconv.kernels.plans import MOST_NUMBER, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
     ZERO,
@@ -49,8 +49,6 @@ _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
 _BAND_FLOATS = 192 * 1024
 """What a band reads stays in the second cache, with the weights of two groups of outputs."""
-_MOST_MACS = 1 << 33
-"""As large as a number of a plan may be."""
 _NONE = -1
 
 
@@ -190,25 +188,13 @@ class _Packer:
 
     def _geometries(self) -> dict[tuple[int, int], _Geometry]:
         """With the zeros that convolutions read beside the maps: those right of a row are those left of the next."""
-        sides = {buffer[1:]: [0, 0] for buffer in self.program.buffers}
-        for step in self.steps:
-            if not isinstance(step, Conv):
-                continue
-            stage, made, size = step.first, self.program.buffers[step.writes], self._size(step.reads)
-            for axis in range(2):
-                reach = (made[1 + axis] - 1) * stage.stride[axis] + (stage.kernel[axis] - 1) * stage.dilation[axis]
-                after = reach - stage.padding[axis] - (size[axis] - 1)
-                sides[size][axis] = max(sides[size][axis], stage.padding[axis], after)
         found = {}
-        for (height, width), (rows, columns) in sides.items():
+        for (height, width), (rows, columns) in beside(self.program).items():
             row = width + columns
             plane = (height + rows) * row
             plane += plane % 64 == 0  # or blocks would share a few sets of the cache
             found[height, width] = _Geometry(row, plane, rows * row + columns)
         return found
-
-    def _size(self, wires: Sequence[Wire]) -> tuple[int, int]:
-        return next(self.program.buffers[wire.buffer][1:] for wire in wires if wire != ZERO)
 
     def _as_they_came(self) -> set[int]:
         """The inputs whose channels stay apart."""
@@ -252,7 +238,7 @@ class _Packer:
             take(number)
         for index, step in enumerate(self.steps):
             ending = {wire.buffer for wire in _read(step, self.halves) if last[wire.buffer] == index}
-            over = self._written_over(step) if isinstance(step, Conv) else None
+            over = written_over(program, step)
             if over is not None and over in ending:  # the sum is written over what was added, pixel by pixel
                 ending.remove(over)
                 take(step.writes, over)
@@ -264,16 +250,9 @@ class _Packer:
                 free[program.buffers[number][1:]].append((blocks[number], self.maps[number].origin))
         return end
 
-    def _written_over(self, step: Conv) -> int | None:
-        if step.residual is None:
-            return None
-        number = step.residual[0].buffer
-        whole = tuple(Wire(number, channel) for channel in range(self.program.buffers[step.writes].channels))
-        return number if step.residual == whole and all(wire.buffer != number for wire in step.reads) else None
-
     def _port(self, wires: tuple[Wire, ...]) -> Port:
         some = self.maps[next(wire.buffer for wire in wires if wire != ZERO)]
-        height, width = self._size(wires)
+        height, width = size_of(self.program, wires)
         return Port(
             height, width, some.row, [self.maps[wire.buffer].channel(wire.channel) for wire in wires], some.pixel
         )
@@ -318,7 +297,7 @@ class _Packer:
         record += [
             *self._ends(step.activation),
             after,
-            min(macs, _MOST_MACS),
+            min(macs, MOST_NUMBER),
             len(groups) // 6,
             self.plan.table(groups),
         ]
@@ -347,7 +326,7 @@ class _Packer:
         return self.plan.floats(bounds), CURVES.index(activation.curve)
 
     def _window(self, step: _Step) -> int:
-        made, (height, width) = self.program.buffers[step.writes], self._size(step.reads)
+        made, (height, width) = self.program.buffers[step.writes], size_of(self.program, step.reads)
         blocks = range(-(-made.channels // BLOCK))
         residual = step.residual if isinstance(step, (Conv, Repeat)) else None
         half, reads = self.halves.get(step.writes), step.reads
@@ -369,7 +348,7 @@ class _Packer:
         tables += [self._blocks(residual, blocks), self._blocks(half, blocks)]
         rows = [height, width, self._row(reads), made.height, made.width, to.row, self._row(residual), self._row(half)]
         activation = step.activation if isinstance(step, Conv) else NOTHING
-        work = min(made.channels * made.height * made.width * window[0] * window[1], _MOST_MACS)
+        work = min(made.channels * made.height * made.width * window[0] * window[1], MOST_NUMBER)
         record = [_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation), work]
         return self.plan.table(record)
 

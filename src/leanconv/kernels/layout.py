@@ -25,6 +25,7 @@ __all__ = [
     "Geometry",
     "Places",
     "also_read",
+    "beside",
     "flat_pitch",
     "geometries",
     "lanes_for",
@@ -33,6 +34,7 @@ __all__ = [
     "places",
     "size_of",
     "up",
+    "written_over",
 ]
 
 LINE = 16
@@ -81,13 +83,8 @@ class Geometry:
 Size = tuple[int, int]
 
 
-def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
-    """The geometry of every size of map, with the padding that its readers need.
-
-    >>> from leanconv.kernels.program import Buffer, Program, Wire
-    >>> geometries(Program(buffers=(Buffer(1, 4, 5),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),)), 8)
-    {(4, 5): Geometry(pitch=8, plane=32, lead=0, lanes=8, flat=False, tight=False)}
-    """
+def beside(program: Program) -> dict[Size, list[int]]:
+    """Rows and columns of zeros that what reads maps of a size needs beside them."""
     sides: dict[Size, list[int]] = {(buffer.height, buffer.width): [0, 0] for buffer in program.buffers}
     for step in program.steps:
         if isinstance(step, Conv):
@@ -102,6 +99,17 @@ def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
             for axis in range(2):
                 reach = step.dilation[axis] * (step.kernel[axis] - 1)
                 sides[size][axis] = max(sides[size][axis], step.padding[axis], reach - step.padding[axis])
+    return sides
+
+
+def geometries(program: Program, lanes: int) -> dict[Size, Geometry]:
+    """The geometry of every size of map, with the padding that its readers need.
+
+    >>> from leanconv.kernels.program import Buffer, Program, Wire
+    >>> geometries(Program(buffers=(Buffer(1, 4, 5),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),)), 8)
+    {(4, 5): Geometry(pitch=8, plane=32, lead=0, lanes=8, flat=False, tight=False)}
+    """
+    sides = beside(program)
     tight = _tight(program)
     flat = _flat(program, lanes) | {size: size[1] for size in tight}
     found = {}
@@ -221,7 +229,7 @@ def places(program: Program, found: dict[Size, Geometry], zeros: int, scratch: i
     for number in program.inputs:
         take(number)
     for index, step in enumerate(program.steps):
-        over = _written_over(program, step)
+        over = written_over(program, step)
         ending = {number for number in _used(step) if last[number] == index}
         if isinstance(step, Sums):
             for number in ending:
@@ -263,7 +271,7 @@ def _last_use(program: Program) -> Iterator[tuple[int, int]]:
                 yield wire.buffer, len(program.steps)
 
 
-def _written_over(program: Program, step: Step) -> int | None:
+def written_over(program: Program, step: Step) -> int | None:
     """The buffer that a step adds, if it could be written over: channel for channel, and read for nothing else."""
     if not isinstance(step, Conv) or step.residual is None:
         return None

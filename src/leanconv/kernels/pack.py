@@ -15,7 +15,7 @@ from leanconv.kernels.bands import Scratch, scratch_of
 from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.clips import clip_scratch, packed_clip
 from leanconv.kernels.layout import LINE, Geometry, Places, geometries, needed, places, size_of
-from leanconv.kernels.plans import PLAN_VERSION, Packed, Port, Writer
+from leanconv.kernels.plans import MOST_NUMBER, PLAN_VERSION, Packed, Port, Writer
 from leanconv.kernels.program import (
     NOTHING,
     ZERO,
@@ -237,7 +237,7 @@ class _Packer:
         rows = out.height * out.width if geometry.tight else out.height
         macs = sum(stage.weight.size for stage in step.stages) * out.height * out.width
         record = [_CONV, rows, out.width, scratch.band, geometry.row if geometry.flat else 0, len(stages)]
-        record += [scratch.grain, min(macs, 1 << 33)]  # as large as a number of a plan may be
+        record += [scratch.grain, min(macs, MOST_NUMBER)]
         return self._table([*record, *(number for stage in stages for number in stage)])
 
     def _sorting(self, step: Conv, read: Sequence[Wire]) -> int:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from leanconv.kernels.layout import LINE, up
 from leanconv.kernels.steps import Floats
 
-__all__ = ["PLAN_VERSION", "Packed", "Port", "Writer"]
+__all__ = ["MOST_NUMBER", "PLAN_VERSION", "Packed", "Port", "Writer"]
 
 PLAN_VERSION = 5
+MOST_NUMBER = 1 << 33
+"""More than that a plan that was received may not say; multiply-adds above it are said to be so many."""
 _HEAD, _PORT = 10, 6
 """Numbers of the head, and of each port, as in native/plan.h."""
 

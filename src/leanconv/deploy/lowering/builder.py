@@ -156,12 +156,7 @@ class Builder:
             weight=weight,
             bias=bias,
         )
-        frames, height, width = step.sides(x.size)
-        if min(frames, height, width) < 1:
-            raise Unfit("its kernel is larger than its clip")
-        number = self._buffer(len(reads), (frames * height, width))
-        self.steps.append(step)
-        return replace(self._whole(number, (frames * height, width)), frames=frames)
+        return self._over_frames(x, step, len(reads))
 
     def elementwise(self, x: Map, activation: Activation, other: Map | None = None) -> Map:
         """`activation(x + other)`."""
@@ -206,12 +201,7 @@ class Builder:
             padding=padding,
             dilation=dilation,
         )
-        frames, height, width = step.sides(x.size)
-        if min(frames, height, width) < 1:
-            raise Unfit("its kernel is larger than its clip")
-        number = self._buffer(len(weight), (frames * height, width))
-        self.steps.append(step)
-        return replace(self._whole(number, (frames * height, width)), frames=frames)
+        return self._over_frames(x, step, len(weight))
 
     def windows(
         self,
@@ -237,11 +227,7 @@ class Builder:
             padding=padding,
             **options,
         )
-        frames, height, width = step.sides(x.size)
-        number = self._buffer(len(step.reads), (frames * height, width))
-        self.steps.append(step)
-        whole = self._whole(number, (frames * height, width))
-        return replace(whole, frames=None if x.frames is None else frames, line=x.line)
+        return self._over_frames(x, step, len(step.reads))
 
     def repeated(self, x: Map, times: tuple[int, int], size: tuple[int, int]) -> Map:
         """Every pixel several times, cut off where `size` ends."""
@@ -275,6 +261,16 @@ class Builder:
         wires = x.wires.copy()
         wires[live] = _wires(number, len(reads))
         return replace(x, wires=wires, size=size, strides=(1, 1))
+
+    def _over_frames(self, x: Map, step: Volume | ClipConv | Window, channels: int) -> Map:
+        """What a step makes of `x`; it writes the next buffer."""
+        frames, height, width = step.sides(x.size)
+        if min(frames, height, width) < 1:
+            raise Unfit("its kernel is larger than its clip")
+        number = self._buffer(channels, (frames * height, width))
+        self.steps.append(step)
+        whole = self._whole(number, (frames * height, width))
+        return replace(whole, frames=None if x.frames is None else frames, line=x.line)
 
     def _buffer(self, channels: int, size: tuple[int, int]) -> int:
         self.buffers.append(Buffer(channels, *size))

@@ -217,8 +217,7 @@ private:
         NEED(t.n_slots >= 0 && (t.kind != kFlat || t.n_slots % 2 == 0), kNumber);
         NEED(t.kind != kTwoRows || (step.flat && 2 * s.kstep == s.lanes), kNumber);
         NEED(t.kind != kRows || s.kstep == s.rstep, kNumber);
-        const int64_t taps = t.kind == kFlat ? 1 : t.kind == kThree ? 3 : 9;
-        NEED(reads_weights(t.weights, Wide(t.n_slots) * taps * t.channels), kWeights);
+        NEED(reads_weights(t.weights, Wide(t.n_slots) * taps_of(t.kind) * t.channels), kWeights);
         NEED(reads_weights(t.bias, t.channels), kWeights);
         Span slots{}, out, residual{};
         NEED(!t.n_slots || shared_hull(t.slots, t.n_slots, &slots), kCut);

@@ -95,8 +95,7 @@ const char* check_clip(Check& c, int64_t position) {
         NEED(c.kernels(stage->lanes)->tile(t.kind, 0, t.channels, 1, 1), "it needs a tile that this build does not have");
         NEED(t.n_slots >= 0 && t.n_slots % s.deep == 0 && (t.kind != kFlat || t.n_slots / s.deep % 2 == 0), kNumber);
         NEED(t.kind != kRows || stage->kstep == stage->rstep, kNumber);
-        const int64_t taps = t.kind == kFlat ? 1 : t.kind == kThree ? 3 : 9;
-        NEED(c.reads_weights(t.weights, Wide(t.n_slots) * taps * t.channels) && c.reads_weights(t.bias, t.channels), kWeights);
+        NEED(c.reads_weights(t.weights, Wide(t.n_slots) * taps_of(t.kind) * t.channels) && c.reads_weights(t.bias, t.channels), kWeights);
         Span slots{}, out;
         NEED(!t.n_slots || c.shared_hull(t.slots, t.n_slots, &slots), kCut);
         NEED(c.hull(t.out, t.channels, &out), kCut);

@@ -46,10 +46,10 @@ void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const St
     a.out = r.arena + r.own + s.made;
     a.out_channel = places;
     for (const Tile* t = tiles; t < tiles + count; ++t) {
-        const int64_t each = t->n_slots / s.deep, taps = t->kind == kFlat ? 1 : t->kind == kThree ? 3 : 9;
+        const int64_t each = t->n_slots / s.deep;
         a.slots = r.table(t->slots);  // those of later frames are as far apart
         a.n_slots = each * frames.count;
-        a.weights = r.weights + t->weights + frames.skipped * each * taps * t->channels;
+        a.weights = r.weights + t->weights + frames.skipped * each * taps_of(t->kind) * t->channels;
         a.bias = r.weights + t->bias;
         const int vectors = kernels.tile(t->kind, 0, t->channels, 1, int(t->vectors)) ? int(t->vectors) : 1;
         const int across = lanes * vectors;
@@ -84,10 +84,7 @@ void convolve(const Run& r, const ClipStep& s, int64_t unit, int64_t end) {
     a.kstep = stage.kstep;
     for (int i = 0; i < 3; ++i) a.dx[i] = stage.dx[i];
     a.opitch = s.made_pitch;
-    a.low = r.weights[stage.bounds];
-    a.high = r.weights[stage.bounds + 1];
-    a.lowest = a.low != -__builtin_inff();
-    a.highest = a.high != __builtin_inff();
+    set_bounds(r, stage.bounds, &a);
     int64_t first = 0, group = 0;  // a group begins where a tile has a ClipGroup
     for (int64_t next; first < stage.tiles && group * bands < end; first = next, ++group) {
         for (next = first + 1; next < stage.tiles && tiles[next].sorting < 0;) ++next;
@@ -117,7 +114,7 @@ void run_clip(const Run& r, const ClipStep& s) {
     int64_t groups = 0, products = 0;
     for (int64_t i = 0; i < stage.tiles; ++i) {
         groups += i == 0 || tiles[i].sorting >= 0;
-        products += tiles[i].n_slots * tiles[i].channels * (tiles[i].kind == kFlat ? 1 : tiles[i].kind == kThree ? 3 : 9);
+        products += tiles[i].n_slots * tiles[i].channels * taps_of(tiles[i].kind);
     }
     const int64_t macs = product(products, s.out_frames, s.out_height, s.out_width), units = groups * bands_of(s);
     share(r, units, piece_of(r, units, units, 1, macs), macs,

@@ -2,20 +2,9 @@
 #include "run.h"
 
 namespace leanconv {
-
 namespace {
 
-template <class T>
-void set_bounds(const Run& r, const T& step, float* low, float* high, bool* lowest, bool* highest) {
-    *low = r.weights[step.bounds];
-    *high = r.weights[step.bounds + 1];
-    *lowest = *low != -__builtin_inff();
-    *highest = *high != __builtin_inff();
-}
-
 const float* place(const Run& r, int64_t table, int64_t block) { return table < 0 ? nullptr : r.arena + r.table(table)[block]; }
-
-}  // namespace
 
 // Of the pixels of a tile, which weights of the next group come into the second cache.
 struct Ahead {
@@ -23,7 +12,7 @@ struct Ahead {
     int64_t bytes, tiles;
 };
 
-static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int64_t first, int64_t rows, Ahead ahead) {
+void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int64_t first, int64_t rows, Ahead ahead) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const int step = (s.pixel >= kBlock ? 2 : 0) + (s.pixel == 2 || s.pixel == 2 * kBlock);
     const int64_t across = (s.width + s.wide - 1) / s.wide, panel = s.slots * kBlock;
@@ -35,7 +24,7 @@ static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int
     a.panel = panel;
     a.out_row = s.out_row;
     a.residual_row = s.residual_row;
-    set_bounds(r, s, &a.low, &a.high, &a.lowest, &a.highest);
+    set_bounds(r, s.bounds, &a);
     a.ahead_step = ahead.bytes / (ahead.tiles * (s.slots ? s.slots : 1));
     const int64_t each = s.width / across, wider = s.width % across, ahead_tile = ahead.bytes / ahead.tiles;
     a.ahead = ahead.from;
@@ -73,6 +62,8 @@ static void run_group(const Run& r, const DenseStep& s, const DenseGroup& g, int
             kernels.activate(int(s.activation), r.arena + r.table(g.out)[b] + y * s.out_row, int(s.width) * kBlock);
 }
 
+}  // namespace
+
 // Several threads take groups of outputs, of bands that are cut smaller where there are few of those.
 void run_dense(const Run& r, const DenseStep& s) {
     if (!s.groups) return;
@@ -100,7 +91,7 @@ void run_blocks(const Run& r, const BlockStep& s) {
     all.made = int(s.made_width);
     all.whole = s.whole ? int(s.high * s.wide) : 0;
     all.greatest = s.greatest;
-    set_bounds(r, s, &all.low, &all.high, &all.lowest, &all.highest);
+    set_bounds(r, s.bounds, &all);
     share(r, s.blocks, 1, s.macs, [&](const Run&, int64_t b, int64_t) {
         for (int64_t y = 0; y < s.made_height; ++y) {
             const int64_t start = y * s.sy - s.py, from = start > 0 ? start : 0;

@@ -31,6 +31,7 @@ using Kernel = void (*)(const Args&);
 // kFlat takes taps one by one, kThree three columns of a kernel row, kRows and kTwoRows a kernel of 3 x 3; of the last two a
 // vector holds one row of the map, or two.
 enum TileKind { kFlat, kThree, kRows, kTwoRows };
+constexpr int taps_of(int64_t kind) { return kind == kFlat ? 1 : kind == kThree ? 3 : 9; }  // of a slot
 enum Activation { kNone, kSilu, kHardswish };
 
 constexpr int kMostFilterRows = 64;  // of a filter over time: all its frames together

@@ -68,10 +68,7 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
     a.right = s.right;
     a.out = r.arena + s.out + first * s.out_row + (s.own & kOwnOut ? r.own : 0);
     a.opitch = s.opitch;
-    a.low = r.weights[s.bounds];
-    a.high = r.weights[s.bounds + 1];
-    a.lowest = a.low != -__builtin_inff();
-    a.highest = a.high != __builtin_inff();
+    set_bounds(r, s.bounds, &a);
     if (step.flat) {
         width = rows * int(step.flat);
         rows = 1;

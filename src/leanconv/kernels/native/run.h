@@ -36,6 +36,15 @@ struct Run {
     }
 };
 
+// Between which two numbers outputs are cut off, and whether they are.
+template <class Arguments>
+void set_bounds(const Run& r, int64_t bounds, Arguments* a) {
+    a->low = r.weights[bounds];
+    a->high = r.weights[bounds + 1];
+    a->lowest = a->low != -__builtin_inff();
+    a->highest = a->high != __builtin_inff();
+}
+
 // The multiply-adds of a step, or as many as matter where a plan that somebody sent says more than a number can hold.
 template <class... Sides>
 int64_t product(Sides... sides) {

@@ -41,26 +41,20 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
     a.out = made;
     a.out_channel = &place;
     a.opitch = s.made_pitch;
-    a.low = r.weights[s.bounds];
-    a.high = r.weights[s.bounds + 1];
-    a.lowest = a.low != -__builtin_inff();
-    a.highest = a.high != __builtin_inff();
+    set_bounds(r, s.bounds, &a);
     a.to = int((columns + s.lanes - 1) / s.lanes * s.lanes);
     for (int64_t c = begin; c < end; ++c) {
         const float* weights = r.weights + s.weights + c * s.deep * s.high * 3;
         a.bias = r.weights + s.bias + c;
         for (int64_t t = 0, there = 0; t < s.out_frames; ++t) {
-            const int64_t start = t * s.st - s.pt;  // the frame of the first tap
-            int64_t first = 0, count = 0;
-            while (first < s.deep && start + first * s.dt < 0) ++first;
-            while (first + count < s.deep && start + (first + count) * s.dt < s.frames) ++count;
-            if (count)
-                for (; there <= start + (first + count - 1) * s.dt; ++there)
+            const Taps frames = on_map(t * s.st - s.pt, s.dt, s.deep, s.frames);
+            if (frames.count)
+                for (; there <= frames.first + (frames.count - 1) * s.dt; ++there)
                     kernels.surround(r.arena + in[c] + there * s.height * s.pitch, s.pitch, scratch + there * frame + s.py * pitch, pitch,
                                      int(s.height), int(s.width));
-            a.in = scratch + (count ? start + first * s.dt : 0) * frame;
-            a.n_slots = count * each;
-            a.weights = weights + first * s.high * 3;
+            a.in = scratch + frames.first * frame;
+            a.n_slots = frames.count * each;
+            a.weights = weights + frames.skipped * s.high * 3;
             run_tile(kernels, tile, a, int(s.out_height), 1);
             if (s.activation != kNone)
                 for (int64_t y = 0; y < s.out_height; ++y) kernels.activate(int(s.activation), made + y * s.made_pitch, int(columns));
