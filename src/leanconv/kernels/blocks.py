@@ -47,8 +47,8 @@ BLOCK = 16
 _DENSE, _PIXELS = 6, 7
 _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
-_BAND_FLOATS = 192 * 1024
-"""What a band reads stays in the second cache, with the weights of two groups of outputs."""
+_BAND_FLOATS = {16: 192 * 1024, 8: 64 * 1024, 4: 64 * 1024}
+"""What a band reads stays in the second cache, with the weights of two groups of outputs; by lanes, as it grew with them."""
 _NONE = -1
 
 
@@ -308,7 +308,7 @@ class _Packer:
         wide = -(-made.width // -(-made.width // self.most))
         high = 2 if 2 * wide <= self.most and made.height > 1 else 1
         floats = stage.in_channels * read.row // read.pixel * stage.stride[0]
-        bands = -(-made.height * floats // _BAND_FLOATS)
+        bands = -(-made.height * floats // _BAND_FLOATS[self.lanes])
         return min(up(-(-made.height // bands), high), made.height), high, wide
 
     def _blocks(self, wires: tuple[Wire, ...] | None, blocks: range) -> int:

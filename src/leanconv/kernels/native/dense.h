@@ -14,6 +14,9 @@ using leanconv::kBlock;
 
 constexpr int kParts = kBlock / kLanes;  // vectors of a block
 
+// Whether a tile asks for its outputs, what is added to them and the pixels of the next channels before it needs them. With
+// AVX2 convolutions of 1 x 1 take 3 to 15 % less time so; for other vectors it was not measured.
+constexpr bool kAsksEarly = kLanes == 8;
 
 // R rows of W pixels of B blocks of outputs. S: floats from one pixel that is read to the next.
 template <int R, int W, int B, int S>
@@ -26,10 +29,21 @@ void dense_tile(const DenseArgs& args) {
         const Reg bias = load(a.bias + v * kLanes);
         unroll<P>([&](auto p) INLINE { acc[p][v] = bias; });
     });
+    if constexpr (kAsksEarly)
+        unroll<B>([&](auto block) INLINE {
+            const float* out = a.out[block];
+            unroll<P>([&](auto p) INLINE { __builtin_prefetch(out + (p / W) * a.out_row + (p % W) * kBlock, 1, 3); });
+            if (const float* from = a.residual[block])
+                unroll<P>([&](auto p) INLINE { __builtin_prefetch(from + (p / W) * a.residual_row + (p % W) * kBlock, 0, 3); });
+        });
     const float* w = a.weights;
     const char* ahead = a.ahead;
     for (const ptrdiff_t *i = a.runs, *end = i + 2 * a.n_runs; i < end; i += 2) {
         const float* q = a.in + i[0];
+        if constexpr (kAsksEarly) {
+            const float* next = a.in + i[i + 2 < end ? 2 : 0];
+            unroll<P>([&](auto p) INLINE { __builtin_prefetch(next + (p / W) * in_row + (p % W) * S, 0, 3); });
+        }
         for (const float* last = q + i[1] * channel; q != last; q += channel, w += kBlock, ahead += ahead_step) {
             __builtin_prefetch(ahead, 0, 2);
             Reg wv[V];
