@@ -11,14 +11,14 @@ row by row (`pack.py`).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
 
-from leanconv.kernels.layout import LINE, also_read, beside, size_of, up, written_over
+from leanconv.kernels.block_layout import BLOCK, BlockStep, Map, as_they_came, placed
+from leanconv.kernels.layout import LINE, size_of, up
 from leanconv.kernels.merge import Halves, prepared
 from leanconv.kernels.plans import MOST_NUMBER, Packed, Port, Writer
 from leanconv.kernels.program import (
@@ -33,53 +33,27 @@ from leanconv.kernels.program import (
     Repeat,
     Stage,
     Step,
-    Sums,
     Window,
     Wire,
 )
 from leanconv.kernels.stages import CURVES
+from leanconv.kernels.winograd import NUMBERS, Tiling, is_faster, tiling, weights_of
 
 __all__ = ["BLOCK", "in_blocks", "is_dense"]
 
-BLOCK = 16
-"""Channels of a block, whatever the vectors: as in native/kernels.h."""
-
-_DENSE, _PIXELS = 6, 7
+_DENSE, _PIXELS, _WINOGRAD = 6, 7, 10
 _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
 _BAND_FLOATS = {16: 192 * 1024, 8: 64 * 1024, 4: 64 * 1024}
-"""What a band reads stays in the second cache, with the weights of two groups of outputs; by lanes, as it grew with them."""
+"""What a band reads stays in the second cache, with the weights of two groups; by lanes, with which it grew."""
 _NONE = -1
 
 
-class _Geometry(NamedTuple):
-    """Of maps of one size, in pixels: from row to row, from block to block, and what is before the first."""
-
-    row: int
-    plane: int
-    lead: int
-
-
-class _Map(NamedTuple):
-    """Where a buffer lies: floats to its first pixel, of a pixel, from row to row, from block (or channel) to block."""
-
-    origin: int
-    pixel: int
-    row: int
-    plane: int
-
-    def channel(self, number: int) -> int:
-        """Where a channel starts."""
-        if self.pixel == 1:
-            return self.origin + number * self.plane
-        return self.origin + number // BLOCK * self.plane + number % BLOCK
-
-
-class Runs(NamedTuple):
-    """Channels that are read one behind the other: the slot of the first, its place, how many."""
+class _Run(NamedTuple):
+    """Channels that stand one behind the other in a block and are read so: the slot of the first, and how many."""
 
     slot: int
-    place: int
+    first: Wire
     length: int
 
 
@@ -153,23 +127,33 @@ def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
     return found
 
 
-_Step = Conv | Pool | Repeat | Window
-
-
-def _read(step: Step, halves: Halves) -> list[Wire]:
-    half = () if isinstance(step, Sums) else halves.get(step.writes, ())
-    return [wire for wire in (*step.reads, *also_read(step), *half) if wire != ZERO]
-
-
 class _Packer:
     def __init__(self, program: Program, halves: Halves, lanes: int, registers: int) -> None:
         self.program, self.halves, self.lanes = program, halves, lanes
-        self.steps = [step for step in program.steps if isinstance(step, _Step)]  # there are no others
+        self.steps = [step for step in program.steps if isinstance(step, BlockStep)]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
-        self.geometry = self._geometries()
-        self.maps: dict[int, _Map] = {}
-        self.floats = self._place()
+        self.each = 2 if lanes == BLOCK else 1  # blocks of outputs in a group
+        self.tilings = self._tilings()
+        numbers = NUMBERS * BLOCK  # of a tile, for one block
+        sizes = [(numbers * tiles.plane, tiles.blocks) for tiles in self.tilings.values()]
+        self.own = LINE + self.each * max((size for size, _ in sizes), default=0)  # the products of a group
+        start = self.own + max((size * blocks for size, blocks in sizes), default=0)
+        self.maps, self.floats = placed(program, halves, self.steps, start, self.tilings)
         self.plan = Writer(len(program.inputs) + len(program.outputs), len(self.steps))
+
+    def _tilings(self) -> dict[int, Tiling]:
+        """The buffers that are made by tiles, and by which."""
+        apart, found = as_they_came(self.program, self.halves, self.steps), dict[int, Tiling]()
+        for step in self.steps:
+            if not isinstance(step, Conv) or not step.stages:
+                continue
+            runs, made = _runs(step.reads), self.program.buffers[step.writes]
+            if any(run.first.channel % BLOCK or run.first.buffer in apart for run in runs):
+                continue
+            inputs, outputs = sum(run.length for run in runs), up(len(step.order), BLOCK)
+            if is_faster(step.first, made, inputs, outputs, self.lanes):
+                found[step.writes] = tiling(made, len(runs), self.lanes, self.most)
+        return found
 
     def packed(self) -> Packed:
         program, sizes = self.program, self.program.buffers
@@ -182,73 +166,7 @@ class _Packer:
                 records[number], after = self._dense(step, after)
             else:
                 records[number] = self._window(step)
-        return self.plan.packed(self.lanes, inputs, outputs, records, self.floats)
-
-    # ------------------------------------------------------------------------------------------------------- places
-
-    def _geometries(self) -> dict[tuple[int, int], _Geometry]:
-        """With the zeros that convolutions read beside the maps: those right of a row are those left of the next."""
-        found = {}
-        for (height, width), (rows, columns) in beside(self.program).items():
-            row = width + columns
-            plane = (height + rows) * row
-            plane += plane % 64 == 0  # or blocks would share a few sets of the cache
-            found[height, width] = _Geometry(row, plane, rows * row + columns)
-        return found
-
-    def _as_they_came(self) -> set[int]:
-        """The inputs whose channels stay apart."""
-        found = {number for number in self.program.inputs if self.program.buffers[number].channels < BLOCK}
-        for wires in self.program.outputs:
-            found -= {wire.buffer for wire in wires}
-        for step in self.steps:
-            read = {wire.buffer for wire in step.reads if wire != ZERO}
-            if not (isinstance(step, Conv) and step.stages and len(read) == 1):
-                found -= read
-            found -= {wire.buffer for wire in (*also_read(step), *self.halves.get(step.writes, ()))}
-        return found
-
-    def _place(self) -> int:
-        """Give each buffer a place, that of another of its size which is not needed any more; the floats of all."""
-        program, apart = self.program, self._as_they_came()
-        last = {wire.buffer: index for index, step in enumerate(self.steps) for wire in _read(step, self.halves)}
-        last |= {wire.buffer: len(self.steps) for wires in program.outputs for wire in wires}
-        free: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # blocks, origin
-        end, blocks = LINE, {}
-
-        def take(number: int, over: int | None = None) -> None:
-            nonlocal end
-            channels, *_ = size = program.buffers[number]
-            geometry = self.geometry[size[1:]]
-            pixel = 1 if number in apart else BLOCK
-            blocks[number] = channels if pixel == 1 else -(-channels // BLOCK)
-            row, plane, lead = (pixel * one for one in geometry)
-            fitting = sorted(one for one in free[size[1:]] if one[0] >= blocks[number]) if pixel > 1 else []
-            if over is not None:
-                origin, blocks[number] = self.maps[over].origin, blocks[over]
-            elif fitting:
-                free[size[1:]].remove(fitting[0])
-                blocks[number], origin = fitting[0]
-            else:
-                origin = end + up(lead, LINE)
-                end = up(origin + blocks[number] * plane + lead, LINE)
-            self.maps[number] = _Map(origin, pixel, row, plane)
-
-        for number in program.inputs:
-            take(number)
-        for index, step in enumerate(self.steps):
-            ending = {wire.buffer for wire in _read(step, self.halves) if last[wire.buffer] == index}
-            over = written_over(program, step)
-            if over is not None and over in ending:  # the sum is written over what was added, pixel by pixel
-                ending.remove(over)
-                take(step.writes, over)
-            else:
-                take(step.writes)
-            if step.writes not in last:
-                ending.add(step.writes)
-            for number in ending - apart:
-                free[program.buffers[number][1:]].append((blocks[number], self.maps[number].origin))
-        return end
+        return self.plan.packed(self.lanes, inputs, outputs, records, self.floats, self.own)
 
     def _port(self, wires: tuple[Wire, ...]) -> Port:
         some = self.maps[next(wire.buffer for wire in wires if wire != ZERO)]
@@ -259,51 +177,40 @@ class _Packer:
 
     # -------------------------------------------------------------------------------------------------------- steps
 
-    def _runs(self, reads: Sequence[Wire]) -> list[Runs]:
-        """The channels in their order, those that stand one behind the other together."""
-        live = [(slot, wire) for slot, wire in enumerate(reads) if wire != ZERO]
-
-        def block(pair: tuple[int, tuple[int, Wire]]) -> tuple[int, int, int, int]:
-            index, (slot, wire) = pair
-            return wire.buffer, wire.channel // BLOCK, slot - index, wire.channel - index
-
-        parts = (list(part) for _, part in groupby(enumerate(live), block))
-        firsts = ((part[0][1], len(part)) for part in parts)
-        return [Runs(slot, self.maps[wire.buffer].channel(wire.channel), count) for (slot, wire), count in firsts]
-
     def _dense(self, step: Conv, after: int) -> tuple[int, int]:
         """The record of a convolution, and where its weights are."""
         stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
-        half = self.halves.get(step.writes)
-        runs = self._runs(step.reads)
+        half, runs, tiles = self.halves.get(step.writes), _runs(step.reads), self.tilings.get(step.writes)
         read = next(self.maps[wire.buffer] for wire in step.reads if wire != ZERO)
-        table = list(chain.from_iterable((run.place + tap, run.length) for run in runs for tap in _taps(stage, read)))
-        slots = sum(table[1::2])
-        panels = _panels(stage, step.order, runs)
-        each = 2 if self.lanes == BLOCK else 1
-        weights, bias = self.plan.floats(panels), self.plan.floats(_padded(stage.bias[list(step.order)]))
-        groups: list[int] = []
-        for first in range(0, len(panels), each):
-            blocks = range(first, min(first + each, len(panels)))
+        places = [self.maps[run.first.buffer].channel(run.first.channel) for run in runs]
+        order, taps = list(step.order), _taps(stage, read)
+        if tiles is None:
+            pairs = [(at + tap, run.length) for at, run in zip(places, runs, strict=True) for tap in taps]
+            panels = _panels(_padded(stage.weight[order]), runs)
+        else:
+            pairs = [(index * tiles.plane * BLOCK, run.length) for index, run in enumerate(runs)]
+            panels = _panels_by_number(_padded(weights_of(stage.weight[order])), runs, self.each)
+        weights, bias = self.plan.floats(panels), self.plan.floats(_padded(stage.bias[order]))
+        groups, count = list[int](), -(-len(order) // BLOCK)
+        for first in range(0, count, self.each):
+            blocks = range(first, min(first + self.each, count))
             out = self.plan.table(to.channel(block * BLOCK) for block in blocks)
-            groups += [len(blocks), weights + first * slots * BLOCK, bias + first * BLOCK, out]
+            groups += [len(blocks), weights + first * (panels.size // count), bias + first * BLOCK, out]
             groups += [self._blocks(step.residual, blocks), self._blocks(half, blocks)]
-        band, high, wide = self._tile(step, stage, made, read)
-        channel = read.plane if read.pixel == 1 else 1
-        record = [_DENSE, self.lanes, made.height, made.width, band, high, wide]
-        record += [0, stage.stride[0] * read.row, stage.stride[1] * read.pixel, channel]
-        record += [self.plan.table(table), len(table) // 2, slots, to.row, self._row(step.residual), self._row(half)]
-        macs = stage.weight.size * made.height * made.width
-        record += [
-            *self._ends(step.activation),
-            after,
-            min(macs, MOST_NUMBER),
-            len(groups) // 6,
-            self.plan.table(groups),
-        ]
-        return self.plan.table(record), weights
+        read_by = [self.plan.table(chain.from_iterable(pairs)), len(pairs), sum(length for _, length in pairs)]
+        record = [_DENSE if tiles is None else _WINOGRAD, self.lanes, made.height, made.width]
+        if tiles is None:
+            record += [*self._tile(step, stage, made, read), 0, stage.stride[0] * read.row]
+            record += [stage.stride[1] * read.pixel, read.plane if read.pixel == 1 else 1, *read_by]
+        else:
+            starts = self.plan.table(at + taps[0] for at in places)
+            record += [tiles.band, tiles.wide, starts, len(runs), read.row, *read_by]
+            record += [self.own, LINE, self.plan.floats(np.zeros(2 * BLOCK, np.float32))]
+        macs = min(stage.weight.size * made.height * made.width, MOST_NUMBER)
+        record += [to.row, self._row(step.residual), self._row(half), *self._ends(step.activation), after, macs]
+        return self.plan.table([*record, len(groups) // 6, self.plan.table(groups)]), weights
 
-    def _tile(self, step: Conv, stage: Stage, made: Buffer, read: _Map) -> tuple[int, int, int]:
+    def _tile(self, step: Conv, stage: Stage, made: Buffer, read: Map) -> tuple[int, int, int]:
         """Rows of a band, rows and pixels of a tile."""
         wide = -(-made.width // -(-made.width // self.most))
         high = 2 if 2 * wide <= self.most and made.height > 1 else 1
@@ -325,7 +232,7 @@ class _Packer:
         bounds = np.array([activation.low, activation.high], dtype=np.float32)
         return self.plan.floats(bounds), CURVES.index(activation.curve)
 
-    def _window(self, step: _Step) -> int:
+    def _window(self, step: BlockStep) -> int:
         made, (height, width) = self.program.buffers[step.writes], size_of(self.program, step.reads)
         blocks = range(-(-made.channels // BLOCK))
         residual = step.residual if isinstance(step, (Conv, Repeat)) else None
@@ -353,7 +260,7 @@ class _Packer:
         return self.plan.table(record)
 
 
-def _taps(stage: Stage, read: _Map) -> list[int]:
+def _taps(stage: Stage, read: Map) -> list[int]:
     """How far the taps of a kernel are from the pixel that an output starts from, in floats."""
     rows = [tap * stage.dilation[0] - stage.padding[0] for tap in range(stage.kernel[0])]
     columns = [tap * stage.dilation[1] - stage.padding[1] for tap in range(stage.kernel[1])]
@@ -365,12 +272,30 @@ def _padded(outputs: Floats) -> Floats:
     return np.pad(outputs, [(0, -len(outputs) % BLOCK), *[(0, 0)] * (outputs.ndim - 1)])
 
 
-def _panels(stage: Stage, order: Sequence[int], runs: Sequence[Runs]) -> Floats:
-    """The weights in the order in which they are read: (blocks of outputs, slots, 16)."""
-    weight = _padded(stage.weight[list(order)])
+def _runs(reads: Sequence[Wire]) -> list[_Run]:
+    """The channels in their order, those that stand one behind the other together."""
+    live = [(slot, wire) for slot, wire in enumerate(reads) if wire != ZERO]
+
+    def block(pair: tuple[int, tuple[int, Wire]]) -> tuple[int, int, int, int]:
+        index, (slot, wire) = pair
+        return wire.buffer, wire.channel // BLOCK, slot - index, wire.channel - index
+
+    parts = (list(part) for _, part in groupby(enumerate(live), block))
+    return [_Run(*part[0][1], len(part)) for part in parts]
+
+
+def _panels(weight: Floats, runs: Sequence[_Run]) -> Floats:
+    """The weights (C_out, C_in, k_h, k_w) in the order in which they are read: (blocks of outputs, slots, 16)."""
     count = len(weight)
     parts = [
         weight[:, run.slot : run.slot + run.length].reshape(count, run.length, -1).transpose(2, 1, 0).reshape(-1, count)
         for run in runs
     ]
     return np.concatenate(parts).reshape(-1, count // BLOCK, BLOCK).transpose(1, 0, 2)
+
+
+def _panels_by_number(weight: Floats, runs: Sequence[_Run], each: int) -> Floats:
+    """The weights (C_out, C_in, 16) of tiles as they are read: of each group (number, block of outputs, slot, 16)."""
+    slots = [slot for run in runs for slot in range(run.slot, run.slot + run.length)]
+    panels = weight[:, slots].reshape(-1, BLOCK, len(slots), NUMBERS).transpose(3, 0, 2, 1)
+    return np.concatenate([panels[:, first : first + each].ravel() for first in range(0, panels.shape[1], each)])

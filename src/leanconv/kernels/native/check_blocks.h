@@ -20,6 +20,40 @@ inline Span half_sized(int64_t rows, int64_t width, int64_t row) {
     return steps((rows + 1) / 2, row) + steps((width + 1) / 2, kBlock);
 }
 
+// What is read of pixels one by one: a run has no more of them than it says, and no channel is read twice at once.
+template <class Check, class Step>
+const char* check_runs(Check& c, const Step& s, int64_t channel, Span* in) {
+    int64_t slots = 0;
+    for (int64_t i = 0; i < s.n_runs; ++i) {
+        const int64_t* one = c.template records<int64_t>(s.runs + 2 * i, 2);
+        NEED(one, kCut);
+        NEED(within(one[1], 1, kMostSide), kNumber);
+        slots += one[1];
+        const Span found = point(one[0]) + steps(one[1], channel);
+        *in = i ? joined(*in, found) : found;
+    }
+    NEED(slots == s.slots && slots <= kMostSide, kNumber);
+    return nullptr;
+}
+
+// Groups of outputs, with so many weights for each slot and output.
+template <class Check, class Step>
+const char* check_groups(Check& c, const Step& s, int64_t each) {
+    if (!s.groups) return nullptr;
+    const DenseGroup* groups = c.template records<DenseGroup>(s.group, s.groups);
+    NEED(groups, kCut);
+    for (int64_t i = 0; i < s.groups; ++i) {
+        const DenseGroup& g = groups[i];
+        NEED(within(g.blocks, 1, 2), kNumber);
+        NEED(c.reads_weights(g.weights, Wide(s.slots) * each * kBlock * g.blocks) && c.reads_weights(g.bias, kBlock * g.blocks), kWeights);
+        NEED(g.out != -1, kCut);
+        PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
+        PASS(check_blocks(c, g.residual, g.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
+        PASS(check_blocks(c, g.half, g.blocks, half_sized(s.rows, s.width, s.half_row)));
+    }
+    return nullptr;
+}
+
 template <class Check>
 const char* check_dense(Check& c, int64_t position) {
     const DenseStep* step = c.template records<DenseStep>(position, 1);
@@ -32,33 +66,35 @@ const char* check_dense(Check& c, int64_t position) {
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     NEED(s.next >= 0, kWeights);
-    // Pixels are read one by one: a run has no more of them than it says, and no channel is read twice at once.
+    NEED(s.channel != 0, kNumber);
     Span in{};
-    int64_t slots = 0;
-    for (int64_t i = 0; i < s.n_runs; ++i) {
-        const int64_t* one = c.template records<int64_t>(s.runs + 2 * i, 2);
-        NEED(one, kCut);
-        NEED(within(one[1], 1, kMostSide), kNumber);
-        NEED(s.channel != 0, kNumber);
-        slots += one[1];
-        const Span found = point(one[0]) + steps(one[1], s.channel);
-        in = i ? joined(in, found) : found;
-    }
-    NEED(slots == s.slots && slots <= kMostSide, kNumber);
+    PASS(check_runs(c, s, s.channel, &in));
     if (s.n_runs) NEED(c.inside(in + point(s.in) + steps(s.rows, s.in_row) + steps(s.width, s.pixel)), kOutside);
-    if (!s.groups) return nullptr;
-    const DenseGroup* groups = c.template records<DenseGroup>(s.group, s.groups);
-    NEED(groups, kCut);
-    for (int64_t i = 0; i < s.groups; ++i) {
-        const DenseGroup& g = groups[i];
-        NEED(within(g.blocks, 1, 2), kNumber);
-        NEED(c.reads_weights(g.weights, Wide(slots) * kBlock * g.blocks) && c.reads_weights(g.bias, kBlock * g.blocks), kWeights);
-        NEED(g.out != -1, kCut);
-        PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
-        PASS(check_blocks(c, g.residual, g.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
-        PASS(check_blocks(c, g.half, g.blocks, half_sized(s.rows, s.width, s.half_row)));
-    }
-    return nullptr;
+    return check_groups(c, s, 1);
+}
+
+template <class Check>
+const char* check_winograd(Check& c, int64_t position) {
+    const WinogradStep* step = c.template records<WinogradStep>(position, 1);
+    NEED(step, kCut);
+    const WinogradStep& s = *step;
+    NEED(c.kernels(s.lanes), kVectors);
+    for (int64_t side : {s.rows, s.width, s.band, s.blocks}) NEED(within(side, 1, kMostSide), kNumber);
+    NEED(within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardswish) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0, kNumber);
+    const int64_t across = (s.width + 1) / 2, down = (s.rows + 1) / 2, band = s.band < down ? s.band : down;
+    NEED(s.band * across <= kMostMap, kNumber);
+    NEED(c.reads_weights(s.bounds, 2) && c.reads_weights(s.zeros, 2 * kBlock) && s.next >= 0, kWeights);
+    const Wide plane = Wide(s.band) * across * kBlock, apart = plane * s.blocks;
+    Span pixels;
+    NEED(c.hull(s.in, s.blocks, &pixels), kCut);
+    NEED(c.inside(pixels + steps(2 * down + 2, s.in_row) + steps(2 * across + 2, kBlock) + run(kBlock)), kOutside);
+    const Span tiles = steps(band * across, kBlock) + run(kBlock);
+    NEED(c.inside(point(s.numbers) + steps(16, apart) + steps(s.blocks, plane) + tiles), kOutside);
+    NEED(c.owned(point(s.products) + steps(2, 16 * plane) + steps(16, plane) + tiles), kOutside);
+    Span in{};
+    PASS(check_runs(c, s, 1, &in));
+    if (s.n_runs) NEED(c.inside(in + point(s.numbers) + steps(16, apart) + steps(band * across, kBlock)), kOutside);
+    return check_groups(c, s, 16);
 }
 
 template <class Check>

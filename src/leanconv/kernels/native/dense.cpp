@@ -4,8 +4,6 @@
 namespace leanconv {
 namespace {
 
-const float* place(const Run& r, int64_t table, int64_t block) { return table < 0 ? nullptr : r.arena + r.table(table)[block]; }
-
 // Of the pixels of a tile, which weights of the next group come into the second cache.
 struct Ahead {
     const char* from;

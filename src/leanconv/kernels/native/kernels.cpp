@@ -5,6 +5,7 @@
 #include "tiles.h"
 #include "vectors.h"
 #include "windows.h"
+#include "winograd.h"
 
 namespace {
 
@@ -159,4 +160,4 @@ float peak(int64_t rounds) {
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
     kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, surround, window, pick, kAllDenseTiles.at,
-    block_row};
+    block_row, winograd_pixels, winograd_outputs};

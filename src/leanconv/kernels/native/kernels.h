@@ -132,6 +132,20 @@ struct Phases {
     ptrdiff_t length, before, count;
 };
 
+// A row of tiles of a convolution by Winograd's minimal filtering: see winograd.h.
+struct WinogradArgs {
+    const float* in;  // of pixels: the first of a tile
+    ptrdiff_t in_row;
+    float* numbers;
+    ptrdiff_t apart;  // from one of the sixteen numbers of a tile to the next
+    int tiles, rows, width;  // of outputs
+    const float *bias, *residual, *half;
+    ptrdiff_t residual_row, out_row;
+    float* out;
+    float low, high;
+    bool lowest, highest;
+};
+
 struct Kernels {
     int lanes;
     const Kernel* tiles;
@@ -169,6 +183,8 @@ struct Kernels {
         return dense_tiles[dense_index(step, int(blocks), rows, pixels)];
     }
     void (*block_row)(const BlockArgs& args);
+    void (*winograd_pixels)(const WinogradArgs& args);
+    void (*winograd_outputs)(const WinogradArgs& args);
 };
 
 const Kernels* kernels_of(int lanes);  // null where this machine or this build has none

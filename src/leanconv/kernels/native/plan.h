@@ -20,7 +20,7 @@ struct Plan {
 };
 
 enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep,
-                kRepeatStep };
+                kRepeatStep, kWinogradStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -143,6 +143,21 @@ struct DenseStep {
 
 struct DenseGroup {
     int64_t blocks, weights, bias, out, residual, half;  // out, residual, half: tables of the places of blocks, -1 for none
+};
+
+// A convolution of 3 x 3 without a stride, by tiles of 2 x 2 outputs: see winograd.h. Each number of a tile is a map for each
+// block of inputs (`numbers`), one pixel for a tile of the band, and for each block of outputs of a group (`products`, which
+// each thread has for itself). Weights: [group][number][block][slot][16].
+struct WinogradStep {
+    int64_t kind, lanes, rows, width;      // of what is made
+    int64_t band, wide;                    // rows of tiles of a band; tiles that are multiplied together
+    int64_t in, blocks, in_row;            // a table of where the pixels of the first tile begin in each block
+    int64_t runs, n_runs, slots;           // as in DenseStep, from the first block of `numbers` on
+    int64_t numbers, products, zeros;      // zeros: those that products start from are weights
+    int64_t out_row, residual_row, half_row;
+    int64_t bounds, activation, next;
+    int64_t macs;
+    int64_t groups, group;                 // how many DenseGroup, where
 };
 
 // The greatest of a window, its mean, or (1 x 1) pixels as they are, with what is added, for maps in blocks.

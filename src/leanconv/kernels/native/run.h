@@ -83,6 +83,11 @@ void share(const Run& r, int64_t rows, int64_t piece, int64_t macs, const Work& 
     else task(&shared, 0);
 }
 
+// Where a block is, by a table; null where there is no such table.
+inline const float* place(const Run& r, int64_t table, int64_t block) {
+    return table < 0 ? nullptr : r.arena + r.table(table)[block];
+}
+
 struct Taps {
     int64_t skipped, first, count;
 };
@@ -126,6 +131,7 @@ int run_shared(const int64_t* plan, const float* weights, float* arena, const fl
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
+void run_winograd(const Run& r, const WinogradStep& step);  // winograd.cpp
 void move_blocks(const Run& r, const Port& port, float* image, bool in);
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
