@@ -24,6 +24,7 @@ from leanconv.kernels import trained
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import Packed, pack
 from leanconv.kernels.program import Program
+from random_dense import dense_programs
 from random_pieces import differences, pieces
 from random_programs import computed, programs
 
@@ -98,7 +99,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_random_programs_on_an_emulated_arm(arm: Arm) -> None:
-    chosen = [fused(one) for one in taken(programs(), 40)]
+    chosen = [fused(one) for one in taken(programs() | dense_programs(), 60)]
     inputs = [[torch.randn(IMAGES, *one.buffers[number]) for number in one.inputs] for one in chosen]
     plans = []
     for one, x in zip(chosen, inputs, strict=True):
@@ -119,8 +120,8 @@ class OnArm:
 
     arm: Arm
 
-    def __init__(self, program: Program) -> None:
-        self.packed = pack(program, lanes=4, registers=32)
+    def __init__(self, program: Program, *, winograd: bool) -> None:
+        self.packed = pack(program, lanes=4, registers=32, winograd=winograd)
         self.inputs, self.outputs = [program.buffers[number] for number in program.inputs], program.sizes
 
     def run(

@@ -57,6 +57,7 @@ def test_random_pieces(drawn: tuple[Piece, tuple[int, int]]) -> None:
         (piece(stage(12, 4, stride=2), stage(12, 3, 1)), (16, 16)),
         (piece(stage(60, 20), stage(60, 3, 1)), (32, 32)),
         (piece(stage(6, 6, 5, 2), stage(6, 1, 1)), (33, 17)),
+        (piece(stage(32, 1)), (16, 16)),  # dense, in blocks: of numbers that stand for weights no sums may be made
     ],
 )
 def test_chosen_pieces(one: Piece, size: tuple[int, int]) -> None:

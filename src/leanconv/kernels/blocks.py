@@ -57,10 +57,10 @@ class _Run(NamedTuple):
     length: int
 
 
-def in_blocks(program: Program, lanes: int, registers: int) -> Packed | None:
-    """The plan of a program that is faster in blocks; None for any other."""
+def in_blocks(program: Program, lanes: int, registers: int, *, winograd: bool = True) -> Packed | None:
+    """The plan of a program that is faster in blocks; None for any other. Without `winograd` by taps alone."""
     found = _prepared(program)
-    return None if found is None else _Packer(*found, lanes, registers).packed()
+    return None if found is None else _Packer(*found, lanes, registers, winograd).packed()
 
 
 def is_dense(program: Program) -> bool:
@@ -128,12 +128,12 @@ def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
 
 
 class _Packer:
-    def __init__(self, program: Program, halves: Halves, lanes: int, registers: int) -> None:
+    def __init__(self, program: Program, halves: Halves, lanes: int, registers: int, winograd: bool) -> None:
         self.program, self.halves, self.lanes = program, halves, lanes
         self.steps = [step for step in program.steps if isinstance(step, BlockStep)]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
         self.each = 2 if lanes == BLOCK else 1  # blocks of outputs in a group
-        self.tilings = self._tilings()
+        self.tilings = self._tilings() if winograd else {}
         numbers = NUMBERS * BLOCK  # of a tile, for one block
         sizes = [(numbers * tiles.plane, tiles.blocks) for tiles in self.tilings.values()]
         self.own = LINE + self.each * max((size for size, _ in sizes), default=0)  # the products of a group

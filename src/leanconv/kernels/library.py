@@ -146,12 +146,19 @@ def missing() -> str | None:
 
 
 class Runnable:
-    """A program, packed for this machine: takes contiguous arrays and fills others, from any number of threads."""
+    """A program, packed for this machine: takes contiguous arrays and fills others, from any number of threads.
 
-    def __init__(self, program: Program, library: Library | None = None, lanes: int | None = None) -> None:
+    Without `winograd` convolutions are computed tap by tap, and every weight of the plan is one of the program's.
+    """
+
+    def __init__(
+        self, program: Program, library: Library | None = None, lanes: int | None = None, *, winograd: bool = True
+    ) -> None:
         self.library = library or load()
         lanes = lanes or self.library.lanes
-        self.packed = pack(program, lanes=lanes, registers=_REGISTERS.get(lanes, self.library.registers))
+        self.packed = pack(
+            program, lanes=lanes, registers=_REGISTERS.get(lanes, self.library.registers), winograd=winograd
+        )
         self.inputs = tuple(program.buffers[number] for number in program.inputs)
         self.outputs = program.sizes
         self.steps = int(self.packed.plan[5])  # others than the program's, where steps were cut or joined

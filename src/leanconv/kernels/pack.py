@@ -47,9 +47,12 @@ _CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
 _CLIP, _REPEAT = 8, 9
 
 
-def pack(program: Program, *, lanes: int, registers: int) -> Packed:
-    """Lay `program` out for vectors of at most `lanes` floats and so many registers."""
-    dense = in_blocks(program, lanes, registers)
+def pack(program: Program, *, lanes: int, registers: int, winograd: bool = True) -> Packed:
+    """Lay `program` out for vectors of at most `lanes` floats and so many registers.
+
+    Without `winograd` every weight of the program is one of the plan, as it is.
+    """
+    dense = in_blocks(program, lanes, registers, winograd=winograd)
     return dense if dense is not None else _Packer(program, lanes, registers).packed()
 
 

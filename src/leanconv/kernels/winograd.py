@@ -59,5 +59,5 @@ def tiling(made: Buffer, blocks: int, lanes: int, most: int) -> Tiling:
 
 def weights_of(weight: Floats) -> Floats:
     """The sixteen numbers of each kernel, G kernel G': (C_out, C_in, 3, 3) to (C_out, C_in, 16)."""
-    numbers = np.einsum("ik,ockl,jl->ocij", _GRAIN, weight.astype(np.float64), _GRAIN, optimize=True)
-    return numbers.reshape(*weight.shape[:2], NUMBERS).astype(np.float32)
+    exact: Floats = np.einsum("ik,ockl,jl->ocij", _GRAIN, weight.astype(np.float64), _GRAIN, optimize=True)
+    return exact.reshape(*weight.shape[:2], NUMBERS).astype(np.float32)
