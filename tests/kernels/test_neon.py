@@ -24,6 +24,7 @@ from leanconv.kernels import trained
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.pack import Packed, pack
 from leanconv.kernels.program import Program
+from leanconv.kernels.winograd import Winograd
 from random_dense import dense_programs
 from random_pieces import differences, pieces
 from random_programs import computed, programs
@@ -120,7 +121,7 @@ class OnArm:
 
     arm: Arm
 
-    def __init__(self, program: Program, *, winograd: bool) -> None:
+    def __init__(self, program: Program, *, winograd: Winograd) -> None:
         self.packed = pack(program, lanes=4, registers=32, winograd=winograd)
         self.inputs, self.outputs = [program.buffers[number] for number in program.inputs], program.sizes
 

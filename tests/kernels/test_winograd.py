@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checked_plans import Checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch import Tensor
 from kernels_library import library
 from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.library import Runnable
+from leanconv.kernels.portable import portable
 from leanconv.kernels.program import Activation, Buffer, Conv, Program, Repeat, Stage, Wire, out_side
-from leanconv.kernels.winograd import is_faster, weights_of
+from leanconv.kernels.winograd import Winograd, is_faster, weights_of
 from random_programs import computed
 
 _BY_TAPS, _BY_TILES = 6, 10
@@ -45,7 +47,7 @@ def single(one: Stage, height: int, width: int, activation: Activation | None = 
     return Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=(whole(1, outputs),))
 
 
-def kinds(program: Program, lanes: int, *, winograd: bool = True) -> list[int]:
+def kinds(program: Program, lanes: int, *, winograd: Winograd = "here") -> list[int]:
     """The kinds of the steps of a plan."""
     packed = in_blocks(program, lanes, 16, winograd=winograd)
     assert packed is not None
@@ -54,7 +56,9 @@ def kinds(program: Program, lanes: int, *, winograd: bool = True) -> list[int]:
     return [int(plan[plan[first + index]]) for index in range(int(plan[5]))]
 
 
-def run(program: Program, x: Tensor, *, threads: int = 1, lanes: int | None = None, winograd: bool = True) -> Tensor:
+def run(
+    program: Program, x: Tensor, *, threads: int = 1, lanes: int | None = None, winograd: Winograd = "here"
+) -> Tensor:
     out = torch.full((len(x), *program.sizes[0]), 7.0)
     runnable = Runnable(program, library(), lanes, winograd=winograd)
     for _ in range(2):  # in an arena that was used, too
@@ -93,9 +97,9 @@ def test_outputs_are_those_of_the_taps(
 def test_they_are_as_exact_as_by_taps(size: tuple[int, int]) -> None:
     """Not only near: the largest error is at most three times that of the taps one by one."""
     program, x = single(stage(64, 64), *size), torch.randn(1, 64, *size)
-    assert (kinds(program, 8), kinds(program, 8, winograd=False)) == ([_BY_TILES], [_BY_TAPS])
+    assert (kinds(program, 8), kinds(program, 8, winograd="never")) == ([_BY_TILES], [_BY_TAPS])
     (wanted,) = computed(program, [x.double()])
-    assert error(run(program, x), wanted) <= 3 * error(run(program, x, winograd=False), wanted)
+    assert error(run(program, x), wanted) <= 3 * error(run(program, x, winograd="never"), wanted)
 
 
 def test_what_is_added_at_whole_and_at_half_the_resolution() -> None:
@@ -144,6 +148,17 @@ def test_which_convolutions_are_computed_so() -> None:
     assert not is_faster(one, Buffer(64, 5, 5), 64, 64, 8)  # few tiles: weights come from memory
     assert not is_faster(one, Buffer(64, 7, 7), 64, 64, 16)
     assert not is_faster(one, Buffer(64, 1, 64), 64, 64, 8)  # half of each tile would be idle
+
+
+@pytest.mark.parametrize(("side", "chosen"), [(8, _BY_TAPS), (14, _BY_TILES)])
+def test_a_file_holds_the_same_weights_for_all_vectors(side: int, chosen: int) -> None:
+    """A map of 8 x 8 is computed by tiles with some vectors and by taps with others, but not in a file for both."""
+    program = single(stage(64, 64), side, side)
+    assert kinds(program, 8) == [_BY_TILES]
+    assert kinds(program, 8, winograd="everywhere") == kinds(program, 16, winograd="everywhere") == [chosen]
+    plans = portable(program).plans
+    assert sorted(plans) == [4, 8, 16]
+    assert Checked(library().path).check(plans[8]) == (None, len(portable(program).weights) - 16)
 
 
 def test_the_numbers_of_a_kernel() -> None:

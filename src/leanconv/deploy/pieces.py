@@ -17,11 +17,16 @@ from torch import Tensor, fx
 from leanconv.deploy.lowering import RULES, Builder, Map, Unfit
 from leanconv.dryrun.operators import bind
 from leanconv.errors import PlanError
-from leanconv.kernels.blocks import is_dense
+from leanconv.kernels.blocks import is_dense, share_by_tiles
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.program import Program
 
 __all__ = ["Left", "Piece", "is_convolution", "pieces"]
+
+
+_AS_WELL = "no grouped convolution is next to it, and dense ones run as well elsewhere"
+_LEAST_SHARE = 0.3
+"""Of the multiply-adds of a piece of dense convolutions: those of 3 x 3 must save what its ends cost, and more."""
 
 
 class Left(NamedTuple):
@@ -62,13 +67,14 @@ class Piece:
 def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
     """The pieces of a graph that are worth a program, and the convolutions outside of all of them.
 
-    Worth it is a piece with a grouped convolution in it, or all convolutions of the network. Where they are all dense,
-    of any size, and make programs in blocks, those are as fast as any; beside others only small ones are.
+    Worth it is a piece with a grouped convolution in it, or all convolutions of the network. Where those are all dense,
+    so is a piece in blocks, with convolutions of any size: one that is the whole network, which is as fast as any, or
+    one with many 3 x 3, which are faster.
     """
     axes = _axes(module)
     if axes == 2 and all(_groups(node) == 1 for node in module.graph.nodes if is_convolution(node)):
         kept, left = _pieces(module, axes, any_size=True)
-        if kept and not left and all(piece.program is not None and is_dense(piece.program) for piece in kept):
+        if kept:
             return kept, left
     return _pieces(module, axes, any_size=False)
 
@@ -100,17 +106,21 @@ def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[
         piece.nodes.sort(key=place.__getitem__)
         _trim(piece)
         inside = piece.convolutions
-        if len(inside) < len(convolutions) and all(_groups(node) == 1 for node in inside):
-            reasons |= dict.fromkeys(
-                inside, "no grouped convolution is next to it, and dense ones run as well elsewhere"
-            )
-        elif inside:
-            try:
-                piece.program = fused(_lowered(module, piece, Builder(axes, any_size=any_size)))
-            except (Unfit, PlanError) as reason:
-                reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
-            else:
-                kept.append(piece)
+        some = len(inside) < len(convolutions)
+        if not inside:
+            continue
+        if some and not any_size and all(_groups(node) == 1 for node in inside):
+            reasons |= dict.fromkeys(inside, _AS_WELL)
+            continue
+        try:
+            piece.program = fused(_lowered(module, piece, Builder(axes, any_size=any_size)))
+        except (Unfit, PlanError) as reason:
+            reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
+            continue
+        if any_size and (not is_dense(piece.program) or (some and share_by_tiles(piece.program) < _LEAST_SHARE)):
+            reasons |= dict.fromkeys(inside, _AS_WELL)
+            continue
+        kept.append(piece)
     outside = [node for node in convolutions if not any(node in piece.nodes for piece in kept)]
     return kept, [Left(_module_of(node), reasons[node]) for node in outside]
 

@@ -37,9 +37,9 @@ from leanconv.kernels.program import (
     Wire,
 )
 from leanconv.kernels.stages import CURVES
-from leanconv.kernels.winograd import NUMBERS, Tiling, is_faster, tiling, weights_of
+from leanconv.kernels.winograd import NUMBERS, Tiling, Winograd, is_faster, tiling, weights_of
 
-__all__ = ["BLOCK", "in_blocks", "is_dense"]
+__all__ = ["in_blocks", "is_dense", "share_by_tiles"]
 
 _DENSE, _PIXELS, _WINOGRAD = 6, 7, 10
 _MOST_IDLE = 1.25
@@ -57,8 +57,8 @@ class _Run(NamedTuple):
     length: int
 
 
-def in_blocks(program: Program, lanes: int, registers: int, *, winograd: bool = True) -> Packed | None:
-    """The plan of a program that is faster in blocks; None for any other. Without `winograd` by taps alone."""
+def in_blocks(program: Program, lanes: int, registers: int, *, winograd: Winograd = "here") -> Packed | None:
+    """The plan of a program that is faster in blocks; None for any other."""
     found = _prepared(program)
     return None if found is None else _Packer(*found, lanes, registers, winograd).packed()
 
@@ -66,6 +66,18 @@ def in_blocks(program: Program, lanes: int, registers: int, *, winograd: bool = 
 def is_dense(program: Program) -> bool:
     """Whether a program is laid out in blocks."""
     return _prepared(program) is not None
+
+
+def share_by_tiles(program: Program) -> float:
+    """Of the multiply-adds of a program, how many are of convolutions that take less time by tiles, on any machine."""
+    found = sum(
+        stage.weight.size * _pixels(program, step)
+        for step in program.steps
+        if isinstance(step, Conv)
+        for stage in step.stages
+        if is_faster(stage, program.buffers[step.writes], stage.in_channels, len(stage.weight))
+    )
+    return found / max(1, program.macs)
 
 
 def _prepared(program: Program) -> tuple[Program, Halves] | None:
@@ -128,12 +140,12 @@ def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
 
 
 class _Packer:
-    def __init__(self, program: Program, halves: Halves, lanes: int, registers: int, winograd: bool) -> None:
+    def __init__(self, program: Program, halves: Halves, lanes: int, registers: int, winograd: Winograd) -> None:
         self.program, self.halves, self.lanes = program, halves, lanes
         self.steps = [step for step in program.steps if isinstance(step, BlockStep)]  # there are no others
         self.most = 14 if lanes == BLOCK else 2 if lanes == 4 and registers == 16 else 6
         self.each = 2 if lanes == BLOCK else 1  # blocks of outputs in a group
-        self.tilings = self._tilings() if winograd else {}
+        self.tilings = {} if winograd == "never" else self._tilings(lanes if winograd == "here" else None)
         numbers = NUMBERS * BLOCK  # of a tile, for one block
         sizes = [(numbers * tiles.plane, tiles.blocks) for tiles in self.tilings.values()]
         self.own = LINE + self.each * max((size for size, _ in sizes), default=0)  # the products of a group
@@ -141,7 +153,7 @@ class _Packer:
         self.maps, self.floats = placed(program, halves, self.steps, start, self.tilings)
         self.plan = Writer(len(program.inputs) + len(program.outputs), len(self.steps))
 
-    def _tilings(self) -> dict[int, Tiling]:
+    def _tilings(self, known: int | None) -> dict[int, Tiling]:
         """The buffers that are made by tiles, and by which."""
         apart, found = as_they_came(self.program, self.halves, self.steps), dict[int, Tiling]()
         for step in self.steps:
@@ -151,7 +163,7 @@ class _Packer:
             if any(run.first.channel % BLOCK or run.first.buffer in apart for run in runs):
                 continue
             inputs, outputs = sum(run.length for run in runs), up(len(step.order), BLOCK)
-            if is_faster(step.first, made, inputs, outputs, self.lanes):
+            if is_faster(step.first, made, inputs, outputs, known):
                 found[step.writes] = tiling(made, len(runs), self.lanes, self.most)
         return found
 
@@ -189,7 +201,7 @@ class _Packer:
             panels = _panels(_padded(stage.weight[order]), runs)
         else:
             pairs = [(index * tiles.plane * BLOCK, run.length) for index, run in enumerate(runs)]
-            panels = _panels_by_number(_padded(weights_of(stage.weight[order])), runs, self.each)
+            panels = _panels_by_number(_padded(weights_of(stage.weight[order])), runs)
         weights, bias = self.plan.floats(panels), self.plan.floats(_padded(stage.bias[order]))
         groups, count = list[int](), -(-len(order) // BLOCK)
         for first in range(0, count, self.each):
@@ -294,8 +306,7 @@ def _panels(weight: Floats, runs: Sequence[_Run]) -> Floats:
     return np.concatenate(parts).reshape(-1, count // BLOCK, BLOCK).transpose(1, 0, 2)
 
 
-def _panels_by_number(weight: Floats, runs: Sequence[_Run], each: int) -> Floats:
-    """The weights (C_out, C_in, 16) of tiles as they are read: of each group (number, block of outputs, slot, 16)."""
+def _panels_by_number(weight: Floats, runs: Sequence[_Run]) -> Floats:
+    """The weights (C_out, C_in, 16) of tiles in the order of reading: (blocks of outputs, number, slot, 16)."""
     slots = [slot for run in runs for slot in range(run.slot, run.slot + run.length)]
-    panels = weight[:, slots].reshape(-1, BLOCK, len(slots), NUMBERS).transpose(3, 0, 2, 1)
-    return np.concatenate([panels[:, first : first + each].ravel() for first in range(0, panels.shape[1], each)])
+    return weight[:, slots].reshape(-1, BLOCK, len(slots), NUMBERS).transpose(0, 3, 2, 1)

@@ -23,6 +23,7 @@ from leanconv.errors import LeanconvError
 from leanconv.kernels.build import LIBRARY, compiler, digest
 from leanconv.kernels.pack import PLAN_VERSION, pack
 from leanconv.kernels.program import Floats, Program
+from leanconv.kernels.winograd import Winograd
 
 __all__ = ["NAMES", "Library", "NoLibrary", "Runnable", "load", "missing"]
 
@@ -148,11 +149,11 @@ def missing() -> str | None:
 class Runnable:
     """A program, packed for this machine: takes contiguous arrays and fills others, from any number of threads.
 
-    Without `winograd` convolutions are computed tap by tap, and every weight of the plan is one of the program's.
+    `winograd` is that of `pack`.
     """
 
     def __init__(
-        self, program: Program, library: Library | None = None, lanes: int | None = None, *, winograd: bool = True
+        self, program: Program, library: Library | None = None, lanes: int | None = None, *, winograd: Winograd = "here"
     ) -> None:
         self.library = library or load()
         lanes = lanes or self.library.lanes

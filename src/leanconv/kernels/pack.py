@@ -40,6 +40,7 @@ from leanconv.kernels.volumes import fields as volume_fields
 from leanconv.kernels.volumes import scratch_of as volume_scratch_of
 from leanconv.kernels.windows import fields as window_fields
 from leanconv.kernels.windows import line_of
+from leanconv.kernels.winograd import Winograd
 
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
@@ -47,10 +48,11 @@ _CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
 _CLIP, _REPEAT = 8, 9
 
 
-def pack(program: Program, *, lanes: int, registers: int, winograd: bool = True) -> Packed:
+def pack(program: Program, *, lanes: int, registers: int, winograd: Winograd = "here") -> Packed:
     """Lay `program` out for vectors of at most `lanes` floats and so many registers.
 
-    Without `winograd` every weight of the program is one of the plan, as it is.
+    Where `winograd` is "never" every weight of the plan is one of the program, and where it is "everywhere" all vectors
+    take the same weights.
     """
     dense = in_blocks(program, lanes, registers, winograd=winograd)
     return dense if dense is not None else _Packer(program, lanes, registers).packed()

@@ -33,7 +33,7 @@ def portable(program: Program) -> Portable:
     >>> sorted(portable(Program(buffers=(Buffer(1, 4, 5),), steps=(), inputs=(0,), outputs=((Wire(0, 0),),))).plans)
     [4, 8, 16]
     """
-    packed = {lanes: pack(program, lanes=lanes, registers=_REGISTERS[lanes]) for lanes in NAMES}
+    packed = {lanes: pack(program, lanes=lanes, registers=_REGISTERS[lanes], winograd="everywhere") for lanes in NAMES}
     first, *others = packed.values()
     # What a tile reads follows from its outputs and its kernel alone, how it reads from the vectors.
     assert all(first.weights.tobytes() == other.weights.tobytes() for other in others)

@@ -45,7 +45,7 @@ class _Ready:
     """A program of numbers, packed for this machine: its weights are gathered before every run."""
 
     def __init__(self, program: Program) -> None:
-        self.runnable = Runnable(program, winograd=False)  # whose weights would be sums of numbers
+        self.runnable = Runnable(program, winograd="never")  # whose weights would be sums of numbers
         packed = self.runnable.packed
         values = packed.weights.astype(np.float64)
         values[np.isneginf(values)], values[np.isposinf(values)] = 1, 2

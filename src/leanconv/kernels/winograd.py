@@ -7,13 +7,16 @@ all outputs of its tiles no numbers, up to 4 x 4 of them instead of 3 x 3.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from leanconv.kernels.program import Buffer, Floats, Stage
 
-__all__ = ["NUMBERS", "Tiling", "is_faster", "tiling", "weights_of"]
+__all__ = ["NUMBERS", "Tiling", "Winograd", "is_faster", "tiling", "weights_of"]
+
+Winograd = Literal["here", "everywhere", "never"]
+"""Which convolutions of 3 x 3 are computed so: those that are faster with the vectors at hand, or with any, or none."""
 
 NUMBERS = 16
 """Of a tile."""
@@ -21,6 +24,7 @@ _BAND_FLOATS = {16: 192 * 1024, 8: 64 * 1024, 4: 64 * 1024}
 """The numbers of the inputs of a band stay in the second cache; by lanes, as it grew with them."""
 _LEAST_TILES = {16: 32, 8: 16, 4: 16}
 """Weights that fewer tiles are multiplied with take longer to come from memory than they save: by lanes."""
+_GAIN = 0.9
 _MIXING, _SUMMING = 48, 56
 """Vectors that are loaded, stored or added for each block of inputs and of outputs of a tile."""
 _GRAIN = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -40,13 +44,18 @@ class Tiling(NamedTuple):
         return self.band * self.across
 
 
-def is_faster(stage: Stage, made: Buffer, inputs: int, outputs: int, lanes: int) -> bool:
-    """Whether a stage of so many inputs and outputs is a 3 x 3 that takes less time by tiles than by taps."""
+def is_faster(stage: Stage, made: Buffer, inputs: int, outputs: int, lanes: int | None = None) -> bool:
+    """Whether a stage of so many inputs and outputs is a 3 x 3 that takes less time by tiles than by taps.
+
+    With vectors of `lanes`, or with any.
+    """
     if stage.kernel != (3, 3) or stage.groups != 1 or stage.stride != (1, 1) or stage.dilation != (1, 1):
         return False
     tiles = -(-made.height // 2) * -(-made.width // 2)
+    least = max(_LEAST_TILES.values()) if lanes is None else _LEAST_TILES[lanes]
     by_tiles = tiles * (NUMBERS * inputs * outputs + _MIXING * inputs + _SUMMING * outputs)
-    return tiles >= _LEAST_TILES[lanes] and by_tiles < 9 * made.height * made.width * inputs * outputs * 0.9
+    by_taps = 9 * made.height * made.width * inputs * outputs
+    return tiles >= least and by_tiles < _GAIN * by_taps
 
 
 def tiling(made: Buffer, blocks: int, lanes: int, most: int) -> Tiling:

@@ -36,15 +36,17 @@ const char* check_runs(Check& c, const Step& s, int64_t channel, Span* in) {
     return nullptr;
 }
 
-// Groups of outputs, with so many weights for each slot and output.
+// Groups of outputs, with so many weights for each slot and output; `most`: blocks of the largest.
 template <class Check, class Step>
-const char* check_groups(Check& c, const Step& s, int64_t each) {
+const char* check_groups(Check& c, const Step& s, int64_t each, int64_t* most) {
+    *most = 1;
     if (!s.groups) return nullptr;
     const DenseGroup* groups = c.template records<DenseGroup>(s.group, s.groups);
     NEED(groups, kCut);
     for (int64_t i = 0; i < s.groups; ++i) {
         const DenseGroup& g = groups[i];
         NEED(within(g.blocks, 1, 2), kNumber);
+        if (g.blocks > *most) *most = g.blocks;
         NEED(c.reads_weights(g.weights, Wide(s.slots) * each * kBlock * g.blocks) && c.reads_weights(g.bias, kBlock * g.blocks), kWeights);
         NEED(g.out != -1, kCut);
         PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
@@ -70,7 +72,8 @@ const char* check_dense(Check& c, int64_t position) {
     Span in{};
     PASS(check_runs(c, s, s.channel, &in));
     if (s.n_runs) NEED(c.inside(in + point(s.in) + steps(s.rows, s.in_row) + steps(s.width, s.pixel)), kOutside);
-    return check_groups(c, s, 1);
+    int64_t blocks;
+    return check_groups(c, s, 1, &blocks);
 }
 
 template <class Check>
@@ -90,11 +93,13 @@ const char* check_winograd(Check& c, int64_t position) {
     NEED(c.inside(pixels + steps(2 * down + 2, s.in_row) + steps(2 * across + 2, kBlock) + run(kBlock)), kOutside);
     const Span tiles = steps(band * across, kBlock) + run(kBlock);
     NEED(c.inside(point(s.numbers) + steps(16, apart) + steps(s.blocks, plane) + tiles), kOutside);
-    NEED(c.owned(point(s.products) + steps(2, 16 * plane) + steps(16, plane) + tiles), kOutside);
     Span in{};
     PASS(check_runs(c, s, 1, &in));
     if (s.n_runs) NEED(c.inside(in + point(s.numbers) + steps(16, apart) + steps(band * across, kBlock)), kOutside);
-    return check_groups(c, s, 16);
+    int64_t blocks;
+    PASS(check_groups(c, s, 16, &blocks));
+    NEED(c.owned(point(s.products) + steps(blocks, 16 * plane) + steps(16, plane) + tiles), kOutside);
+    return nullptr;
 }
 
 template <class Check>

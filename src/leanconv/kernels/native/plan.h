@@ -147,7 +147,7 @@ struct DenseGroup {
 
 // A convolution of 3 x 3 without a stride, by tiles of 2 x 2 outputs: see winograd.h. Each number of a tile is a map for each
 // block of inputs (`numbers`), one pixel for a tile of the band, and for each block of outputs of a group (`products`, which
-// each thread has for itself). Weights: [group][number][block][slot][16].
+// each thread has for itself). Weights: [block][number][slot][16].
 struct WinogradStep {
     int64_t kind, lanes, rows, width;      // of what is made
     int64_t band, wide;                    // rows of tiles of a band; tiles that are multiplied together

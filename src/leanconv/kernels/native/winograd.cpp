@@ -7,17 +7,21 @@ namespace {
 constexpr int64_t kNumbers = 16;  // of a tile
 
 // The products of one number of all tiles of a band, for a group of blocks of outputs: a convolution of 1 x 1 of `tiles` pixels.
-void multiply(const WinogradStep& s, int64_t tiles, int64_t blocks, DenseArgs a, float* out, int64_t apart) {
+// Meanwhile the weights of the next number come into the second cache, those of one block after those of another.
+void multiply(const WinogradStep& s, int64_t tiles, int64_t blocks, DenseArgs a, const float* next, float* out) {
     constexpr int kStep = 2;  // pixels are a block apart
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const int64_t across = (tiles + s.wide - 1) / s.wide, each = tiles / across, wider = tiles % across;
+    const int64_t parts = across > blocks ? across / blocks : 1, apart = kNumbers * s.band * ((s.width + 1) / 2) * kBlock;
     const float *in = a.in, *weights = a.weights;
-    a.ahead_step /= across;
+    a.ahead_step = kBlock * ptrdiff_t(sizeof(float)) / parts;
     for (int64_t i = 0, from = 0, to = 0; i < across; ++i, from = to) {
         to += each + (i < wider);
         const bool whole = kernels.dense_tile(kStep, blocks, 1, int(to - from));  // a build may have few
         const int64_t together = whole ? blocks : 1, wide = whole ? to - from : 1;
         const DenseKernel kernel = kernels.dense_tile(kStep, together, 1, int(wide));
+        const int64_t block = i / parts < blocks ? i / parts : blocks - 1;
+        a.ahead = reinterpret_cast<const char*>(next + block * a.panel) + i % parts * s.slots * a.ahead_step;
         for (int64_t b = 0; b < blocks; b += together)
             for (int64_t x = from; x < to; x += wide) {
                 a.in = in + x * kBlock;
@@ -25,7 +29,6 @@ void multiply(const WinogradStep& s, int64_t tiles, int64_t blocks, DenseArgs a,
                 for (int64_t k = 0; k < together; ++k) a.out[k] = out + (b + k) * apart + x * kBlock;
                 kernel(a);
             }
-        a.ahead += a.ahead_step * s.slots;
     }
 }
 
@@ -33,20 +36,18 @@ void multiply(const WinogradStep& s, int64_t tiles, int64_t blocks, DenseArgs a,
 void run_group(const Run& r, const WinogradStep& s, const DenseGroup& g, int64_t first, int64_t rows, const float* next) {
     const Kernels& kernels = *kernels_of(int(s.lanes));
     const int64_t across = (s.width + 1) / 2, plane = s.band * across * kBlock, panel = s.slots * kBlock;
+    const float* weights = r.weights + g.weights;
     float* products = r.arena + r.own + s.products;
     DenseArgs dense{};
     dense.runs = r.table(s.runs);
     dense.n_runs = s.n_runs;
     dense.channel = 1;
-    dense.panel = panel;
+    dense.panel = kNumbers * panel;
     dense.bias = r.weights + s.zeros;
     for (int64_t number = 0; number < kNumbers; ++number) {
         dense.in = r.arena + s.numbers + number * s.blocks * plane;
-        dense.weights = r.weights + g.weights + number * g.blocks * panel;
-        const bool last = number + 1 == kNumbers;
-        dense.ahead = reinterpret_cast<const char*>(last ? next : dense.weights + g.blocks * panel);
-        dense.ahead_step = g.blocks * kBlock * ptrdiff_t(sizeof(float));
-        multiply(s, rows * across, g.blocks, dense, products + number * plane, kNumbers * plane);
+        dense.weights = weights + number * panel;
+        multiply(s, rows * across, g.blocks, dense, number + 1 < kNumbers ? dense.weights + panel : next, products + number * plane);
     }
     WinogradArgs a{};
     a.apart = plane;
