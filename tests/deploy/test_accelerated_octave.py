@@ -1,4 +1,4 @@
-"""Networks at two resolutions in one program of the C library, laid out in blocks."""
+"""Networks of dense convolutions, at two resolutions too, in programs of the C library that are laid out in blocks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kernels_library import library
 from leanconv.deploy import accelerate
+from leanconv.errors import NothingToRewrite
 from leanconv.kernels.blocks import is_dense
 from leanconv.kernels.merge import prepared
 from leanconv.kernels.program import Conv, Repeat
@@ -60,3 +61,42 @@ def test_up_sampling_by_other_factors() -> None:
     ).eval()
     found = accelerate(other, (3, 7, 9))
     assert [left.name for left in found.left] == ["0"]
+
+
+class Encoder(nn.Module):
+    """Down and up again by layers that are no steps, with a map that is joined across."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()
+        )
+        self.second = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(64, 32, 2, 2)
+        self.last = nn.Sequential(nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = self.first(x)
+        y: Tensor = self.last(torch.cat([self.up(self.second(large)), large], 1))
+        return y
+
+
+def test_parts_of_a_dense_network_that_the_library_cannot_run_whole() -> None:
+    net = Encoder().eval()
+    found = accelerate(net, (3, 32, 48))
+    assert len(found.programs) == 2
+    assert all(is_dense(program) for program in found.programs)
+    assert [(left.name, left.reason) for left in found.left] == [("up", "aten.conv_transpose2d.input has no step")]
+    x = torch.randn(2, 3, 32, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.model(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_a_dense_network_that_do_not_gain_are_left() -> None:
+    """Pointwise convolutions run as well elsewhere, and maps of few pixels."""
+    net = nn.Sequential(nn.Conv2d(16, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ConvTranspose2d(64, 4, 2)).eval()
+    with pytest.raises(NothingToRewrite, match="0: no grouped convolution is next to it, and dense ones run as well"):
+        accelerate(net, (16, 32, 32))
+    small = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.ConvTranspose2d(64, 4, 2)).eval()
+    with pytest.raises(NothingToRewrite, match="0: no grouped convolution is next to it, and dense ones run as well"):
+        accelerate(small, (16, 7, 7))

@@ -170,6 +170,8 @@ def chosen() -> list[Program]:
         clip(3, (3, 3, 3), 2, 4, 5, 21),  # columns sorted
         clip(3, (2, 1, 5), 1, 3, 4, 17),  # single taps, one of each frame spare
         *(single(*sizes) for sizes in ((16, 1, 3, 1, 5, 7), (32, 1, 3, 2, 9, 15), (48, 1, 1, 1, 3, 3))),  # in blocks
+        single(16, 1, 3, 1, 9, 11),  # and by tiles
+        single(48, 1, 3, 1, 17, 8),  # with two blocks of outputs together and one alone, of vectors of sixteen
         windows(False, 2, 2, 6, 34),  # halves of rows
         windows(True, 3, 2, 7, 19),
         windows(True, 4, 3, 7, 19),  # a stride that has no vectors
@@ -198,10 +200,14 @@ def fields(plan: NDArray[np.int64]) -> list[int]:
     ports = 10 + 6 * int(plan[3] + plan[4])
     found = list(range(2, ports))
     for step in map(int, plan[ports : ports + int(plan[5])]):
-        found += range(step, step + {4: 35, 5: 31, 6: 23, 7: 26, 8: 31}.get(int(plan[step]), 8))
+        found += range(step, step + {4: 35, 5: 31, 6: 23, 7: 26, 8: 31, 10: 24}.get(int(plan[step]), 8))
         if plan[step] == 6:
             found += range(int(plan[step + 11]), int(plan[step + 11] + 2 * plan[step + 12]))
             found += range(int(plan[step + 22]), int(plan[step + 22] + 6 * plan[step + 21]))
+        if plan[step] == 10:
+            found += range(int(plan[step + 6]), int(plan[step + 6] + plan[step + 7]))
+            found += range(int(plan[step + 9]), int(plan[step + 9] + 2 * plan[step + 10]))
+            found += range(int(plan[step + 23]), int(plan[step + 23] + 6 * plan[step + 22]))
         if plan[step] not in (0, 8):
             continue
         first, stages = (step + 31, 1) if plan[step] == 8 else (step + 8, int(plan[step + 5]))
