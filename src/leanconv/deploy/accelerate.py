@@ -46,7 +46,8 @@ def accelerate(
     network that is made of grouped, depthwise, pointwise and small dense convolutions, activations (ReLU, ReLU6, SiLU,
     Hardswish), additions, shuffles, pools and nearest up-sampling becomes one operator, `leanconv::run_program`, which
     `torch.compile`, `torch.export` and `measure` know. Networks of dense convolutions alone, at two resolutions too,
-    run there whole, whatever the size of their convolutions. It runs on as many threads as torch is set to use: each
+    run there whole, whatever the size of their convolutions, or in parts with many 3 x 3, which are computed by
+    Winograd's minimal filtering. It runs on as many threads as torch is set to use: each
     takes whole images, or pieces of one where there are fewer images. The outputs for random inputs of `size` are
     compared with the model's.
 
