@@ -12,39 +12,28 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
 
-from kernels_library import library, sanitized
+from kernels_library import assert_near, drawn, library, run, sanitized
 from leanconv.kernels import build as builder
 from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.library import Library, NoLibrary, Runnable, load
 from leanconv.kernels.pack import PLAN_VERSION
-from leanconv.kernels.program import Activation, Buffer, Conv, Pool, Program, Stage, Volume, Window, Wire
+from leanconv.kernels.program import (
+    ZERO,
+    Activation,
+    Buffer,
+    ClipConv,
+    Conv,
+    Pool,
+    Program,
+    Stage,
+    Volume,
+    Window,
+    Wire,
+)
 from random_dense import dense_programs
 from random_programs import computed, programs
-
-
-def run(
-    program: Program, inputs: list[Tensor], *, threads: int = 1, runnable: Runnable | None = None, least: int = 500_000
-) -> list[Tensor]:
-    """What the library makes of a program; the outputs are full of sevens before."""
-    runnable = runnable or Runnable(program, library())
-    images = len(inputs[0])
-    outputs = [torch.full((images, *size), 7.0) for size in program.sizes]
-    runnable.run([x.data_ptr() for x in inputs], [x.data_ptr() for x in outputs], images, threads, least=least)
-    return outputs
-
-
-def drawn(program: Program, images: int = 2) -> list[Tensor]:
-    return [torch.randn(images, *program.buffers[number]) for number in program.inputs]
-
-
-def assert_near(got: list[Tensor], expected: list[Tensor]) -> None:
-    """To 1e-5 of the largest number."""
-    for one, wanted in zip(got, expected, strict=True):
-        assert one.shape == wanted.shape
-        assert float((one.double() - wanted).abs().max()) <= 1e-5 * max(float(wanted.abs().max()), 1e-2)
 
 
 def single(stage: Stage, buffer: Buffer, out: Buffer, *, activation: Activation | None = None) -> Program:
@@ -359,5 +348,50 @@ def test_what_is_added_lies_under_the_sum_of_a_high_narrow_map() -> None:
     )
     step = Conv(reads=wires[0], writes=2, order=tuple(range(channels)), stages=(stage,), residual=wires[1])
     program = Program(buffers=(maps,) * 3, steps=(step,), inputs=(0, 1), outputs=(wires[2],))
+    inputs = drawn(program)
+    assert_near(run(program, inputs), computed(program, [x.double() for x in inputs]))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(37, 1), (38, 1), (38, 2)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_channels_far_apart_are_gathered(channels: int, groups: int, threads: int) -> None:
+    """Pixels by pixels over clips of more pixels than a band has, one channel of which is zeros."""
+    rng, made = np.random.default_rng(0), 40
+    wires = [tuple(Wire(number, c) for c in range(channels)) for number in range(2)]
+    added, out = (tuple(Wire(number, c) for c in range(made)) for number in (2, 3))
+    weight = rng.standard_normal((made, channels // groups, 1, 1)).astype(np.float32)
+    stage = Stage(weight=weight, bias=rng.standard_normal(made).astype(np.float32), groups=groups)
+    steps = (
+        Volume(reads=wires[0], writes=1, frames=4),
+        Conv(
+            reads=(*wires[1][:5], ZERO, *wires[1][6:]),
+            writes=3,
+            order=tuple(range(made)),
+            stages=(stage,),
+            residual=added,
+            activation=Activation(low=0.0),
+        ),
+    )
+    buffers = (Buffer(channels, 84, 17), Buffer(channels, 84, 17), Buffer(made, 84, 17), Buffer(made, 84, 17))
+    program = Program(buffers=buffers, steps=steps, inputs=(0, 2), outputs=(out,))
+    inputs = drawn(program, 1)
+    assert_near(run(program, inputs, threads=threads, least=1000), computed(program, [x.double() for x in inputs]))
+
+
+@pytest.mark.parametrize("width", [15, 16])
+def test_rows_of_clips_that_are_whole_vectors_and_others(width: int) -> None:
+    rng = np.random.default_rng(0)
+    into, out = (tuple(Wire(number, c) for c in range(channels)) for number, channels in ((0, 3), (1, 9)))
+    step = ClipConv(
+        reads=into,
+        writes=1,
+        frames=3,
+        padding=(1, 1, 1),
+        weight=rng.standard_normal((9, 3, 3, 3, 3)).astype(np.float32),
+        bias=rng.standard_normal(9).astype(np.float32),
+        activation=Activation(curve="silu"),
+    )
+    buffers = (Buffer(3, 3 * 11, width), Buffer(9, 3 * 11, width))
+    program = Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=(out,))
     inputs = drawn(program)
     assert_near(run(program, inputs), computed(program, [x.double() for x in inputs]))

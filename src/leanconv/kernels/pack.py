@@ -252,7 +252,7 @@ class _Packer:
             return -1
         table = self._table(self._origin(wire) for wire in read)
         parts = self._table(number for part in found.parts for number in part)
-        in_row = step.first.stride[0] * self._of(step.reads).pitch
+        in_row = step.first.stride[0] * self._of(step.reads).row
         fields = [geometry.lanes, len(read), table, self.places.scratch, found.plane, in_row, step.first.stride[1]]
         fields += [found.wanted, found.length, found.before, found.count, geometry.flat, len(found.parts), parts]
         return self._table(fields)

@@ -106,6 +106,12 @@ def sorted_flat(stage: Stage, band: int, made: int, width: int, pitch: int, out:
     return Sorted(plane, 0, 0, 0, 0, tuple(parts), out.pitch, rows, columns)
 
 
+def gathered(band: int, out: Geometry) -> Sorted:
+    """The pixels of a band as they are, those of one channel close behind those of another."""
+    plane = odd_lines(up(band, out.lanes))
+    return Sorted(plane, 0, 0, 0, 0, (Rows(0, 1, 0, 1, 1, 0, 0, 1),), 1, [0], [0])
+
+
 def ends_of(stage: Stage, width: int, made: int, geometry: Geometry) -> tuple[int, ...] | None:
     """Which lanes the first and the last of three taps take, where rows of `made` pixels are flat; `width` are read.
 

@@ -41,16 +41,20 @@ void place_frame(const Run& r, const Kernels& kernels, const ClipStep& s, const 
 void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const Stage& stage, const Tile* tiles, int64_t count,
                const Taps& frames, Args a, int64_t out_row, int rows) {
     const int lanes = int(stage.lanes), width = int(s.out_width), whole = (width + lanes - 1) / lanes * lanes;
+    // Rows of whole vectors are written to where they belong, others beside the copies; of sixteen it was not measured.
+    const bool there = whole == width && lanes < 16;
     ptrdiff_t places[kMaxChannels];
     for (int c = 0; c < kMaxChannels; ++c) places[c] = c * s.made_plane;
-    a.out = r.arena + r.own + s.made;
-    a.out_channel = places;
+    a.out = there ? r.arena + out_row * s.out_pitch : r.arena + r.own + s.made;
+    a.opitch = there ? s.out_pitch : s.made_pitch;
     for (const Tile* t = tiles; t < tiles + count; ++t) {
         const int64_t each = t->n_slots / s.deep;
         a.slots = r.table(t->slots);  // those of later frames are as far apart
         a.n_slots = each * frames.count;
         a.weights = r.weights + t->weights + frames.skipped * each * taps_of(t->kind) * t->channels;
         a.bias = r.weights + t->bias;
+        const ptrdiff_t* out = r.table(t->out);
+        a.out_channel = there ? out : places;
         const int vectors = kernels.tile(t->kind, 0, t->channels, 1, int(t->vectors)) ? int(t->vectors) : 1;
         const int across = lanes * vectors;
         a.from = 0;
@@ -59,12 +63,11 @@ void run_tiles(const Run& r, const Kernels& kernels, const ClipStep& s, const St
         a.from = a.to;
         a.to = whole;
         if (a.from < a.to) run_tile(kernels, *t, a, rows, 1);
-        const ptrdiff_t* out = r.table(t->out);
         for (int64_t c = 0; c < t->channels; ++c) {
-            float* made = r.arena + r.own + s.made + places[c];
+            float* made = a.out + a.out_channel[c];
             if (stage.activation != kNone)
-                for (int y = 0; y < rows; ++y) kernels.activate(int(stage.activation), made + y * s.made_pitch, width);
-            kernels.copy(made, s.made_pitch, r.arena + out[c] + out_row * s.out_pitch, s.out_pitch, rows, width);
+                for (int y = 0; y < rows; ++y) kernels.activate(int(stage.activation), made + y * a.opitch, width);
+            if (!there) kernels.copy(made, s.made_pitch, r.arena + out[c] + out_row * s.out_pitch, s.out_pitch, rows, width);
         }
     }
 }

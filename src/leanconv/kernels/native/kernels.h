@@ -23,7 +23,7 @@ struct Args {
     const ptrdiff_t* residual_channel;
     float low, high;         // outputs are cut off at both,
     bool lowest, highest;    // if they are to be
-    ptrdiff_t ahead;         // from a pixel to one that is read soon, in the next band
+    ptrdiff_t ahead, later;  // from a pixel to one that is read soon, in the next band; from its slot to that of the other
     int rows, from, to;      // rows (a multiple of the tile's), and the columns from where to where
 };
 using Kernel = void (*)(const Args&);

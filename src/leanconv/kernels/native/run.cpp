@@ -74,9 +74,15 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
         rows = 1;
     }
     const Tile* tiles = &r.at<Tile>(s.tile);
+    const Sorting* gathering = nullptr;
+    int64_t gathered = 0;  // the first tile that reads what was gathered last
     for (int64_t i = 0; i < s.tiles; ++i) {
         const Tile& t = tiles[i];
-        if (t.sorting >= 0) sort(r, r.at<Sorting>(t.sorting), first, band);
+        if (t.sorting >= 0) {
+            gathering = &r.at<Sorting>(t.sorting);
+            gathered = i;
+            sort(r, *gathering, first, band);
+        }
         a.slots = r.table(t.slots);
         a.n_slots = t.n_slots;
         a.weights = r.weights + t.weights;
@@ -92,8 +98,19 @@ void run_stage(const Run& r, const ConvStep& step, const Stage& s, int first, in
         } else {
             const int vectors = kernels.tile(t.kind, t.masked, t.channels, 1, int(t.vectors)) ? int(t.vectors) : 1;
             const int across = lanes * vectors;  // one vector at a time does it too, where a build has few tiles
-            // The first tiles of a band fetch a line each of the tiles of the next.
-            a.ahead = step.flat == 1 && i < 4 ? width + i * lanes : 0;
+            // The first tiles of a band fetch the pixels of the next: of sixteen floats a line each of the first four tiles,
+            // of fewer every second slot of the first two.
+            a.ahead = a.later = 0;
+            const int64_t past = i - gathered;
+            if (step.flat == 1 && lanes == 16) {
+                a.ahead = i < 4 ? width + i * lanes : 0;
+            } else if (step.flat == 1 && past < 2) {
+                if (!gathering) a.ahead = width, a.later = past;
+                else if (t.n_slots + past <= gathering->channels + 1) {
+                    a.ahead = r.arena + (first + band) * gathering->in_row - a.in;
+                    a.later = r.table(gathering->table) - a.slots + past;
+                }
+            }
             if (step.flat) {  // a run of vectors: what is left of it in tiles of fewer
                 const int all = (width + lanes - 1) / lanes;
                 for (int done = 0, v = vectors; v; v /= 2) {

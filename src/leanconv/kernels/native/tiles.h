@@ -59,6 +59,7 @@ void conv_tile(const Args& args) {
     constexpr int P = R * V, U = T == 1 ? kFlatRound : 1;
     const Args a = args;  // a local copy: the stores below could change `args`, for all the compiler knows
     const ptrdiff_t dx0 = a.dx[0], dx1 = a.dx[1], dx2 = a.dx[2], rstep = a.rstep, opitch = a.opitch, ahead = a.ahead;
+    const ptrdiff_t later = kLanes == 16 ? 0 : a.later;  // of sixteen floats nothing is gathered
     const Mask left = mask_of(a.left), right = mask_of(a.right);
     for (int y = 0; y < a.rows; y += R)
         for (int x = a.from; x < a.to; x += kLanes * V) {
@@ -68,7 +69,9 @@ void conv_tile(const Args& args) {
             const float* w = a.weights;
             if constexpr (T == 1) claim<V, P, C>(args, opitch, y * opitch + x);
             for (const ptrdiff_t *i = a.slots, *end = i + a.n_slots; i < end; i += U, w += U * T * C) {
-                if constexpr (T == 1) unroll<U>([&](auto u) INLINE { __builtin_prefetch(base + i[u] + ahead, 0, 2); });
+                if constexpr (T == 1) unroll<kLanes == 16 ? U : 1>([&](auto u) INLINE {
+                    __builtin_prefetch(base + i[u + later] + ahead, 0, 2);
+                });
                 unroll<U * T>([&](auto all_taps) INLINE {
                     constexpr int kx = all_taps % T;
                     const float* q = base + i[all_taps / T];

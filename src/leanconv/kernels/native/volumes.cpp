@@ -38,10 +38,11 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
     a.rstep = s.sy * pitch;
     a.kstep = pitch;
     for (int i = 0; i < 3; ++i) a.dx[i] = i * s.dx - s.px;
-    a.out = made;
     a.out_channel = &place;
-    a.opitch = s.made_pitch;
     set_bounds(r, s.bounds, &a);
+    // Rows of whole vectors are written to where they belong; of sixteen it was not measured.
+    const bool whole = s.sx == 1 && s.out_width % s.lanes == 0 && s.lanes < 16;
+    a.opitch = whole ? s.out_pitch : s.made_pitch;
     a.to = int((columns + s.lanes - 1) / s.lanes * s.lanes);
     for (int64_t c = begin; c < end; ++c) {
         const float* weights = r.weights + s.weights + c * s.deep * s.high * 3;
@@ -55,11 +56,13 @@ void filter(const Run& r, const VolumeStep& s, int64_t begin, int64_t end) {
             a.in = scratch + frames.first * frame;
             a.n_slots = frames.count * each;
             a.weights = weights + frames.skipped * s.high * 3;
+            float* to = r.arena + out[c] + t * s.out_height * s.out_pitch;
+            a.out = whole ? to : made;
             run_tile(kernels, tile, a, int(s.out_height), 1);
             if (s.activation != kNone)
-                for (int64_t y = 0; y < s.out_height; ++y) kernels.activate(int(s.activation), made + y * s.made_pitch, int(columns));
-            kernels.pick(made, s.made_pitch, r.arena + out[c] + t * s.out_height * s.out_pitch, s.out_pitch, int(s.out_height),
-                         int(s.out_width), int(s.sx));
+                for (int64_t y = 0; y < s.out_height; ++y) kernels.activate(int(s.activation), a.out + y * a.opitch, int(columns));
+            if (!whole)
+                kernels.pick(made, s.made_pitch, to, s.out_pitch, int(s.out_height), int(s.out_width), int(s.sx));
         }
     }
 }
