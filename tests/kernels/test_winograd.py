@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels_library import library
+from kernels_library import library, run
 from leanconv.kernels.blocks import in_blocks
 from leanconv.kernels.library import Runnable
 from leanconv.kernels.portable import portable
@@ -40,10 +40,10 @@ def stage(inputs: int, outputs: int, padding: tuple[int, int] = (1, 1), seed: in
 
 def single(one: Stage, height: int, width: int, activation: Activation | None = None) -> Program:
     inputs, outputs = one.weight.shape[1], len(one.weight)
-    made = Buffer(outputs, out_side(height, one, 0), out_side(width, one, 1))
+    size = Buffer(outputs, out_side(height, one, 0), out_side(width, one, 1))
     order = tuple(range(outputs))
     step = Conv(reads=whole(0, inputs), writes=1, order=order, stages=(one,), activation=activation or Activation())
-    buffers = (Buffer(inputs, height, width), made)
+    buffers = (Buffer(inputs, height, width), size)
     return Program(buffers=buffers, steps=(step,), inputs=(0,), outputs=(whole(1, outputs),))
 
 
@@ -56,14 +56,13 @@ def kinds(program: Program, lanes: int, *, winograd: Winograd = "here") -> list[
     return [int(plan[plan[first + index]]) for index in range(int(plan[5]))]
 
 
-def run(
+def made(
     program: Program, x: Tensor, *, threads: int = 1, lanes: int | None = None, winograd: Winograd = "here"
 ) -> Tensor:
-    out = torch.full((len(x), *program.sizes[0]), 7.0)
+    """The output, in an arena that was used before."""
     runnable = Runnable(program, library(), lanes, winograd=winograd)
-    for _ in range(2):  # in an arena that was used, too
-        runnable.run([x.data_ptr()], [out.data_ptr()], len(x), threads, least=1)
-    return out
+    run(program, [x], runnable=runnable, threads=threads, least=1)
+    return run(program, [x], runnable=runnable, threads=threads, least=1)[0]
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
@@ -87,10 +86,10 @@ def test_outputs_are_those_of_the_taps(
     x = torch.randn(3, inputs, height, width, generator=torch.Generator().manual_seed(seed))
     (wanted,) = computed(program, [x.double()])
     for lanes in (library().lanes, 8):
-        alone = run(program, x, lanes=lanes)
+        alone = made(program, x, lanes=lanes)
         assert error(alone, wanted) <= 2e-6
-        assert torch.equal(run(program, x, lanes=lanes, threads=2), alone)  # images by both
-        assert torch.equal(run(program, x[:1], lanes=lanes, threads=3), alone[:1])  # one in pieces
+        assert torch.equal(made(program, x, lanes=lanes, threads=2), alone)  # images by both
+        assert torch.equal(made(program, x[:1], lanes=lanes, threads=3), alone[:1])  # one in pieces
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (14, 14), (15, 28), (56, 56)])
@@ -99,7 +98,7 @@ def test_they_are_as_exact_as_by_taps(size: tuple[int, int]) -> None:
     program, x = single(stage(64, 64), *size), torch.randn(1, 64, *size)
     assert (kinds(program, 8), kinds(program, 8, winograd="never")) == ([_BY_TILES], [_BY_TAPS])
     (wanted,) = computed(program, [x.double()])
-    assert error(run(program, x), wanted) <= 3 * error(run(program, x, winograd="never"), wanted)
+    assert error(made(program, x), wanted) <= 3 * error(made(program, x, winograd="never"), wanted)
 
 
 def test_what_is_added_at_whole_and_at_half_the_resolution() -> None:
@@ -123,7 +122,7 @@ def test_what_is_added_at_whole_and_at_half_the_resolution() -> None:
     x = torch.randn(2, 32, 15, 13)
     (wanted,) = computed(program, [x.double()])
     for lanes in (library().lanes, 8):
-        assert error(run(program, x, lanes=lanes), wanted) <= 2e-6
+        assert error(made(program, x, lanes=lanes), wanted) <= 2e-6
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -132,7 +131,7 @@ def test_what_is_no_number_stays_in_its_tiles(value: float) -> None:
     program, x = single(stage(16, 16), 16, 16), torch.randn(1, 16, 16, 16)
     x[0, 3, 7, 4] = value
     (wanted,) = computed(program, [x.double()])
-    got = run(program, x)
+    got = made(program, x)
     assert not got[~wanted.isfinite()].isfinite().any()
     far = torch.ones(16, 16, dtype=torch.bool)
     far[7 - 2 : 7 + 3, 4 - 2 : 4 + 3] = False
@@ -140,11 +139,11 @@ def test_what_is_no_number_stays_in_its_tiles(value: float) -> None:
 
 
 def test_which_convolutions_are_computed_so() -> None:
-    one, made = stage(64, 64), Buffer(64, 28, 28)
-    assert is_faster(one, made, 64, 64, 8)
-    assert not is_faster(stage(64, 64, kernel=1), made, 64, 64, 8)
+    one, large = stage(64, 64), Buffer(64, 28, 28)
+    assert is_faster(one, large, 64, 64, 8)
+    assert not is_faster(stage(64, 64, kernel=1), large, 64, 64, 8)
     for changes in ({"stride": (2, 2)}, {"dilation": (2, 2)}, {"stride": (1, 2)}):
-        assert not is_faster(Stage(weight=one.weight, bias=one.bias, padding=(1, 1), **changes), made, 64, 64, 8)
+        assert not is_faster(Stage(weight=one.weight, bias=one.bias, padding=(1, 1), **changes), large, 64, 64, 8)
     assert not is_faster(one, Buffer(64, 5, 5), 64, 64, 8)  # few tiles: weights come from memory
     assert not is_faster(one, Buffer(64, 7, 7), 64, 64, 16)
     assert not is_faster(one, Buffer(64, 1, 64), 64, 64, 8)  # half of each tile would be idle
