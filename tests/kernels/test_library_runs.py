@@ -354,20 +354,23 @@ def test_what_is_added_lies_under_the_sum_of_a_high_narrow_map() -> None:
 
 @pytest.mark.parametrize(("channels", "groups"), [(37, 1), (38, 1), (38, 2)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_channels_far_apart_are_gathered(channels: int, groups: int, threads: int) -> None:
+@pytest.mark.parametrize("second", [False, True])
+def test_channels_far_apart_are_gathered(channels: int, groups: int, threads: int, second: bool) -> None:
     """Pixels by pixels over clips of more pixels than a band has, one channel of which is zeros."""
     rng, made = np.random.default_rng(0), 40
     wires = [tuple(Wire(number, c) for c in range(channels)) for number in range(2)]
     added, out = (tuple(Wire(number, c) for c in range(made)) for number in (2, 3))
     weight = rng.standard_normal((made, channels // groups, 1, 1)).astype(np.float32)
     stage = Stage(weight=weight, bias=rng.standard_normal(made).astype(np.float32), groups=groups)
+    other = Stage(weight=rng.standard_normal((made, made, 1, 1)).astype(np.float32), bias=np.zeros(made, np.float32))
     steps = (
         Volume(reads=wires[0], writes=1, frames=4),
         Conv(
             reads=(*wires[1][:5], ZERO, *wires[1][6:]),
             writes=3,
             order=tuple(range(made)),
-            stages=(stage,),
+            stages=(stage, other) if second else (stage,),
+            between=tuple(range(made)) if second else (),
             residual=added,
             activation=Activation(low=0.0),
         ),

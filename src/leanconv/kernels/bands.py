@@ -83,7 +83,7 @@ def scratch_of(step: Conv, width: int, pitch: int, out: Buffer, geometry: Geomet
 
 def gathers(step: Conv, geometry: Geometry, lanes: int) -> bool:
     """Whether the pixels of a band are copied close together, since many tiles read channels that are far apart."""
-    if lanes != 8 or len(step.stages) > 1 or not geometry.tight or geometry.plane < _LEAST_GATHERED:
+    if lanes != 8 or not geometry.tight or geometry.plane < _LEAST_GATHERED:
         return False
     return len(parts(len(step.first.weight) // step.first.groups)) > 2
 
@@ -104,13 +104,12 @@ def band_of(step: Conv, out: Buffer, geometry: Geometry, lanes: int) -> int:
     if geometry.tight:  # in pixels
         pixels, channels = out.height * out.width, int(step.first.weight.shape[1])
         if len(step.stages) == 2:
-            most = _MIDDLE_FLOATS // max(channels, len(step.first.weight))
-        elif lanes == 8:  # bands of about equal size
+            channels = max(channels, len(step.first.weight))
+        if lanes == 8:  # bands of about equal size
             widest, floats = _GATHERED_BAND if gathers(step, geometry, lanes) else _DIRECT_BAND
             most = min(widest, max(2 * least, floats // channels))
             return up(-(-pixels // max(1, round(pixels / most))), least)
-        else:
-            most = _TIGHT_FLOATS[lanes] // channels
+        most = (_MIDDLE_FLOATS if len(step.stages) == 2 else _TIGHT_FLOATS[lanes]) // channels
         return min(max(least, most // least * least), pixels)
     band = max(4, least)
     while band * out.width < _BAND_PIXELS and band < out.height:
