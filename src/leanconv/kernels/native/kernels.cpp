@@ -16,32 +16,40 @@ void cut(float* row, int width) {
     if (last < row + width) store(last, keep(load(last), first_lanes(width % kLanes)));
 }
 
-// Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
-void split(const leanconv::Moved& moved, const leanconv::Phases& by) {
+// Columns 0 2 4 ... of rows to `to`, 1 3 5 ... to `to + length`, or one of the two. Before the first whole vector one by one.
+template <bool Even, bool Odd>
+void part_rows(const leanconv::Moved& moved, const leanconv::Phases& by) {
     const leanconv::Moved m = moved;
-    const leanconv::Phases b = by;
-    const bool even = b.wanted & 1, odd = b.wanted & 2;
+    const ptrdiff_t length = by.length, before = by.before, count = by.count;
     for (ptrdiff_t c = 0; c < m.channels; ++c) {
         const float* from = m.from + m.origins[c];
         float* to = m.to + c * m.plane;
         for (ptrdiff_t y = 0; y < m.rows; ++y, from += m.step, to += m.pitch) {
-            ptrdiff_t first = -b.before;
-            if (b.phases == 2) {
-                for (; first < 0; ++first) {
-                    to[first] = from[2 * first];
-                    to[b.length + first] = from[2 * first + 1];
-                }
-                for (ptrdiff_t i = 0; i < b.count; i += kLanes) {
-                    const Reg low = load(from + 2 * i), high = load(from + 2 * i + kLanes);
-                    if (even) store(to + i, every_second<0>(low, high));
-                    if (odd) store(to + b.length + i, every_second<1>(low, high));
-                }
-                continue;
+            for (ptrdiff_t i = -before; i < 0; ++i) {
+                if constexpr (Even) to[i] = from[2 * i];
+                if constexpr (Odd) to[length + i] = from[2 * i + 1];
             }
+            for (ptrdiff_t i = 0; i < count; i += kLanes)
+                part(from + 2 * i, Even ? to + i : nullptr, Odd ? to + length + i : nullptr);
+        }
+    }
+}
+
+// Columns 0 2 4 ... | 1 3 5 ..., after which the taps of neighbouring outputs of a stride are neighbours.
+void split(const leanconv::Moved& moved, const leanconv::Phases& by) {
+    if (by.phases == 2) {
+        if (by.wanted == 3) return part_rows<true, true>(moved, by);
+        return by.wanted & 1 ? part_rows<true, false>(moved, by) : by.wanted & 2 ? part_rows<false, true>(moved, by) : void();
+    }
+    const leanconv::Moved m = moved;
+    const leanconv::Phases b = by;
+    for (ptrdiff_t c = 0; c < m.channels; ++c) {
+        const float* from = m.from + m.origins[c];
+        float* to = m.to + c * m.plane;
+        for (ptrdiff_t y = 0; y < m.rows; ++y, from += m.step, to += m.pitch)
             for (int p = 0; p < b.phases; ++p)
                 if (b.wanted >> p & 1)
-                    for (ptrdiff_t i = first; i < b.count; ++i) to[p * b.length + i] = from[i * b.phases + p];
-        }
+                    for (ptrdiff_t i = -b.before; i < b.count; ++i) to[p * b.length + i] = from[i * b.phases + p];
     }
 }
 
@@ -135,7 +143,7 @@ void pick(const float* from, ptrdiff_t step, float* to, ptrdiff_t pitch, int row
     for (; rows > 0; --rows, from += step, to += pitch) {
         if (stride == 2 && width >= kLanes) {  // the last vector has some columns a second time
             for (int x = 0;; x = x + 2 * kLanes < width ? x + kLanes : width - kLanes) {
-                store(to + x, every_second<0>(load(from + 2 * x), load(from + 2 * x + kLanes)));
+                part(from + 2 * x, to + x, nullptr);
                 if (x == width - kLanes) break;
             }
             continue;
