@@ -6,9 +6,10 @@
     kernel      leanconv's own GPU kernels: channelwise convolutions; for inference octave convolutions, and chains in
                 one pass where that has less than .6 of the products, and everything else as in "fused"
     fused       for inference: chains composed, and every convolution in one kernel with its residual sum and its ReLU
-    library     for training on a CPU: chains and grouped convolutions on leanconv's C library, forward and backward
+    library     leanconv's C library, on a CPU in float32: for training chains and grouped convolutions, forward and
+                backward; for inference every piece of the network that gains by it, as `accelerate` makes it
 
-Beside any of the others all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
+Beside any but the last all channel counts can be filled up to a multiple, which the matrix units of GPUs want.
 
 For onnxruntime and openvino, `octave_forms` finds how octave convolutions are to be summed there.
 

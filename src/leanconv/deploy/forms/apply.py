@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from leanconv.deploy.accelerate import accelerate
 from leanconv.deploy.densify import densify
 from leanconv.deploy.export import refuse_elastic
 from leanconv.deploy.fold import fold
@@ -39,7 +40,8 @@ def in_form(
 ) -> nn.Module:
     """A copy of `model` that computes in `form`, for inputs of `size` (without the batch axis).
 
-    For inference (`training=False`) the result is in eval mode, BatchNorms folded and dense kernels composed once. For
+    For inference (`training=False`) the result is in eval mode, BatchNorms folded and dense kernels composed once; in
+    the form "library", which is what `accelerate` makes, it takes inputs of `size` alone and has no gradient. For
     training it keeps mode, parameters, buffers and their names.
 
     Args:
@@ -49,10 +51,12 @@ def in_form(
         tolerance: the largest difference of outputs that is accepted, as a share of the largest of them.
 
     Raises:
-        NothingToRewrite: where no layer can run in that form.
+        NothingToRewrite: where no layer can run in that form, or gains by it.
         NoLibrary: for "library", where the C library is not here.
-        LeanconvError: for a form that does not exist, an elastic network, or where the outputs differ: a network
-            that cuts, joins or counts its channels cannot have them filled up.
+        ExportError: for "library" in inference, where `torch.export` cannot follow the network.
+        LeanconvError: for a form that does not exist, an elastic network, "library" with a `multiple` or for inference
+            elsewhere than on a CPU in float32, or where the outputs differ: a network that cuts, joins or counts its
+            channels cannot have them filled up.
 
     >>> from leanconv.build import create_model
     >>> net = create_model("o_resnet20")
@@ -68,8 +72,11 @@ def in_form(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     if training and form == "fused":
         raise LeanconvError("the form 'fused' is for inference: norms stand between a convolution and its clip at zero")
+    if form == "library" and multiple > 1:
+        raise LeanconvError("the form 'library' fills no channels up, its kernels take any number: leave multiple=1")
     if form == "library" and not training:
-        raise LeanconvError("the form 'library' is for training; for inference there is lc.accelerate")
+        _refuse_elsewhere(network)
+        return accelerate(network, size, tolerance=tolerance).model
     if training:
         new = duplicate(network, share_tensors=share)
         changed = retype(new, form, multiple)
@@ -97,7 +104,7 @@ def in_form(
 
 def retype(model: nn.Module, form: Form, multiple: int) -> int:
     """Let the layers of `model` run in `form`, in place; how many do."""
-    if form == "library" and multiple == 1:
+    if form == "library":
         load()  # or the error that says what is missing
         return len(train_by_kernels_(model))
     changed = 0
@@ -117,6 +124,16 @@ def retype(model: nn.Module, form: Form, multiple: int) -> int:
                 module.__class__ = PADDED[type(module)]
                 cast(Any, module).multiple = multiple
     return changed
+
+
+def _refuse_elsewhere(model: nn.Module) -> None:
+    """The library computes on CPUs in float32, and nobody who asks for its speed wants numbers converted both ways."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype is not torch.float32):
+            raise LeanconvError(
+                f"the form 'library' computes on a CPU in float32: {name} of {type(model).__name__} is "
+                f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+            )
 
 
 def _fill(model: nn.Module, size: Size, multiple: int) -> None:

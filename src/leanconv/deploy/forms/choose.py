@@ -23,6 +23,8 @@ from leanconv.deploy.verify import random_inputs
 from leanconv.dryrun import ModelHolder, Size, as_module, check_sizes
 from leanconv.errors import LeanconvError
 from leanconv.files import write_text
+from leanconv.kernels.build import digest
+from leanconv.kernels.library import missing
 from leanconv.machine import gpu_names, this_machine
 
 __all__ = ["Choice", "Fastest", "fastest"]
@@ -75,14 +77,17 @@ def fastest(
 ) -> Fastest:
     """Time `model` in every form that it can run in, on its device and in its type, and return the fastest.
 
+    For inference that may be "library", which takes inputs of `size` alone, in batches of any length, and has no
+    gradient; name the other `forms` where that does not do.
+
     Args:
         size: the shape of one input without the batch axis.
         training: time forward and backward, and return a network to train: same parameters, same names.
         forms, multiples: what to try, see `in_form`; "stages" with 1 is always among them.
         compiled: time (and return) each after `torch.compile`.
         threads: of torch on a CPU.
-        cache: a JSON file that remembers what was fastest, by machine, device, type and network; nothing is timed where
-            it knows.
+        cache: a JSON file that remembers what was fastest, by machine, device, type, network and what was tried;
+            nothing is timed where it knows.
 
     Raises `LeanconvError` as `in_form` where the network does not run at all.
 
@@ -92,13 +97,14 @@ def fastest(
     ['composed', 'stages']
     """
     network, size = as_module(model), check_sizes(size)
-    key = _key(network, size, batch, training, compiled, threads)
+    wanted = dict.fromkeys([("stages", 1), *((form, multiple) for form in forms for multiple in multiples)])
+    tried = ", ".join(f"{form} x{multiple}" for form, multiple in wanted)
+    key = _key(network, size, batch, training, compiled, threads, tried)
     known = _read(cache).get(key)
     if known is not None:
         form, multiple = known["form"], known["multiple"]
         made = _finished(in_form(network, form, size, training=training, multiple=multiple), network, compiled)
         return Fastest(model=made, choices=(Choice(**known),), left=())
-    wanted = dict.fromkeys([("stages", 1), *((form, multiple) for form in forms for multiple in multiples)])
     models: dict[str, nn.Module] = {}
     names: dict[str, tuple[str, int]] = {}
     left = []
@@ -162,13 +168,16 @@ def _call(made: nn.Module, network: nn.Module, size: Any, batch: int, training: 
     return train if training else infer
 
 
-def _key(network: nn.Module, size: Any, batch: int, training: bool, compiled: bool, threads: int) -> str:
+def _key(network: nn.Module, size: Any, batch: int, training: bool, compiled: bool, threads: int, tried: str) -> str:
     some = next(network.parameters(), torch.zeros(()))
-    where = (gpu_names() or ["?"])[some.device.index or 0] if some.is_cuda else str(this_machine())
+    if some.is_cuda:
+        where = (gpu_names() or ["?"])[some.device.index or 0]
+    else:  # a library that was built since, or from other sources, may be faster now
+        where = f"{this_machine()}; {'no library' if missing() else f'library {digest()}'}"
     what = "training" if training else "inference"
-    digest = hashlib.sha256(str(network).encode()).hexdigest()[:16]
+    described = hashlib.sha256(str(network).encode()).hexdigest()[:16]
     parts = [where, f"torch {torch.__version__}", str(some.dtype), what, f"batch {batch}", str(tuple(size))]
-    return "; ".join([*parts, f"{threads} threads", *(["compiled"] if compiled else []), digest])
+    return "; ".join([*parts, f"{threads} threads", *(["compiled"] if compiled else []), tried, described])
 
 
 def _read(cache: Path | None) -> dict[str, Any]:
