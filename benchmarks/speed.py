@@ -5,8 +5,11 @@
 makes the whole page again: one thread, every network on every back-end that there is, those with leanconv's own kernels
 beside the others, all candidates of a group and batch interleaved in one run, their outputs held against torch's first.
 The first network of a group is the dense one, which the ratios refer to. With --densified also the chains folded back
-into dense convolutions, which is what the grouped form has to beat. On an idle machine an hour or more, most of it
-torch.compile; `--only octave --backends onnxruntime openvino` is quicker. What octave networks take in all ways:
+into dense convolutions, which is what the grouped form has to beat.
+
+On an idle machine it takes an hour or more, most of it torch.compile. Every table goes to stderr and is kept when it is
+made, here in `benchmarks/speed.json.part`: the same command goes on where it was stopped, and `speed.json` is written
+when all are there. `--only octave --backends onnxruntime openvino` is quicker. What octave networks take in all ways:
 
     python benchmarks/speed.py --only octave --networks alpha=0.25 alpha=0.5 --rounds 30 \\
         --backends compile onnxruntime openvino onnxruntime_forms openvino_forms
@@ -17,15 +20,14 @@ With --processor-time on a machine that is not idle: provisional figures.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
+
+from kept_tables import KeptTables, sources
 
 if TYPE_CHECKING:
     from leanconv.deploy import BenchRow
@@ -133,7 +135,7 @@ def table(rows: Sequence[BenchRow]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
+    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON; until all are made beside it")
     parser.add_argument("--only", default="", help="the groups whose title has this in it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument(
@@ -150,7 +152,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from leanconv.build import default_size
-    from leanconv.deploy import bench
+    from leanconv.deploy import BenchRow, bench
     from leanconv.machine import this_machine, versions
 
     found = {
@@ -160,7 +162,10 @@ def main() -> None:
     }
     made = [f"{name} {version}" for name, version in found.items()]
     arguments = f"{shlex.join(sys.argv[1:])} " if sys.argv[1:] else ""
-    head = {"arguments": arguments, "date": date.today().isoformat(), "machine": this_machine()}
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    conditions = {"machine": str(this_machine()), "versions": found, "leanconv's sources": sources(), **settings}
+    kept = KeptTables(options.out, conditions)
+    head = {"arguments": arguments, "date": kept.date, "machine": conditions["machine"]}
     page = [INTRODUCTION.format(**head, versions=", ".join(made), rounds=options.rounds)]
     rows: list[dict[str, Any]] = []
     best, tables = [BEST], []
@@ -168,20 +173,23 @@ def main() -> None:
         if options.only not in title:
             continue
         size = SIZES.get(title) or default_size(group[0][0])
-        nets = candidates(group, size, options.densified, options.networks)
+        nets: dict[str, Any] = {}
         backends = [one for one in options.backends if one not in FORMS or title == WITH_OCTAVES]
         clock = process_time if options.processor_time else perf_counter
         for batch in options.batches if title.startswith(LARGE_BATCHES) else options.batches[:1]:
-            print(f"{title}, batch {batch}", file=sys.stderr, flush=True)
-            timed = bench(nets, size, backends=backends, batch=batch, threads=1, rounds=options.rounds, clock=clock)
+            name = f"{title}, batch {batch}"
+            print(f"{name}{': kept' if name in kept.tables else ''}", file=sys.stderr, flush=True)
+            if name not in kept.tables:
+                nets = nets or candidates(group, size, options.densified, options.networks)
+                new = bench(nets, size, backends=backends, batch=batch, threads=1, rounds=options.rounds, clock=clock)
+                kept.keep(name, [row.to_json() for row in new])
+            timed = [BenchRow(**{**row, "size": tuple(row["size"])}) for row in kept.tables[name]]
             rows += [{"group": title, **row.to_json()} for row in timed]
+            print("\n".join(table(timed)), file=sys.stderr, flush=True)
             best += bests(timed)
-            tables += [f"\n## {title}, batch {batch}\n", *table(timed)]
+            tables += [f"\n## {name}\n", *table(timed)]
     print("\n".join(page + best + tables))
-    if options.out is not None:
-        draft = options.out.with_suffix(".tmp")
-        draft.write_text(json.dumps(rows, indent=2) + "\n")
-        os.replace(draft, options.out)
+    kept.finish(rows)
 
 
 if __name__ == "__main__":
