@@ -110,21 +110,16 @@ void run_blocks(const Run& r, const BlockStep& s) {
 }
 
 // Channels that stand one behind another in the blocks move together, so that a pixel's line is touched once.
-void move_blocks(const Run& r, const Port& port, float* image, bool in) {
+void move_blocks(const Run& r, const Kernels& kernels, const Port& port, float* image, bool in) {
     const ptrdiff_t* table = r.table(port.table);
-    const int64_t pixels = port.height * port.width;
-    for (int64_t c = 0; c < port.channels;) {
-        int64_t count = 1;
-        while (c + count < port.channels && count < kBlock && table[c + count] == table[c] + count) ++count;
-        for (int64_t y = 0; y < port.height; ++y) {
-            float* map = r.arena + table[c] + y * port.pitch;
-            float* plane = image + c * pixels + y * port.width;
-            for (int64_t x = 0; x < port.width; ++x, map += port.pixel, ++plane)
-                for (int64_t k = 0; k < count; ++k)
-                    if (in) map[k] = plane[k * pixels];
-                    else plane[k * pixels] = map[k];
-        }
-        c += count;
+    BlockMoved m{nullptr, nullptr, 0, port.height, port.width, port.pitch, port.height * port.width};
+    if (m.pitch == m.width * kBlock) m.width *= m.height, m.height = 1;  // rows without anything between are one
+    for (int64_t c = 0; c < port.channels; c += m.channels) {
+        m.channels = 1;
+        while (c + m.channels < port.channels && m.channels < kBlock && table[c + m.channels] == table[c] + m.channels) ++m.channels;
+        m.map = r.arena + table[c];
+        m.image = image + c * m.plane;
+        (in ? kernels.into_block : kernels.out_of_block)(m);
     }
 }
 

@@ -99,6 +99,13 @@ struct BlockArgs {
     float* out;
 };
 
+// Maps in blocks, and their image as the caller has it: see moves.h. Steps in floats.
+struct BlockMoved {
+    float *map, *image;  // the first of `channels` that stand one behind another
+    ptrdiff_t channels, height, width;
+    ptrdiff_t pitch, plane;  // from row to row of the map, from channel to channel of the image
+};
+
 // Rows of results of windows, of which equally many rows lie on the map.
 struct WindowArgs {
     const float* in;       // the first of those rows of the first result
@@ -185,6 +192,8 @@ struct Kernels {
     void (*block_row)(const BlockArgs& args);
     void (*winograd_pixels)(const WinogradArgs& args);
     void (*winograd_outputs)(const WinogradArgs& args);
+    void (*into_block)(const BlockMoved& maps);
+    void (*out_of_block)(const BlockMoved& maps);
 };
 
 const Kernels* kernels_of(int lanes);  // null where this machine or this build has none

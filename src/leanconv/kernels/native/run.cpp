@@ -259,7 +259,7 @@ void total(const float* slots, int64_t count, float* sums) {
 
 template <bool In>
 void move(const Run& r, const Kernels& kernels, const Port& port, float* image) {
-    if (port.pixel != 1) return move_blocks(r, port, image, In);
+    if (port.pixel != 1) return move_blocks(r, kernels, port, image, In);
     const ptrdiff_t* table = r.table(port.table);
     int rows = int(port.height), width = int(port.width);
     ptrdiff_t pitch = port.pitch;

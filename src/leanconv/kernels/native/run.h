@@ -132,7 +132,7 @@ void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
 void run_winograd(const Run& r, const WinogradStep& step);  // winograd.cpp
-void move_blocks(const Run& r, const Port& port, float* image, bool in);
+void move_blocks(const Run& r, const Kernels& kernels, const Port& port, float* image, bool in);
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
 
