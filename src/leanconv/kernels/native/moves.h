@@ -7,6 +7,8 @@
 
 namespace {
 
+using leanconv::kBlock;
+
 typedef float Quad __attribute__((vector_size(16)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -32,28 +34,40 @@ INLINE inline void transpose(const float* from, ptrdiff_t step, float* to, ptrdi
     *reinterpret_cast<LooseQuad*>(to + 3 * apart) = shuffled<2, 3, 6, 7>(high[0], high[1]);
 }
 
-// Channels that stand one behind another. A cache line of each of four planes is moved at once: planes of 64 x 64, say, share
-// so few sets of the cache that lines of sixteen would push each other out.
-template <bool In>
+// Channels that stand one behind another, of so many pixels a time.
+template <bool In, int Pixels>
 void move_block(const leanconv::BlockMoved& args) {
     const leanconv::BlockMoved m = args;
     const ptrdiff_t whole = m.width < 4 ? 0 : m.channels / 4 * 4;
     for (ptrdiff_t y = 0; y < m.height; ++y) {
         float *row = m.map + y * m.pitch, *line = m.image + y * m.width;
-        for (ptrdiff_t x = 0; x < m.width; x += kBlock)
-            for (ptrdiff_t c = 0; c < whole; c += 4)
-                for (ptrdiff_t i = x; i < x + kBlock && i < m.width; i += 4) {
-                    const ptrdiff_t at = i < m.width - 4 ? i : m.width - 4;  // some columns a second time
+        for (ptrdiff_t x = 0; x < m.width; x += Pixels) {
+            const auto four = [&](ptrdiff_t c) INLINE {
+                for (ptrdiff_t i = x; i < x + Pixels && i < m.width; i += 4) {
+                    const ptrdiff_t at = i < m.width - 4 ? i : m.width - 4;  // some pixels a second time
                     float *map = row + at * kBlock + c, *plane = line + c * m.plane + at;
                     if (In) transpose(plane, m.plane, map, kBlock);
                     else transpose(map, kBlock, plane, m.plane);
                 }
+            };
+            if (whole == kBlock) unroll<kBlock / 4>([&](auto i) INLINE { four(4 * i); });
+            else
+                for (ptrdiff_t c = 0; c < whole; c += 4) four(c);
+        }
         for (ptrdiff_t c = whole; c < m.channels; ++c)
             for (ptrdiff_t x = 0; x < m.width; ++x) {
                 float *map = row + x * kBlock + c, *plane = line + c * m.plane + x;
                 *(In ? map : plane) = *(In ? plane : map);
             }
     }
+}
+
+// Four pixels of sixteen channels are whole lines of the map, but a piece of a line of each plane. Where planes are as far
+// apart as those of 64 x 64 their lines share so few sets of the cache that the next pixels would find them pushed out.
+template <bool In>
+void move_block(const leanconv::BlockMoved& maps) {
+    if (maps.plane % 512) move_block<In, 4>(maps);
+    else move_block<In, kBlock>(maps);
 }
 
 }  // namespace
