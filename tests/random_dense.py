@@ -1,4 +1,4 @@
-"""Random programs of dense convolutions, whose channels come in blocks of sixteen; `random_programs` has all others."""
+"""Random programs of dense and depthwise convolutions, whose channels come in blocks; `random_programs` has all others."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from leanconv.kernels.program import (
 )
 from random_programs import ACTIVATIONS
 
+_KINDS = ("conv", "conv", "depthwise", "depthwise", "pass", "mean", "window", "octave")
 _KERNELS = ((1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (2, 2))
 
 
@@ -48,7 +49,7 @@ class _Draw:
         picked = [there[int(index)] for index in self.random.integers(len(there), size=self.draw(st.integers(1, 20)))]
         return tuple(ZERO if index and self.random.random() < 0.1 else wire for index, wire in enumerate(picked))
 
-    def stage(self, channels: int, size: tuple[int, int]) -> Stage:
+    def stage(self, channels: int, size: tuple[int, int], *, depthwise: bool = False) -> Stage:
         kernel = self.draw(st.sampled_from(_KERNELS))
         stride = self.draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1))))
         dilation = self.draw(st.sampled_from(((1, 1), (1, 1), (1, 1), (2, 3))))
@@ -56,10 +57,11 @@ class _Draw:
         least = [max(0, -(-(r - side) // 2)) for r, side in zip(reach, size, strict=True)]
         padding = tuple(max(low, self.draw(st.integers(0, r // 2))) for low, r in zip(least, reach, strict=True))
         out = self.draw(st.sampled_from((16, 32, 48, 14)))
-        weight = self.random.standard_normal((out, channels, *kernel)) / np.sqrt(channels * np.prod(kernel))
+        out, each, groups = (channels, 1, channels) if depthwise else (out, channels, 1)
+        weight = self.random.standard_normal((out, each, *kernel)) / np.sqrt(each * np.prod(kernel))
         bias = self.random.standard_normal(out).astype(np.float32)
         geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        return Stage(weight=weight.astype(np.float32), bias=bias, **geometry)
+        return Stage(weight=weight.astype(np.float32), bias=bias, groups=groups, **geometry)
 
     def residual(self, size: Buffer) -> tuple[Wire, ...] | None:
         alike = [n for n, buffer in enumerate(self.buffers) if buffer == size and n >= 1]
@@ -68,7 +70,7 @@ class _Draw:
     def step(self) -> None:
         source = self.draw(st.integers(0, len(self.buffers) - 1))
         size, writes = self.buffers[source][1:], len(self.buffers)
-        kind = self.draw(st.sampled_from(("conv", "conv", "pass", "mean", "window", "octave"))) if source else "conv"
+        kind = self.draw(st.sampled_from(_KINDS)) if source else "conv"
         if kind == "mean":
             self.steps.append(Pool(reads=self.whole(source), writes=writes))
             self.buffers.append(Buffer(self.buffers[source].channels, 1, 1))
@@ -86,9 +88,14 @@ class _Draw:
             made = Buffer(self.buffers[source].channels, *small)
             step = Conv(reads=self.whole(source), writes=writes, order=tuple(range(made.channels)), strides=strides)
         else:
-            reads = self.reads(source)
-            stage = self.stage(len(reads), size)
+            depthwise = kind == "depthwise" and self.buffers[source].channels > 1
+            reads = self.whole(source) if depthwise else self.reads(source)
+            stage = self.stage(len(reads), size, depthwise=depthwise)
             order = tuple(int(slot) for slot in self.random.permutation(len(stage.weight)))
+            if depthwise:  # whole blocks, in their order or turned
+                blocks = [tuple(range(at, min(at + 16, len(order)))) for at in range(0, len(order), 16)]
+                blocks[: len(order) // 16] = blocks[: len(order) // 16][:: self.draw(st.sampled_from((1, -1)))]
+                order = sum(blocks, ())
             made = Buffer(len(order), out_side(size[0], stage, 0), out_side(size[1], stage, 1))
             step = Conv(reads=reads, writes=writes, order=order, stages=(stage,))
         fields = {name: getattr(step, name) for name in ("reads", "writes", "order", "stages", "strides")}

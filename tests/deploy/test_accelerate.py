@@ -18,6 +18,7 @@ import leanconv as lc
 from kernels_library import library
 from leanconv.deploy import accelerate, bench, compare, fold
 from leanconv.errors import ExportError, LeanconvError, NothingToRewrite
+from leanconv.kernels.blocks import lies_in_blocks
 from leanconv.kernels.library import NAMES, NoLibrary
 from leanconv.kernels.operator import ProgramModule
 from leanconv.ops.channels import ChannelShuffle
@@ -144,6 +145,52 @@ def test_pieces_around_what_torch_runs() -> None:
     assert list(got) == ["up", "first"]
     for key in wanted:
         torch.testing.assert_close(got[key], wanted[key], rtol=1e-5, atol=1e-6)
+
+
+class Crossing(nn.Module):
+    """Two pairs of branches that meet; each pair has one that reads the other pair through what is no step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("a", "b", "c", "d"):
+            setattr(self, name, nn.Conv2d(8, 8, 3, padding=1, groups=8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x.flip(3))
+        first = a + self.c(b.cumsum(2))
+        second = b + self.d(a.cumsum(3))
+        return first * second
+
+
+def test_pieces_that_would_wait_for_each_other_are_not_both_kept() -> None:
+    torch.manual_seed(0)
+    model = Crossing().eval()
+    found = accelerate(model, SIZE)
+    assert_same(model, found.model, SIZE)
+    assert len(found.programs) == 1
+    assert {one.reason for one in found.left} == {"its piece and another would wait for each other"}
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise, the pointwise ones larger than what runs as well elsewhere; a grouped head behind a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 512, 1)
+        self.depthwise = nn.Conv2d(512, 512, 3, padding=1, groups=512)
+        self.pointwise = nn.Conv2d(512, 640, 1)
+        self.grouped = nn.Conv2d(640, 640, 3, groups=32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.grouped(self.pointwise(self.depthwise(self.first(x))).cumsum(2))
+
+
+def test_depthwise_networks_have_convolutions_of_any_size_in_blocks() -> None:
+    torch.manual_seed(0)
+    model = Separable().eval()
+    found = accelerate(model, SIZE)
+    assert_same(model, found.model, SIZE)
+    assert (found.left, [lies_in_blocks(program) for program in found.programs]) == ((), [True, False])
 
 
 def test_several_inputs_and_flat_ones() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kernels_library import library
 from leanconv.deploy import accelerate
 from leanconv.errors import NothingToRewrite
-from leanconv.kernels.blocks import is_dense
+from leanconv.kernels.blocks import lies_in_blocks
 from leanconv.kernels.merge import prepared
 from leanconv.kernels.program import Conv, Repeat
 from leanconv.ops.octave import OctConv2d
@@ -40,7 +40,7 @@ def test_octave_networks_are_one_program_in_blocks(size: tuple[int, int, int]) -
     net = OctaveBlock().eval()
     found = accelerate(net, size)
     (program,) = found.programs
-    assert (found.left, is_dense(program)) == ((), True)
+    assert (found.left, lies_in_blocks(program)) == ((), True)
     steps, halves = prepared(program)
     # From low to high twice, each added in a convolution; two convolutions into the low map as one.
     assert not any(isinstance(step, Repeat) for step in steps.steps)
@@ -85,7 +85,7 @@ def test_parts_of_a_dense_network_that_the_library_cannot_run_whole() -> None:
     net = Encoder().eval()
     found = accelerate(net, (3, 32, 48))
     assert len(found.programs) == 2
-    assert all(is_dense(program) for program in found.programs)
+    assert all(lies_in_blocks(program) for program in found.programs)
     assert [(left.name, left.reason) for left in found.left] == [("up", "aten.conv_transpose2d.input has no step")]
     x = torch.randn(2, 3, 32, 48)
     with torch.inference_mode():

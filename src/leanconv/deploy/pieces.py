@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from leanconv.deploy.lowering import RULES, Builder, Map, Unfit
 from leanconv.dryrun.operators import bind
 from leanconv.errors import PlanError
-from leanconv.kernels.blocks import is_dense, share_by_tiles
+from leanconv.kernels.blocks import lies_in_blocks, share_by_tiles
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.program import Program
 
@@ -25,6 +26,7 @@ __all__ = ["Left", "Piece", "is_convolution", "pieces"]
 
 
 _AS_WELL = "no grouped convolution is next to it, and dense ones run as well elsewhere"
+_CIRCLE = "its piece and another would wait for each other"
 _LEAST_SHARE = 0.3
 """Of the multiply-adds of a piece of dense convolutions: those of 3 x 3 must save what its ends cost, and more."""
 
@@ -67,19 +69,26 @@ class Piece:
 def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
     """The pieces of a graph that are worth a program, and the convolutions outside of all of them.
 
-    Worth it is a piece with a grouped convolution in it, or all convolutions of the network. Where those are all dense,
-    so is a piece in blocks, with convolutions of any size: one that is the whole network, which is as fast as any, or
-    one with many 3 x 3, which are faster.
+    First those in blocks, with convolutions of any size: one that is the whole network, which is as fast as any, or one
+    with many 3 x 3 or with depthwise convolutions, which are faster. Of what is left a piece is worth it that has a
+    grouped convolution in it, or all convolutions of the network.
     """
     axes = _axes(module)
-    if axes == 2 and all(_groups(node) == 1 for node in module.graph.nodes if is_convolution(node)):
-        kept, left = _pieces(module, axes, any_size=True)
-        if kept:
-            return kept, left
-    return _pieces(module, axes, any_size=False)
+    kept, reasons = list[Piece](), dict[fx.Node, str]()
+    for any_size in (True, False) if axes == 2 else (False,):
+        found, why = _pieces(module, axes, any_size=any_size, without={node for piece in kept for node in piece.nodes})
+        kept, reasons = kept + found, reasons | why
+    kept, circular = _without_circles(module, kept)
+    reasons |= dict.fromkeys((node for piece in circular for node in piece.nodes), _CIRCLE)
+    inside = {node for piece in kept for node in piece.nodes}
+    outside = [node for node in module.graph.nodes if is_convolution(node) and node not in inside]
+    return kept, [Left(_module_of(node), reasons[node]) for node in outside]
 
 
-def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[Piece], list[Left]]:
+def _pieces(
+    module: fx.GraphModule, axes: int, *, any_size: bool, without: set[fx.Node]
+) -> tuple[list[Piece], dict[fx.Node, str]]:
+    """Those of nodes other than `without`, in blocks or not; and why nodes are in none."""
     found: dict[fx.Node, Piece] = {}
     passed: dict[fx.Node, set[Piece]] = {}  # pieces from which a path leads here that has left them
     reasons: dict[fx.Node, str] = {}
@@ -87,6 +96,8 @@ def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[
         operands = node.all_input_nodes
         through = set().union(*(passed[one] for one in operands)) if operands else set()
         try:
+            if node in without:
+                raise Unfit("it is in another piece")
             _lower_one(module, node, Builder(axes, any_size=any_size))
         except Unfit as reason:
             reasons[node] = str(reason)
@@ -100,16 +111,16 @@ def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[
         found[node] = mine
         passed[node] = through | {found[one] for one in operands if one in found and found[one] is not mine}
     place = {node: index for index, node in enumerate(module.graph.nodes)}
-    convolutions = [node for node in place if is_convolution(node)]
+    convolutions = sum(map(is_convolution, place))
     kept = []
     for piece in dict.fromkeys(found.values()):
         piece.nodes.sort(key=place.__getitem__)
         _trim(piece)
         inside = piece.convolutions
-        some = len(inside) < len(convolutions)
+        some, dense = len(inside) < convolutions, all(_groups(node) == 1 for node in inside)
         if not inside:
             continue
-        if some and not any_size and all(_groups(node) == 1 for node in inside):
+        if some and dense and not any_size:
             reasons |= dict.fromkeys(inside, _AS_WELL)
             continue
         try:
@@ -117,12 +128,31 @@ def _pieces(module: fx.GraphModule, axes: int, *, any_size: bool) -> tuple[list[
         except (Unfit, PlanError) as reason:
             reasons |= dict.fromkeys(inside, f"its neighbours and it make no program: {reason}")
             continue
-        if any_size and (not is_dense(piece.program) or (some and share_by_tiles(piece.program) < _LEAST_SHARE)):
+        few = some and dense and share_by_tiles(piece.program) < _LEAST_SHARE
+        if any_size and (few or not lies_in_blocks(piece.program)):
             reasons |= dict.fromkeys(inside, _AS_WELL)
             continue
         kept.append(piece)
-    outside = [node for node in convolutions if not any(node in piece.nodes for piece in kept)]
-    return kept, [Left(_module_of(node), reasons[node]) for node in outside]
+    return kept, reasons
+
+
+def _without_circles(module: fx.GraphModule, found: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """Pieces none of which waits for itself by way of others, and those that did, the smaller of two."""
+    kept, gone = list(found), list[Piece]()
+    while True:
+        unit = {node: piece for piece in kept for node in piece.nodes}
+        waits = dict[Piece | fx.Node, set[Piece | fx.Node]]()
+        for node in module.graph.nodes:
+            mine = unit.get(node, node)
+            waits.setdefault(mine, set()).update({unit.get(one, one) for one in node.all_input_nodes} - {mine})
+        try:
+            TopologicalSorter(waits).prepare()
+        except CycleError as circle:
+            smallest = min((one for one in circle.args[1] if isinstance(one, Piece)), key=lambda one: len(one.nodes))
+            kept.remove(smallest)
+            gone.append(smallest)
+        else:
+            return kept, gone
 
 
 def _join(mine: Piece, other: Piece, found: dict[fx.Node, Piece], passed: dict[fx.Node, set[Piece]]) -> None:

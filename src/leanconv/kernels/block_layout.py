@@ -121,7 +121,7 @@ def as_they_came(program: Program, halves: Halves, steps: Sequence[BlockStep]) -
         found -= {wire.buffer for wire in wires}
     for step in steps:
         read = {wire.buffer for wire in step.reads if wire != ZERO}
-        if not (isinstance(step, Conv) and step.stages and len(read) == 1):
+        if not (isinstance(step, Conv) and step.stages and step.first.groups == 1 and len(read) == 1):
             found -= read
         found -= {wire.buffer for wire in (*also_read(step), *halves.get(step.writes, ()))}
     return found

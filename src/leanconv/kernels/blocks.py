@@ -1,11 +1,11 @@
-"""Programs of dense convolutions, laid out in blocks: sixteen channels of a pixel lie side by side.
+"""Programs of dense and depthwise convolutions, laid out in blocks: sixteen channels of a pixel lie side by side.
 
     [block][row][column][16]
 
 There the weights of sixteen outputs are vectors, and a pixel is one number for all of them: no lane is idle on a narrow
 map, pixels are read from one memory page after the other, and a map at half the resolution is added where the sums
 still are in registers. All maps of a program lie so, but an input of few channels that convolutions alone read, which
-stays as it came. A program with a grouped convolution in it, or with channels in an order that cuts blocks, is laid out
+stays as it came. A program with any other grouped convolution in it, or with channels in an order that cuts blocks, is laid out
 row by row (`pack.py`).
 """
 
@@ -39,13 +39,15 @@ from leanconv.kernels.program import (
 from leanconv.kernels.stages import CURVES
 from leanconv.kernels.winograd import NUMBERS, Tiling, Winograd, is_faster, tiling, weights_of
 
-__all__ = ["in_blocks", "is_dense", "share_by_tiles"]
+__all__ = ["in_blocks", "lies_in_blocks", "share_by_tiles"]
 
-_DENSE, _PIXELS, _WINOGRAD = 6, 7, 10
+_DENSE, _PIXELS, _WINOGRAD, _DEPTHWISE = 6, 7, 10, 11
 _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
 _BAND_FLOATS = {16: 192 * 1024, 8: 64 * 1024, 4: 64 * 1024}
 """What a band reads stays in the second cache, with the weights of two groups; by lanes, with which it grew."""
+_MOST_DEPTHWISE_PIXELS = 8
+"""Of a tile, as in native/kernels.h."""
 _NONE = -1
 
 
@@ -63,7 +65,7 @@ def in_blocks(program: Program, lanes: int, registers: int, *, winograd: Winogra
     return None if found is None else _Packer(*found, lanes, registers, winograd).packed()
 
 
-def is_dense(program: Program) -> bool:
+def lies_in_blocks(program: Program) -> bool:
     """Whether a program is laid out in blocks."""
     return _prepared(program) is not None
 
@@ -88,7 +90,7 @@ def _prepared(program: Program) -> tuple[Program, Halves] | None:
 
 
 def _suits(program: Program, halves: Halves) -> bool:
-    """Whether a program is made of dense convolutions and what goes with them, its channels in whole blocks."""
+    """Whether a program is made of dense and depthwise convolutions and what goes with them, channels in whole blocks."""
     macs = idle = 0
     if any(_whole(wires) is None for wires in halves.values()):
         return False
@@ -99,7 +101,7 @@ def _suits(program: Program, halves: Halves) -> bool:
             fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
         elif isinstance(step, Conv):
             stage = step.first
-            fits = stage.groups == 1 and stage.stride[1] <= 2
+            fits = _is_depthwise(step) or (stage.groups == 1 and stage.stride[1] <= 2)
             macs += (one := stage.weight[0].size * _pixels(program, step)) * len(stage.weight)
             idle += one * up(len(step.order), BLOCK)
         else:
@@ -111,6 +113,17 @@ def _suits(program: Program, halves: Halves) -> bool:
 
 def _pixels(program: Program, step: Conv) -> int:
     return program.buffers[step.writes].height * program.buffers[step.writes].width
+
+
+def _is_depthwise(step: Conv) -> bool:
+    """Whether a convolution is a filter for each channel, of blocks in whichever order."""
+    stage = step.first
+    return stage.groups == len(stage.weight) == stage.in_channels > 1 and _whole(_filtered(step)) is not None
+
+
+def _filtered(step: Conv) -> tuple[Wire, ...]:
+    """What a depthwise convolution reads, in the order of what it makes."""
+    return tuple(step.reads[channel] for channel in step.order)
 
 
 def _plain(step: Step) -> bool:
@@ -174,7 +187,9 @@ class _Packer:
         records, after = [0] * len(self.steps), 0
         for number in reversed(range(len(self.steps))):  # each knows which weights are read after its own
             step = self.steps[number]
-            if isinstance(step, Conv) and step.stages:
+            if isinstance(step, Conv) and step.stages and step.first.groups > 1:
+                records[number] = self._depthwise(step)
+            elif isinstance(step, Conv) and step.stages:
                 records[number], after = self._dense(step, after)
             else:
                 records[number] = self._window(step)
@@ -222,6 +237,24 @@ class _Packer:
         record += [to.row, self._row(step.residual), self._row(half), *self._ends(step.activation), after, macs]
         return self.plan.table([*record, len(groups) // 6, self.plan.table(groups)]), weights
 
+    def _depthwise(self, step: Conv) -> int:
+        """The record of a convolution with a filter for each channel."""
+        stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
+        reads, blocks = _filtered(step), range(-(-made.channels // BLOCK))
+        read, (rows, columns) = self.maps[reads[0].buffer], stage.kernel
+        together = stage.dilation[1] == 1 and columns in (3, 5, 7) and stage.stride[1] <= 2
+        across, taps = columns if together else 1, _taps(stage, read)
+        order = list(step.order)
+        weight = _padded(stage.weight[order].reshape(len(order), -1)).reshape(len(blocks), BLOCK, -1).transpose(0, 2, 1)
+        record = [_DEPTHWISE, self.lanes, made.height, made.width, _MOST_DEPTHWISE_PIXELS, len(blocks)]
+        record += [self._blocks(reads, blocks), stage.stride[0] * read.row, stage.stride[1] * read.pixel]
+        record += [self.plan.table(taps[::across]), rows * columns // across, across]
+        record += [self.plan.floats(weight), self.plan.floats(_padded(stage.bias[order]))]
+        record += [self.plan.table(to.channel(b * BLOCK) for b in blocks), self._blocks(step.residual, blocks)]
+        record += [self._blocks(self.halves.get(step.writes), blocks), to.row, self._row(step.residual)]
+        record += [self._row(self.halves.get(step.writes)), *self._ends(step.activation)]
+        return self.plan.table([*record, min(weight.size * made.height * made.width, MOST_NUMBER)])
+
     def _tile(self, step: Conv, stage: Stage, made: Buffer, read: Map) -> tuple[int, int, int]:
         """Rows of a band, rows and pixels of a tile."""
         wide = -(-made.width // -(-made.width // self.most))
@@ -237,7 +270,7 @@ class _Packer:
             return _NONE
         return self.plan.table(self.maps[found[b].buffer].channel(found[b].channel) for b in blocks)
 
-    def _row(self, wires: tuple[Wire, ...] | None) -> int:
+    def _row(self, wires: Sequence[Wire] | None) -> int:
         return self.maps[wires[0].buffer].row if wires else 0
 
     def _ends(self, activation: Activation) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from leanconv.kernels.steps import Floats
 
 __all__ = ["MOST_NUMBER", "PLAN_VERSION", "Packed", "Port", "Writer"]
 
-PLAN_VERSION = 6
+PLAN_VERSION = 7
 MOST_NUMBER = 1 << 33
 """More than that a plan that was received may not say; multiply-adds above it are said to be so many."""
 _HEAD, _PORT = 10, 6

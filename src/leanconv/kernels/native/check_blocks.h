@@ -103,6 +103,30 @@ const char* check_winograd(Check& c, int64_t position) {
 }
 
 template <class Check>
+const char* check_depthwise(Check& c, int64_t position) {
+    const DepthwiseStep* step = c.template records<DepthwiseStep>(position, 1);
+    NEED(step, kCut);
+    const DepthwiseStep& s = *step;
+    NEED(c.kernels(s.lanes), kVectors);
+    for (int64_t side : {s.rows, s.width, s.n_taps, s.pixel}) NEED(within(side, 1, kMostSide), kNumber);
+    NEED(within(s.wide, 1, kDepthwisePixels) && within(s.activation, kNone, kHardswish) && within(s.blocks, 0, kMostSide) && s.macs >= 0 &&
+             (s.across == 1 || ((s.across == 3 || s.across == 5 || s.across == 7) && (s.pixel == kBlock || s.pixel == 2 * kBlock))) &&
+             s.blocks * s.rows <= kMostMap,
+         kNumber);
+    NEED(c.reads_weights(s.bounds, 2), kWeights);
+    if (!s.blocks) return nullptr;
+    NEED(s.in != -1 && s.out != -1, kCut);
+    NEED(c.reads_weights(s.weights, Wide(s.blocks) * s.n_taps * s.across * kBlock) && c.reads_weights(s.bias, Wide(s.blocks) * kBlock), kWeights);
+    Span taps;
+    NEED(c.hull(s.taps, s.n_taps, &taps), kCut);
+    PASS(check_blocks(c, s.in, s.blocks, taps + steps(s.rows, s.in_row) + steps(s.width, s.pixel) + steps(s.across, kBlock)));
+    PASS(check_blocks(c, s.out, s.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
+    PASS(check_blocks(c, s.residual, s.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
+    PASS(check_blocks(c, s.half, s.blocks, half_sized(s.rows, s.width, s.half_row)));
+    return nullptr;
+}
+
+template <class Check>
 const char* check_pixels(Check& c, int64_t position) {
     const BlockStep* step = c.template records<BlockStep>(position, 1);
     NEED(step, kCut);

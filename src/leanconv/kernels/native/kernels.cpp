@@ -1,5 +1,6 @@
 // The kernels of one instruction set: compiled once for each, with its flags, LEANCONV_LANES and LEANCONV_TABLE.
 #include "dense.h"
+#include "depthwise.h"
 #include "kernels.h"
 #include "moves.h"
 #include "sums.h"
@@ -169,4 +170,4 @@ float peak(int64_t rounds) {
 extern "C" __attribute__((visibility("hidden"))) const leanconv::Kernels LEANCONV_TABLE;
 extern "C" const leanconv::Kernels LEANCONV_TABLE = {
     kLanes, kAllTiles.at, cut, split, flatten, activate, peak, sum, kAllSumTiles.at, add, copy, surround, window, pick, kAllDenseTiles.at,
-    block_row, winograd_pixels, winograd_outputs, move_block<true>, move_block<false>};
+    kAllDepthwiseTiles.at, block_row, winograd_pixels, winograd_outputs, move_block<true>, move_block<false>};

@@ -88,6 +88,27 @@ constexpr int dense_index(int step, int blocks, int rows, int pixels) {
     return ((step * 2 + blocks - 1) * 2 + rows - 1) * kDensePixels + pixels - 1;
 }
 
+// Some pixels of a row of one block, a filter for each channel: see depthwise.h. Steps in floats.
+struct DepthwiseArgs {
+    const float* in;
+    const ptrdiff_t* taps;  // where each row of taps begins, added to `in`
+    ptrdiff_t n_taps, pixel;
+    const float* weights;  // [row of taps][tap][channel]
+    const float* bias;
+    const float *residual, *half;  // null: nothing is added
+    ptrdiff_t odd;                 // as in DenseArgs
+    float* out;
+    float low, high;
+    bool lowest, highest;
+};
+using DepthwiseKernel = void (*)(const DepthwiseArgs&);
+
+constexpr int kDepthwisePixels = 8, kDepthwiseTiles = 7 * kDepthwisePixels;
+// across: neighbouring taps, 3, 5 or 7 of pixels one or two blocks apart, or one of pixels as far apart as may be.
+constexpr int depthwise_index(int across, int step, int pixels) {
+    return (across == 1 ? 0 : across - 2 + step - 1) * kDepthwisePixels + pixels - 1;
+}
+
 // A row of windows, of which `rows` rows and those columns are taken that are in the map.
 struct BlockArgs {
     const float* in;
@@ -188,6 +209,10 @@ struct Kernels {
     const DenseKernel* dense_tiles;  // null where there is no such
     DenseKernel dense_tile(int step, int64_t blocks, int rows, int pixels) const {
         return dense_tiles[dense_index(step, int(blocks), rows, pixels)];
+    }
+    const DepthwiseKernel* depthwise_tiles;
+    DepthwiseKernel depthwise_tile(int across, int64_t pixel, int pixels) const {
+        return depthwise_tiles[depthwise_index(across, int(pixel / kBlock), pixels)];
     }
     void (*block_row)(const BlockArgs& args);
     void (*winograd_pixels)(const WinogradArgs& args);

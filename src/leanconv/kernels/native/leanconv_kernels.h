@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define LEANCONV_PLAN_VERSION 6
+#define LEANCONV_PLAN_VERSION 7
 #define LEANCONV_MOST_PORTS 64  // inputs, and outputs, of a plan that is checked
 #define LEANCONV_API __attribute__((visibility("default")))
 

@@ -124,6 +124,7 @@ int64_t macs_of(const int64_t* plan) {
     for (int64_t i = 0; i < head.steps; ++i) {
         if (plan[steps[i]] == kConvStep) macs += r.at<ConvStep>(steps[i]).macs;
         if (plan[steps[i]] == kDenseStep) macs += r.at<DenseStep>(steps[i]).macs;
+        if (plan[steps[i]] == kDepthwiseStep) macs += r.at<DepthwiseStep>(steps[i]).macs;
         if (plan[steps[i]] == kWinogradStep) macs += r.at<WinogradStep>(steps[i]).macs;
     }
     return macs;

@@ -20,7 +20,7 @@ struct Plan {
 };
 
 enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep,
-                kRepeatStep, kWinogradStep };
+                kRepeatStep, kWinogradStep, kDepthwiseStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -158,6 +158,18 @@ struct WinogradStep {
     int64_t bounds, activation, next;
     int64_t macs;
     int64_t groups, group;                 // how many DenseGroup, where
+};
+
+// A filter for each channel of maps in blocks: see depthwise.h. Weights: [block][row of taps][tap of it][16].
+struct DepthwiseStep {
+    int64_t kind, lanes, rows, width;         // of what is made
+    int64_t wide;                             // pixels of a tile
+    int64_t blocks, in, in_row, pixel;        // in: a table; floats that an output row further down, and a pixel, starts further on
+    int64_t taps, n_taps, across;             // where the rows of taps are, how many; taps of a row, neighbours
+    int64_t weights, bias;
+    int64_t out, residual, half;              // tables, -1 for no residual and no half
+    int64_t out_row, residual_row, half_row;
+    int64_t bounds, activation, macs;
 };
 
 // The greatest of a window, its mean, or (1 x 1) pixels as they are, with what is added, for maps in blocks.

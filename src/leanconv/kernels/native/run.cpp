@@ -238,6 +238,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kVolumeStep: return run_volume(r, r.at<VolumeStep>(position));
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
         case kWinogradStep: return run_winograd(r, r.at<WinogradStep>(position));
+        case kDepthwiseStep: return run_depthwise(r, r.at<DepthwiseStep>(position));
         case kRepeatStep: return run_repeat(r, r.at<RepeatStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));

@@ -133,6 +133,7 @@ void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
 void run_winograd(const Run& r, const WinogradStep& step);  // winograd.cpp
 void move_blocks(const Run& r, const Kernels& kernels, const Port& port, float* image, bool in);
+void run_depthwise(const Run& r, const DepthwiseStep& step);  // depthwise.cpp
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
 
