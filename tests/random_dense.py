@@ -1,4 +1,4 @@
-"""Random programs of dense and depthwise convolutions, whose channels come in blocks; `random_programs` has all others."""
+"""Random programs of dense and depthwise convolutions, channels in blocks; `random_programs` has all others."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_pieces_that_would_wait_for_each_other_are_not_both_kept() -> None:
 
 
 class Separable(nn.Module):
-    """Depthwise and pointwise, the pointwise ones larger than what runs as well elsewhere; a grouped head behind a sum."""
+    """Depthwise and pointwise, larger than what runs as well elsewhere; a grouped head behind a sum."""
 
     def __init__(self) -> None:
         super().__init__()

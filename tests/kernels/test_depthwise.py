@@ -126,7 +126,7 @@ def test_which_programs_lie_in_blocks() -> None:
 
 
 def test_plans_that_were_received_are_checked() -> None:
-    """Each number of a depthwise step damaged: what passes the check stays within its memory, what cannot is refused."""
+    """Whichever number of a depthwise step is damaged, it can be so that it is refused."""
     program = single(stage(32, stride=(2, 2)), (9, 9))
     packed = in_blocks(program, 8, 16)
     assert packed is not None

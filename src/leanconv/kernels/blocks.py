@@ -5,8 +5,8 @@
 There the weights of sixteen outputs are vectors, and a pixel is one number for all of them: no lane is idle on a narrow
 map, pixels are read from one memory page after the other, and a map at half the resolution is added where the sums
 still are in registers. All maps of a program lie so, but an input of few channels that convolutions alone read, which
-stays as it came. A program with any other grouped convolution in it, or with channels in an order that cuts blocks, is laid out
-row by row (`pack.py`).
+stays as it came. A program with any other grouped convolution in it, or with channels in an order that cuts blocks, is
+laid out row by row (`pack.py`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _prepared(program: Program) -> tuple[Program, Halves] | None:
 
 
 def _suits(program: Program, halves: Halves) -> bool:
-    """Whether a program is made of dense and depthwise convolutions and what goes with them, channels in whole blocks."""
+    """Whether a program is made of dense and depthwise convolutions and what goes with them, all in whole blocks."""
     macs = idle = 0
     if any(_whole(wires) is None for wires in halves.values()):
         return False
