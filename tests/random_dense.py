@@ -14,6 +14,7 @@ from leanconv.kernels.program import (
     Buffer,
     Conv,
     Pool,
+    Product,
     Program,
     Repeat,
     Stage,
@@ -23,7 +24,7 @@ from leanconv.kernels.program import (
 )
 from random_programs import ACTIVATIONS
 
-_KINDS = ("conv", "conv", "depthwise", "depthwise", "pass", "mean", "window", "octave")
+_KINDS = ("conv", "conv", "depthwise", "depthwise", "pass", "mean", "window", "octave", "gate")
 _KERNELS = ((1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (2, 2))
 
 
@@ -32,7 +33,7 @@ class _Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[Conv | Pool | Repeat | Window] = []
+        self.steps: list[Conv | Pool | Product | Repeat | Window] = []
 
     def whole(self, number: int) -> tuple[Wire, ...]:
         return tuple(Wire(number, channel) for channel in range(self.buffers[number].channels))
@@ -75,6 +76,9 @@ class _Draw:
             self.steps.append(Pool(reads=self.whole(source), writes=writes))
             self.buffers.append(Buffer(self.buffers[source].channels, 1, 1))
             return
+        if kind == "gate":
+            self.gate(source)
+            return
         if kind == "window" and min(size) >= 3:  # torch's reference refuses less
             self.window(source)
             return
@@ -101,6 +105,27 @@ class _Draw:
         fields = {name: getattr(step, name) for name in ("reads", "writes", "order", "stages", "strides")}
         self.steps.append(Conv(**fields, residual=self.residual(made), activation=activation))
         self.buffers.append(made)
+
+    def gate(self, source: int) -> None:
+        """A map times a gate for each channel, computed from its mean, or times one for each pixel; a sum."""
+        buffer, size = self.buffers[source], self.buffers[source][1:]
+        by = source
+        if self.draw(st.booleans()):
+            self.steps.append(Pool(reads=self.whole(source), writes=len(self.buffers)))
+            self.buffers.append(Buffer(buffer.channels, 1, 1))
+            by, size = len(self.buffers) - 1, (1, 1)
+        curve = self.draw(st.sampled_from(("sigmoid", "hardsigmoid")))
+        by = self.add(buffer.channels, size, reads=self.whole(by), activation=Activation(curve=curve))
+        self.steps.append(
+            Product(
+                reads=self.whole(source),
+                by=self.whole(by),
+                writes=len(self.buffers),
+                residual=self.residual(buffer),
+                activation=self.draw(st.sampled_from(ACTIVATIONS)),
+            )
+        )
+        self.buffers.append(buffer)
 
     def window(self, source: int) -> None:
         step = Window(

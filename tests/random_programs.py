@@ -18,6 +18,7 @@ from leanconv.kernels.program import (
     ClipConv,
     Conv,
     Pool,
+    Product,
     Program,
     Repeat,
     Stage,
@@ -33,12 +34,15 @@ ACTIVATIONS = (
     Activation(0.0, 6.0),
     Activation(curve="silu"),
     Activation(curve="hardswish"),
+    Activation(curve="sigmoid"),
+    Activation(curve="hardsigmoid"),
 )
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
     x = x if (activation.low, activation.high) == (-inf, inf) else x.clamp(activation.low, activation.high)
-    return {"none": lambda y: y, "silu": F.silu, "hardswish": F.hardswish}[activation.curve](x)
+    curves = {"silu": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
+    return x if activation.curve == "none" else curves[activation.curve](x)
 
 
 def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
@@ -54,6 +58,11 @@ def computed(program: Program, inputs: list[Tensor]) -> list[Tensor]:
         x = gather(step.reads)
         if isinstance(step, Pool):
             buffers[step.writes] = x.mean((2, 3), keepdim=True)
+            continue
+        if isinstance(step, Product):
+            x = x * gather(step.by)
+            x = x if step.residual is None else x + gather(step.residual)
+            buffers[step.writes] = activated(x, step.activation)
             continue
         if isinstance(step, Repeat):
             _, height, width = program.buffers[step.writes]
@@ -110,7 +119,7 @@ class Draw:
         self.draw = data.draw
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1), label="seed"))
         self.buffers: list[Buffer] = []
-        self.steps: list[ClipConv | Conv | Pool | Repeat | Volume | Window] = []
+        self.steps: list[ClipConv | Conv | Pool | Product | Repeat | Volume | Window] = []
 
     def wires(self, count: int, size: tuple[int, int]) -> tuple[Wire, ...]:
         """`count` channels of maps of a size, in any order, some of them zeros."""
@@ -150,7 +159,10 @@ class Draw:
         reads, writes = self.wires(count, size), len(self.buffers)
         kind = self.draw(
             st.sampled_from(
-                ("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window", "clip", "repeat")
+                (
+                    *("conv", "conv", "chain", "chain", "pass", "pool", "volume", "volume", "window", "clip"),
+                    *("repeat", "product", "product"),
+                )
             )
         )
         if kind == "pool":
@@ -165,6 +177,16 @@ class Draw:
             return
         if kind == "window":
             self.window(reads, size)
+            return
+        if kind == "product":
+            pixels = [buffer[1:] for buffer in self.buffers if buffer[1:] == (1, 1)]
+            by = self.wires(count, self.draw(st.sampled_from([size, *pixels])))
+            residual = self.wires(count, size) if self.draw(st.booleans()) else None
+            activation = self.draw(st.sampled_from(ACTIVATIONS))
+            self.buffers.append(Buffer(count, *size))
+            self.steps.append(
+                Product(reads=reads, by=by, writes=writes, residual=residual, activation=activation)
+            )
             return
         if kind == "repeat":
             times = self.draw(st.sampled_from(((2, 2), (2, 2), (1, 3), (1, 1))))

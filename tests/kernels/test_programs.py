@@ -254,8 +254,8 @@ def test_a_written_program_has_a_name_of_its_own() -> None:
 
 def test_a_program_of_another_version_is_refused() -> None:
     written = write(block())
-    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 3"):
-        read(written.text.replace('"version":3', '"version":7'), written.weights)
+    with pytest.raises(LeanconvError, match="of version 7 was written by another leanconv, this one reads 4"):
+        read(written.text.replace('"version":4', '"version":7'), written.weights)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,31 @@ def _graph(model: nn.Module, size: Size, verb: str) -> fx.GraphModule:
     with quiet(), torch.no_grad():
         forward(model, *inputs)
         try:
-            return to_program(model, inputs).run_decompositions({}).module()  # type: ignore[no-any-return]
+            return _norms_alone(to_program(model, inputs).run_decompositions({}).module())
         except Exception as error:  # whatever other people's forward meets in the exporter
             raise ExportError(f"{verb}: {type(model).__name__} cannot be followed: {explained(error)}") from error
+
+
+def _norms_alone(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with norms in evaluation that give what they compute alone, not the statistics of training beside it."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        x, weight, bias, mean, var, momentum, eps = node.args
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            continue
+        for user in list(node.users):
+            with graph.graph.inserting_before(user):
+                norm = graph.graph.call_function(
+                    aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+                )
+            norm.meta = user.meta
+            user.replace_all_uses_with(norm)
+            graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 def _why(left: list[Left]) -> str:

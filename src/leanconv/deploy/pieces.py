@@ -27,6 +27,8 @@ __all__ = ["Left", "Piece", "is_convolution", "pieces"]
 
 _AS_WELL = "no grouped convolution is next to it, and dense ones run as well elsewhere"
 _CIRCLE = "its piece and another would wait for each other"
+_OF_IMAGE = "leanconv depends on the image"
+"""Under which the meta of a node says so."""
 _LEAST_SHARE = 0.3
 """Of the multiply-adds of a piece of dense convolutions: those of 3 x 3 must save what its ends cost, and more."""
 
@@ -73,6 +75,8 @@ def pieces(module: fx.GraphModule) -> tuple[list[Piece], list[Left]]:
     with many 3 x 3 or with depthwise convolutions, which are faster. Of what is left a piece is worth it that has a
     grouped convolution in it, or all convolutions of the network.
     """
+    for node in module.graph.nodes:
+        node.meta[_OF_IMAGE] = node.op == "placeholder" or any(one.meta[_OF_IMAGE] for one in node.all_input_nodes)
     axes = _axes(module)
     kept, reasons = list[Piece](), dict[fx.Node, str]()
     for any_size in (True, False) if axes == 2 else (False,):
@@ -258,9 +262,8 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_image(node: fx.Node) -> bool:
-    """Whether a node gives tensors of the image, not weights and not numbers."""
-    value = node.meta.get("val")
-    return node.op != "get_attr" and isinstance(value, (Tensor, tuple, list))
+    """Whether a node gives tensors of the image, not weights, what is made of weights alone, or numbers."""
+    return bool(node.meta.get(_OF_IMAGE)) and isinstance(node.meta.get("val"), (Tensor, tuple, list))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from leanconv.kernels.layout import LINE, also_read, beside, size_of, up, written_over
 from leanconv.kernels.merge import Halves
-from leanconv.kernels.program import ZERO, Conv, Pool, Program, Repeat, Window, Wire
+from leanconv.kernels.program import ZERO, Conv, Pool, Product, Program, Repeat, Window, Wire
 
 __all__ = ["BLOCK", "BlockStep", "Map", "as_they_came", "placed"]
 
 BLOCK = 16
 """Channels of a block, whatever the vectors: as in native/kernels.h."""
 
-BlockStep = Conv | Pool | Repeat | Window
+BlockStep = Conv | Pool | Product | Repeat | Window
 """The steps of a program that is laid out in blocks."""
 
 

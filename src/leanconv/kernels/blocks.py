@@ -29,6 +29,7 @@ from leanconv.kernels.program import (
     Conv,
     Floats,
     Pool,
+    Product,
     Program,
     Repeat,
     Stage,
@@ -95,7 +96,9 @@ def _suits(program: Program, halves: Halves) -> bool:
     if any(_whole(wires) is None for wires in halves.values()):
         return False
     for step in program.steps:
-        if isinstance(step, Pool) or _plain(step):
+        if isinstance(step, Product):
+            fits = _whole(step.reads) is not None and _whole(step.by) is not None
+        elif isinstance(step, Pool) or _plain(step):
             fits = _whole(step.reads) is not None
         elif isinstance(step, Conv) and not step.stages:
             fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
@@ -106,7 +109,7 @@ def _suits(program: Program, halves: Halves) -> bool:
             idle += one * up(len(step.order), BLOCK)
         else:
             fits = False
-        if not fits or (isinstance(step, (Conv, Repeat)) and step.residual and _whole(step.residual) is None):
+        if not fits or (isinstance(step, (Conv, Product, Repeat)) and step.residual and _whole(step.residual) is None):
             return False
     return macs > 0 and idle <= _MOST_IDLE * macs
 
@@ -280,7 +283,8 @@ class _Packer:
     def _window(self, step: BlockStep) -> int:
         made, (height, width) = self.program.buffers[step.writes], size_of(self.program, step.reads)
         blocks = range(-(-made.channels // BLOCK))
-        residual = step.residual if isinstance(step, (Conv, Repeat)) else None
+        residual = step.residual if isinstance(step, (Conv, Product, Repeat)) else None
+        by = step.by if isinstance(step, Product) else None
         half, reads = self.halves.get(step.writes), step.reads
         window = [1, 1, 1, 1, 0, 0, 0, 0]
         if isinstance(step, Conv):
@@ -290,7 +294,7 @@ class _Packer:
             window = [*step.kernel[1:], *step.stride[1:], *step.padding[1:], step.largest, whole]
         elif isinstance(step, Pool):
             window[:2] = height, width
-        elif step.times == (2, 2):  # nothing but what is added
+        elif isinstance(step, Repeat) and step.times == (2, 2):  # nothing but what is added
             half, reads = step.reads, ()
         to = self.maps[step.writes]
         tables = [
@@ -299,7 +303,9 @@ class _Packer:
         ]
         tables += [self._blocks(residual, blocks), self._blocks(half, blocks)]
         rows = [height, width, self._row(reads), made.height, made.width, to.row, self._row(residual), self._row(half)]
-        activation = step.activation if isinstance(step, Conv) else NOTHING
+        large = by is not None and size_of(self.program, by) == made[1:]
+        rows += [self._blocks(by, blocks), self._row(by) if large else 0, BLOCK if large else 0]
+        activation = step.activation if isinstance(step, (Conv, Product)) else NOTHING
         work = min(made.channels * made.height * made.width * window[0] * window[1], MOST_NUMBER)
         record = [_PIXELS, self.lanes, len(blocks), *tables, *rows, *window, *self._ends(activation), work]
         return self.plan.table(record)

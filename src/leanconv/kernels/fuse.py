@@ -2,6 +2,7 @@
 
 conv, then add, then activation    one step: both are done where the sums still are in registers
 volume, then activation            likewise; and a convolution of clips, then activation
+product, then add, then activation likewise
 conv, then pointwise convolution   one step of two stages, band by band, the map between them in the cache
 conv and what is up-sampled, then another sum      what is added goes to what is up-sampled
 """
@@ -13,11 +14,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from leanconv.kernels.layout import also_read
-from leanconv.kernels.program import NOTHING, ZERO, ClipConv, Conv, Program, Repeat, Step, Volume, Wire
+from leanconv.kernels.program import NOTHING, ZERO, ClipConv, Conv, Product, Program, Repeat, Step, Volume, Wire
 
 __all__ = ["fused"]
 
-_Kind = TypeVar("_Kind", ClipConv, Conv, Volume, Repeat)
+_Kind = TypeVar("_Kind", ClipConv, Conv, Product, Volume, Repeat)
 
 
 def fused(program: Program) -> Program:
@@ -63,9 +64,9 @@ def _merged(steps: list[Step], step: Conv | Repeat, reads: Counter[int]) -> _Mer
     if isinstance(step, Repeat):
         return _cropped(steps, step, reads)
     if not step.stages and step.strides == (1, 1) and step.order == tuple(range(len(step.reads))):
-        volume = _merged_with_volume(steps, step, reads) or _merged_with_clip(steps, step, reads)
-        if volume is not None:
-            return volume
+        for merge in (_merged_with_volume, _merged_with_clip, _merged_with_product):
+            if (merged := merge(steps, step, reads)) is not None:
+                return merged
         operands = [(step.reads, step.residual)]
         if step.residual is not None:
             operands.append((step.residual, step.reads))
@@ -91,8 +92,8 @@ def _merged(steps: list[Step], step: Conv | Repeat, reads: Counter[int]) -> _Mer
             if other is None and residual is not None:
                 residual = tuple(residual[channel] for channel in kept)
             order = tuple(before.order[channel] for channel in kept)
-            merged = replace(before, writes=step.writes, order=order, residual=residual, activation=step.activation)
-            return (merged,), (before,)
+            whole = replace(before, writes=step.writes, order=order, residual=residual, activation=step.activation)
+            return (whole,), (before,)
     elif len(step.stages) == 1 and step.stages[0].pointwise:
         before = _only_source(steps, step.reads, reads, Conv)
         if before is not None and len(before.stages) == 1 and before.residual is None:
@@ -153,6 +154,28 @@ def _merged_with_clip(steps: list[Step], step: Conv, reads: Counter[int]) -> _Me
     if step.reads != tuple(Wire(before.writes, channel) for channel in range(len(before.weight))):
         return None
     return (replace(before, writes=step.writes, activation=step.activation),), (before,)
+
+
+def _merged_with_product(steps: list[Step], step: Conv, reads: Counter[int]) -> _Merged | None:
+    """A sum and an activation merged with the product before it."""
+    for wires, other in ((step.reads, step.residual), (step.residual or (), step.reads)):
+        before = _only_source(steps, wires, reads, Product)
+        if before is None or before.activation != NOTHING or ZERO in wires or len(set(wires)) < len(wires):
+            continue
+        if before.residual is not None and other is not None:
+            continue
+        kept = [wire.channel for wire in wires]
+        residual = other if before.residual is None else tuple(before.residual[channel] for channel in kept)
+        merged = replace(
+            before,
+            reads=tuple(before.reads[channel] for channel in kept),
+            by=tuple(before.by[channel] for channel in kept),
+            writes=step.writes,
+            residual=residual,
+            activation=step.activation,
+        )
+        return (merged,), (before,)
+    return None
 
 
 def _only_source(steps: list[Step], wires: tuple[Wire, ...], reads: Counter[int], kind: type[_Kind]) -> _Kind | None:

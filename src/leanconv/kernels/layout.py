@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Program, Repeat, Spread, Step, Sums, Volume, Wire
+from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Product, Program, Repeat, Spread, Step, Sums, Volume, Wire
 
 __all__ = [
     "LINE",
@@ -257,6 +257,8 @@ def also_read(step: Step) -> tuple[Wire, ...]:
     """What a step reads beside `reads`."""
     if isinstance(step, (Conv, Repeat)):
         return step.residual or ()
+    if isinstance(step, Product):
+        return (*step.by, *(step.residual or ()))
     return step.gradient if isinstance(step, Sums) else ()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.layout import also_read, size_of
-from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Program, Repeat, Stage, Step, Sums, Window, Wire
+from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Product, Program, Repeat, Stage, Step, Sums, Window, Wire
 
 __all__ = ["Halves", "prepared"]
 
@@ -43,7 +43,9 @@ def _once(program: Program) -> Program:
     for step in program.steps:
         if same and not isinstance(step, Sums):
             step = replace(step, reads=now(step.reads))
-            if isinstance(step, (Conv, Repeat)) and step.residual:
+            if isinstance(step, Product):
+                step = replace(step, by=now(step.by))
+            if isinstance(step, (Conv, Product, Repeat)) and step.residual:
                 step = replace(step, residual=now(step.residual))
         if isinstance(step, Window):
             options = {field.name: getattr(step, field.name) for field in fields(step) if field.name != "writes"}

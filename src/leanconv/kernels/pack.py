@@ -24,6 +24,7 @@ from leanconv.kernels.program import (
     Conv,
     Floats,
     Pool,
+    Product,
     Program,
     Repeat,
     Spread,
@@ -45,7 +46,7 @@ from leanconv.kernels.winograd import Winograd
 __all__ = ["PLAN_VERSION", "Packed", "pack"]
 
 _CONV, _POOL, _SPREAD, _SUMS, _VOLUME, _WINDOW = range(6)
-_CLIP, _REPEAT = 8, 9
+_CLIP, _REPEAT, _PRODUCT = 8, 9, 12
 
 
 def pack(program: Program, *, lanes: int, registers: int, winograd: Winograd = "here") -> Packed:
@@ -152,6 +153,8 @@ class _Packer:
             return [self._volume(step)]
         if isinstance(step, Window):
             return [self._window(step)]
+        if isinstance(step, Product):
+            return [self._product(step)]
         if isinstance(step, Repeat):
             return [self._repeat(step)]
         if isinstance(step, ClipConv):
@@ -181,7 +184,21 @@ class _Packer:
         fields = [_REPEAT, count, into, out, added, made.height, made.width]
         return self._table([*fields, self._of(step.reads).pitch, self._to(step.writes).pitch, *step.times])
 
-    def _kept(self, step: Pool | Repeat | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
+    def _product(self, step: Product) -> int:
+        kept, (count, into, out) = self._kept(step)
+        by = self._table(self._origin(step.by[channel]) for channel in kept)
+        residual = step.residual
+        added = -1 if residual is None else self._table(self._origin(residual[channel]) for channel in kept)
+        geometry, made = self._to(step.writes), self.program.buffers[step.writes]
+        # Rows that follow each other without a gap are one.
+        rows, width = (1, made.height * geometry.pitch) if geometry.flat else (made.height, made.width)
+        by_row = geometry.pitch if size_of(self.program, step.by) == made[1:] else 0
+        bounds = self._floats(np.array([step.activation.low, step.activation.high], dtype=np.float32))
+        fields = [_PRODUCT, geometry.lanes, count, into, by, out, added, rows, width, geometry.pitch, by_row]
+        macs = min(count * made.height * made.width, MOST_NUMBER)
+        return self._table([*fields, by_row > 0, bounds, CURVES.index(step.activation.curve), macs])
+
+    def _kept(self, step: Pool | Product | Repeat | Volume | Window) -> tuple[list[int], tuple[int, int, int]]:
         """The channels that somebody reads; how many they are, and tables of what each is made of and where it goes."""
         kept = [channel for channel in range(len(step.reads)) if channel in self.needed[step.writes]]
         into = self._table(self._origin(step.reads[channel]) for channel in kept)

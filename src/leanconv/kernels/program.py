@@ -20,6 +20,7 @@ from leanconv.kernels.steps import (
     Conv,
     Floats,
     Pool,
+    Product,
     Repeat,
     Spread,
     Stage,
@@ -42,6 +43,7 @@ __all__ = [
     "Conv",
     "Floats",
     "Pool",
+    "Product",
     "Program",
     "Repeat",
     "Spread",
@@ -134,6 +136,14 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
         if out[1:] != (1, 1) or len(step.reads) != out.channels:
             raise PlanError(f"{what} makes {len(step.reads)} maps of one pixel, its buffer is {out}")
         return
+    if isinstance(step, Product):
+        by = program._size(step.by, written, what)
+        if not len(step.reads) == len(step.by) == out.channels or size != out[1:] or by not in (size, (1, 1)):
+            raise PlanError(
+                f"{what} multiplies {len(step.reads)} maps of {size} by {len(step.by)} of {by}, its buffer is {out}"
+            )
+        _check_residual(program, what, step, written)
+        return
     if isinstance(step, Spread):
         small = tuple(-(-side // by) for side, by in zip(out[1:], step.strides, strict=True))
         if small != size or len(step.reads) != out.channels:
@@ -169,7 +179,7 @@ def _check(program: Program, number: int, step: Step, written: set[int]) -> None
     _check_residual(program, what, step, written)
 
 
-def _check_residual(program: Program, what: str, step: Conv | Repeat, written: set[int]) -> None:
+def _check_residual(program: Program, what: str, step: Conv | Product | Repeat, written: set[int]) -> None:
     out = program.buffers[step.writes]
     if step.residual is not None and (
         program._size(step.residual, written, what) != out[1:] or len(step.residual) != out.channels

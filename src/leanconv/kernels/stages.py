@@ -13,7 +13,7 @@ from leanconv.kernels.tiles import FLAT, FLAT_ROUND, THREE, flat_tile, parts, ti
 
 __all__ = ["CURVES", "Inputs", "Outputs", "Plane", "packed_stage"]
 
-CURVES = ("none", "silu", "hardswish")
+CURVES = ("none", "silu", "hardswish", "sigmoid", "hardsigmoid")
 """As in native/kernels.h."""
 _OWN_IN, _OWN_OUT = 1, 2
 """As in native/plan.h: each thread has a scratch of its own."""

@@ -24,6 +24,7 @@ __all__ = [
     "Conv",
     "Floats",
     "Pool",
+    "Product",
     "Repeat",
     "Spread",
     "Stage",
@@ -70,7 +71,7 @@ class Activation(NamedTuple):
 
     low: float = -inf
     high: float = inf
-    curve: Literal["none", "silu", "hardswish"] = "none"
+    curve: Literal["none", "silu", "hardswish", "sigmoid", "hardsigmoid"] = "none"
 
 
 NOTHING = Activation()
@@ -137,6 +138,17 @@ class Pool:
 
     reads: tuple[Wire, ...]
     writes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Product:
+    """`activation(reads * by + residual)`, each channel times one of `by`: a map of its size, or of one pixel."""
+
+    reads: tuple[Wire, ...]
+    by: tuple[Wire, ...]
+    writes: int
+    residual: tuple[Wire, ...] | None = None
+    activation: Activation = NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -293,7 +305,7 @@ class Repeat:
     residual: tuple[Wire, ...] | None = None
 
 
-Step = ClipConv | Conv | Pool | Repeat | Spread | Sums | Volume | Window
+Step = ClipConv | Conv | Pool | Product | Repeat | Spread | Sums | Volume | Window
 
 
 def out_side(side: int, stage: Stage, axis: int) -> int:

@@ -17,6 +17,7 @@ from leanconv.kernels.program import (
     Conv,
     Floats,
     Pool,
+    Product,
     Program,
     Repeat,
     Stage,
@@ -28,9 +29,9 @@ from leanconv.kernels.program import (
 
 __all__ = ["Written", "key_of", "read", "write"]
 
-_VERSION = 3
-_READ = (1, 2, 3)
-"""Version 1 had no volumes, version 2 no windows and no convolutions of clips."""
+_VERSION = 4
+_READ = (1, 2, 3, 4)
+"""Version 1 had no volumes, version 2 no windows and no convolutions of clips, version 3 no products."""
 
 _WINDOW = ("kernel", "largest", "frames", "stride", "padding", "dilation", "ceil", "counted", "divisor")
 _CLIP = ("frames", "groups", "stride", "padding", "dilation", "activation")
@@ -107,6 +108,9 @@ def _wires(flat: list[int]) -> tuple[Wire, ...]:
 def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
     if isinstance(step, Pool):
         return {"kind": "pool", "reads": _flat(step.reads), "writes": step.writes}
+    if isinstance(step, Product):
+        read = {"reads": _flat(step.reads), "by": _flat(step.by), "residual": _flat(step.residual)}
+        return {"kind": "product", **read, "writes": step.writes, "activation": step.activation}
     if isinstance(step, Volume):
         arrays += [array for array in (step.weight, step.bias) if array is not None]
         return {
@@ -159,6 +163,14 @@ def _step(step: Step, arrays: list[Floats]) -> dict[str, Any]:
 def _read_step(step: dict[str, Any], reader: _Reader) -> Step:
     if step["kind"] == "pool":
         return Pool(reads=_wires(step["reads"]), writes=step["writes"])
+    if step["kind"] == "product":
+        return Product(
+            reads=_wires(step["reads"]),
+            by=_wires(step["by"]),
+            writes=step["writes"],
+            residual=None if step["residual"] is None else _wires(step["residual"]),
+            activation=Activation(*step["activation"]),
+        )
     if step["kind"] == "repeat":
         return Repeat(
             reads=_wires(step["reads"]),

@@ -18,6 +18,7 @@ from leanconv.kernels.program import (
     ClipConv,
     Conv,
     Pool,
+    Product,
     Program,
     Repeat,
     Stage,
@@ -173,6 +174,21 @@ class Builder:
                 activation=activation,
             )
         )
+        return replace(x, wires=_wires(number, prod(x.lead)).reshape(*x.lead, 2))
+
+    def product(self, x: Map, other: Map) -> Map:
+        """`x * other`, tensors of one shape, or one of them with one channel for all, or one pixel."""
+        x, other = self.settled(x), self.settled(other)
+        if x.size == (1, 1) and prod(other.lead) * prod(other.size) > prod(x.lead):
+            x, other = other, x
+        if x.rank != other.rank or other.size not in (x.size, (1, 1)) or other.sides not in (x.sides, (1,) * len(x.sides)):
+            raise Unfit("it multiplies tensors of two shapes")
+        try:
+            by = replace(other, wires=np.broadcast_to(other.wires, x.wires.shape))
+        except ValueError as error:
+            raise Unfit("it multiplies tensors of two shapes") from error
+        number = self._buffer(prod(x.lead), x.size)
+        self.steps.append(Product(reads=x.channels(), by=by.channels(), writes=number))
         return replace(x, wires=_wires(number, prod(x.lead)).reshape(*x.lead, 2))
 
     def clip_conv(

@@ -196,6 +196,10 @@ def _add(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
     return build.elementwise(as_map(args["self"]), NOTHING, as_map(args["other"]))
 
 
+def _multiply(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    return build.product(as_map(args["self"]), as_map(args["other"]))
+
+
 STEPS: dict[str, Rule] = {
     "conv1d": _convolution,
     "conv2d": _convolution,
@@ -219,9 +223,12 @@ STEPS: dict[str, Rule] = {
     "relu6": _activation(Activation(0.0, 6.0)),
     "silu": _activation(Activation(curve="silu")),
     "hardswish": _activation(Activation(curve="hardswish")),
+    "sigmoid": _activation(Activation(curve="sigmoid")),
+    "hardsigmoid": _activation(Activation(curve="hardsigmoid")),
     "hardtanh": _clamp,
     "clamp": _clamp,
     "clamp_min": _clamp,
     "add": _add,
+    "mul": _multiply,
 }
 """Name of an operator -> its rule."""

@@ -152,6 +152,7 @@ private:
         if (plan_[position] == kDenseStep) return check_dense(*this, position);
         if (plan_[position] == kWinogradStep) return check_winograd(*this, position);
         if (plan_[position] == kDepthwiseStep) return check_depthwise(*this, position);
+        if (plan_[position] == kProductStep) return check_product(*this, position);
         if (plan_[position] == kRepeatStep) return check_repeat(*this, position);
         if (plan_[position] == kBlockStep) return check_pixels(*this, position);
         if (plan_[position] == kWindowStep) return check_window(*this, position);
@@ -191,7 +192,7 @@ private:
         for (int64_t i = 0; i < step->stages; ++i) {
             const Stage& s = stages[i];
             NEED(kernels(s.lanes), kVectors);
-            NEED(within(s.activation, kNone, kHardswish) && within(s.own, 0, kOwnIn | kOwnOut), kNumber);
+            NEED(within(s.activation, kNone, kHardsigmoid) && within(s.own, 0, kOwnIn | kOwnOut), kNumber);
             // The last vector of a piece must not reach into the next one.
             NEED(!step->flat || step->rows <= grain || grain * step->flat % s.lanes == 0, kNumber);
             NEED(reads_weights(s.bounds, 2), kWeights);

@@ -63,7 +63,7 @@ const char* check_dense(Check& c, int64_t position) {
     const DenseStep& s = *step;
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.rows, s.width, s.band, s.high}) NEED(within(side, 1, kMostSide), kNumber);
-    NEED(s.high <= 2 && within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardswish) &&
+    NEED(s.high <= 2 && within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardsigmoid) &&
              (s.pixel == 1 || s.pixel == 2 || s.pixel == kBlock || s.pixel == 2 * kBlock) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0,
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
@@ -83,7 +83,7 @@ const char* check_winograd(Check& c, int64_t position) {
     const WinogradStep& s = *step;
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.rows, s.width, s.band, s.blocks}) NEED(within(side, 1, kMostSide), kNumber);
-    NEED(within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardswish) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0, kNumber);
+    NEED(within(s.wide, 1, kDensePixels) && within(s.activation, kNone, kHardsigmoid) && s.n_runs >= 0 && s.groups >= 0 && s.macs >= 0, kNumber);
     const int64_t across = (s.width + 1) / 2, down = (s.rows + 1) / 2, band = s.band < down ? s.band : down;
     NEED(s.band * across <= kMostMap, kNumber);
     NEED(c.reads_weights(s.bounds, 2) && c.reads_weights(s.zeros, 2 * kBlock) && s.next >= 0, kWeights);
@@ -109,7 +109,7 @@ const char* check_depthwise(Check& c, int64_t position) {
     const DepthwiseStep& s = *step;
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.rows, s.width, s.n_taps, s.pixel}) NEED(within(side, 1, kMostSide), kNumber);
-    NEED(within(s.wide, 1, kDepthwisePixels) && within(s.activation, kNone, kHardswish) && within(s.blocks, 0, kMostSide) && s.macs >= 0 &&
+    NEED(within(s.wide, 1, kDepthwisePixels) && within(s.activation, kNone, kHardsigmoid) && within(s.blocks, 0, kMostSide) && s.macs >= 0 &&
              (s.across == 1 || ((s.across == 3 || s.across == 5 || s.across == 7) && (s.pixel == kBlock || s.pixel == 2 * kBlock))) &&
              s.blocks * s.rows <= kMostMap,
          kNumber);
@@ -134,16 +134,38 @@ const char* check_pixels(Check& c, int64_t position) {
     NEED(c.kernels(s.lanes), kVectors);
     for (int64_t side : {s.height, s.width, s.made_height, s.made_width, s.high, s.wide, s.sy, s.sx})
         NEED(within(side, 1, kMostSide), kNumber);
-    NEED(within(s.py, 0, kMostSide) && within(s.px, 0, kMostSide) && within(s.activation, kNone, kHardswish) && s.blocks >= 0 && s.macs >= 0 &&
+    NEED(within(s.py, 0, kMostSide) && within(s.px, 0, kMostSide) && within(s.activation, kNone, kHardsigmoid) && s.blocks >= 0 && s.macs >= 0 &&
              s.high * s.wide <= kMostMap && s.height * s.width <= kMostMap && s.made_height * s.sy <= kMostMap && s.made_width * s.sx <= kMostMap,
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     if (!s.blocks) return nullptr;
     NEED(s.out != -1, kCut);
     PASS(check_blocks(c, s.in, s.blocks, steps(s.height, s.in_row) + steps(s.width, kBlock)));
+    PASS(check_blocks(c, s.by, s.blocks, steps(s.made_height, s.by_row) + steps(s.made_width, s.by_pixel)));
     PASS(check_blocks(c, s.out, s.blocks, steps(s.made_height, s.out_row) + steps(s.made_width, kBlock)));
     PASS(check_blocks(c, s.residual, s.blocks, steps(s.made_height, s.residual_row) + steps(s.made_width, kBlock)));
     PASS(check_blocks(c, s.half, s.blocks, half_sized(s.made_height, s.made_width, s.half_row)));
+    return nullptr;
+}
+
+template <class Check>
+const char* check_product(Check& c, int64_t position) {
+    const ProductStep* step = c.template records<ProductStep>(position, 1);
+    NEED(step, kCut);
+    const ProductStep& s = *step;
+    NEED(c.kernels(s.lanes), kVectors);
+    NEED(within(s.channels, 0, kMostSide) && within(s.rows, 1, kMostSide) && within(s.width, 1, kMostMap) && within(s.by_pixel, 0, 1) &&
+             within(s.activation, kNone, kHardsigmoid) && s.macs >= 0,
+         kNumber);
+    NEED(c.reads_weights(s.bounds, 2), kWeights);
+    if (!s.channels) return nullptr;
+    const Span pixels = steps(s.rows, s.row) + run(up(s.width, s.lanes));  // activations are computed in whole vectors
+    Span in, by, out, residual;
+    NEED(c.hull(s.in, s.channels, &in) && c.hull(s.by, s.channels, &by) && c.hull(s.out, s.channels, &out), kCut);
+    NEED(c.inside(in + pixels) && c.inside(by + steps(s.rows, s.by_row) + steps(s.width, s.by_pixel)) && c.inside(out + pixels), kOutside);
+    if (s.residual == -1) return nullptr;
+    NEED(s.residual >= 0 && c.hull(s.residual, s.channels, &residual), kCut);
+    NEED(c.inside(residual + pixels), kOutside);
     return nullptr;
 }
 

@@ -28,7 +28,7 @@ const char* check_volume(Check& c, int64_t position) {
     for (int64_t number : {s.pt, s.py, s.px, s.left}) NEED(within(number, 0, kMostSide), kNumber);
     for (int64_t number : {s.dt, s.dy, s.dx}) NEED(within(number, 1, kMostSide), kNumber);
     NEED(within(s.deep, 1, kMostFilterRows) && within(s.high, 1, kMostFilterRows) && s.deep * s.high <= kMostFilterRows &&
-             within(s.rows, 1, kMaxRows) && within(s.scratch_pitch, 1, kMostMap) && within(s.activation, kNone, kHardswish),
+             within(s.rows, 1, kMaxRows) && within(s.scratch_pitch, 1, kMostMap) && within(s.activation, kNone, kHardsigmoid),
          kNumber);
     const bool shares = s.high == 3 && s.sy == 1 && s.dy == 1;
     NEED(c.kernels(s.lanes)->tile(shares ? kRows : kThree, 0, 1, 1, 1), "it needs a tile that this build does not have");
@@ -62,7 +62,7 @@ const char* check_clip(Check& c, int64_t position) {
         NEED(within(side, 1, kMostSide), kNumber);
     for (int64_t number : {s.pt, s.py}) NEED(within(number, 0, kMostSide), kNumber);
     NEED(within(s.before, 0, s.count) && within(s.sx, 1, kMostPhases) && within(s.wanted, 0, (1 << kMostPhases) - 1) &&
-             within(s.scratch_pitch, 1, kMostMap) && within(stage->activation, kNone, kHardswish),
+             within(s.scratch_pitch, 1, kMostMap) && within(stage->activation, kNone, kHardsigmoid),
          kNumber);
     const int64_t rows = s.frames * s.height, out_rows = s.out_frames * s.out_height;
     const int64_t band = s.band < s.out_height ? s.band : s.out_height, placed = (band - 1) * s.sy + s.reach;

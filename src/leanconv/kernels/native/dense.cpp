@@ -89,6 +89,7 @@ void run_blocks(const Run& r, const BlockStep& s) {
     all.made = int(s.made_width);
     all.whole = s.whole ? int(s.high * s.wide) : 0;
     all.greatest = s.greatest;
+    all.by_pixel = s.by_pixel;
     set_bounds(r, s.bounds, &all);
     share(r, s.blocks, 1, s.macs, [&](const Run&, int64_t b, int64_t) {
         for (int64_t y = 0; y < s.made_height; ++y) {
@@ -103,6 +104,8 @@ void run_blocks(const Run& r, const BlockStep& s) {
             if (a.residual) a.residual += y * s.residual_row;
             a.half = place(r, s.half, b);
             if (a.half) a.half += y / 2 * s.half_row;
+            a.by = place(r, s.by, b);
+            if (a.by) a.by += y * s.by_row;
             kernels.block_row(a);
             if (s.activation != kNone) kernels.activate(int(s.activation), a.out, int(s.made_width) * kBlock);
         }

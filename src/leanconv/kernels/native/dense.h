@@ -102,6 +102,19 @@ struct DenseTiles {
 };
 constexpr DenseTiles kAllDenseTiles;
 
+// The pixels of some rows, row by row as they lie in memory: sums of rows are added, so that few of many are.
+INLINE inline Reg summed(const float* in, int columns, const leanconv::BlockArgs& a) {
+    Reg sum{};
+    for (int y = 0; y < a.rows; ++y, in += a.in_row) {
+        Reg row[4] = {};
+        int i = 0;
+        for (; i + 4 <= columns; i += 4) unroll<4>([&](auto k) INLINE { row[k] += load(in + (i + k) * kBlock); });
+        for (; i < columns; ++i) row[0] += load(in + i * kBlock);
+        sum += (row[0] + row[1]) + (row[2] + row[3]);
+    }
+    return sum;
+}
+
 // The greatest of C columns of some rows and of `sum`, or all of them added to it.
 template <int C>
 INLINE inline Reg gathered(Reg sum, const float* in, const leanconv::BlockArgs& a) {
@@ -131,9 +144,11 @@ void block_row(const leanconv::BlockArgs& args) {
             const float* in = a.in ? a.in + ptrdiff_t(from) * kBlock + part : nullptr;
             if (in && to - from == 2) sum = gathered<2>(sum, in, a);
             else if (in && to - from == 3) sum = gathered<3>(sum, in, a);
+            else if (in && !a.greatest && to > from) sum = summed(in, to - from, a);
             else
                 for (int i = from; in && i < to; ++i, in += kBlock) sum = gathered<1>(sum, in, a);
             if (!a.greatest && shared > 1) sum *= share;
+            if (a.by) sum *= load(a.by + x * a.by_pixel + part);
             if (a.residual) sum += load(a.residual + ptrdiff_t(x) * kBlock + part);
             if (a.half) sum += load(a.half + ptrdiff_t(x / 2) * kBlock + part);
             if (a.lowest) sum = at_least(low, sum);

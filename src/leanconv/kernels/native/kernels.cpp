@@ -97,12 +97,30 @@ INLINE inline Reg exponential(Reg x) {
     return x > most ? all(__builtin_inff()) : y;
 }
 
-// Zeros stay zeros: the padding behind a row may be run through with it.
+template <int Activation>
+INLINE inline Reg activated(Reg v) {
+    using namespace leanconv;
+    if constexpr (Activation == kSilu) return v / (1.f + exponential(-v));
+    if constexpr (Activation == kSigmoid) return 1.f / (1.f + exponential(-v));
+    const Reg part = at_most(all(6.f), at_least(all(0.f), v + 3.f));
+    return Activation == kHardswish ? v * part / 6.f : part / 6.f;
+}
+
+// Zeros of the padding behind a row stay zeros: by themselves, or because the last vector is cut.
+template <int Activation>
+void activate_row(float* row, int width) {
+    constexpr bool kKeepsZeros = Activation == leanconv::kSilu || Activation == leanconv::kHardswish;
+    const int whole = kKeepsZeros ? width : width / kLanes * kLanes;
+    for (int x = 0; x < whole; x += kLanes) store(row + x, activated<Activation>(load(row + x)));
+    if (whole < width) store(row + whole, keep(activated<Activation>(load(row + whole)), first_lanes(width - whole)));
+}
+
 void activate(int activation, float* row, int width) {
-    for (int x = 0; x < width; x += kLanes) {
-        const Reg v = load(row + x);
-        if (activation == leanconv::kSilu) store(row + x, v / (1.f + exponential(-v)));
-        else store(row + x, v * at_most(all(6.f), at_least(all(0.f), v + 3.f)) / 6.f);
+    switch (activation) {
+        case leanconv::kSilu: return activate_row<leanconv::kSilu>(row, width);
+        case leanconv::kHardswish: return activate_row<leanconv::kHardswish>(row, width);
+        case leanconv::kSigmoid: return activate_row<leanconv::kSigmoid>(row, width);
+        default: return activate_row<leanconv::kHardsigmoid>(row, width);
     }
 }
 

@@ -32,7 +32,7 @@ using Kernel = void (*)(const Args&);
 // vector holds one row of the map, or two.
 enum TileKind { kFlat, kThree, kRows, kTwoRows };
 constexpr int taps_of(int64_t kind) { return kind == kFlat ? 1 : kind == kThree ? 3 : 9; }  // of a slot
-enum Activation { kNone, kSilu, kHardswish };
+enum Activation { kNone, kSilu, kHardswish, kSigmoid, kHardsigmoid };
 
 constexpr int kMostFilterRows = 64;  // of a filter over time: all its frames together
 constexpr int kMaxChannels = 6, kMaxRows = 8, kVectors = 4;  // 1, 2, 4 and 8 vectors
@@ -117,6 +117,8 @@ struct BlockArgs {
     bool greatest, lowest, highest;
     float low, high;
     const float *residual, *half;
+    const float* by;     // null: nothing; what every pixel is multiplied with, `by_pixel` from one to the next
+    ptrdiff_t by_pixel;
     float* out;
 };
 

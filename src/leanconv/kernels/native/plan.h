@@ -20,7 +20,7 @@ struct Plan {
 };
 
 enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep,
-                kRepeatStep, kWinogradStep, kDepthwiseStep };
+                kRepeatStep, kWinogradStep, kDepthwiseStep, kProductStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -128,6 +128,13 @@ struct RepeatStep {
     int64_t height, width, in_pitch, out_pitch, ty, tx;
 };
 
+// Each channel times another, or times the one pixel of it, with what is added.
+struct ProductStep {
+    int64_t kind, lanes, channels, in, by, out, residual;    // tables; residual: -1 for none
+    int64_t rows, width, row, by_row, by_pixel;              // floats from row to row, of what it is multiplied with, from pixel to pixel
+    int64_t bounds, activation, macs;
+};
+
 // A dense convolution of maps in blocks, see dense.h, or of an input as it came. A band of rows is read by all groups of
 // outputs one after the other, so that the pixels stay in the second cache and the weights of a group in the first.
 struct DenseStep {
@@ -176,6 +183,7 @@ struct DepthwiseStep {
 struct BlockStep {
     int64_t kind, lanes, blocks, in, out, residual, half;  // tables; -1 for no residual and no half
     int64_t height, width, in_row, made_height, made_width, out_row, residual_row, half_row;
+    int64_t by, by_row, by_pixel;  // a table of what pixels are multiplied with, -1 for none
     int64_t high, wide, sy, sx, py, px, greatest, whole;  // the window; whole: a mean is of all its pixels, in the map or not
     int64_t bounds, activation, macs;
 };

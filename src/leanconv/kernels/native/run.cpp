@@ -159,32 +159,6 @@ void run_pool(const Run& r, const PoolStep& step) {
         r.arena[out[c]] = kernels.sum(r.arena + in[c], int(step.height), step.pitch, int(step.width)) / pixels;
 }
 
-// The pixels of a strided convolution's gradient where they stood among the pixels that it read.
-void run_spread(const Run& r, const SpreadStep& s) {
-    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out);
-    for (int64_t c = 0; c < s.channels; ++c)
-        for (int64_t y = 0; y < s.out_height; ++y) {
-            float* row = r.arena + out[c] + y * s.out_pitch;
-            memset(row, 0, size_t(s.out_width) * sizeof(float));
-            if (y % s.sy || y / s.sy >= s.height) continue;
-            const float* from = r.arena + in[c] + y / s.sy * s.pitch;
-            for (int64_t x = 0; x < s.width; ++x) row[x * s.sx] = from[x];
-        }
-}
-
-void run_repeat(const Run& r, const RepeatStep& s) {
-    const ptrdiff_t *in = r.table(s.in), *out = r.table(s.out), *residual = s.residual < 0 ? nullptr : r.table(s.residual);
-    share(r, s.channels, 1, s.channels * s.height * s.width, [&](const Run&, int64_t c, int64_t) {
-        for (int64_t y = 0; y < s.height; ++y) {
-            float* row = r.arena + out[c] + y * s.out_pitch;
-            const float* from = r.arena + in[c] + y / s.ty * s.in_pitch;
-            const float* added = residual ? r.arena + residual[c] + y * s.out_pitch : nullptr;
-            for (int64_t x = 0; x < s.width; x += s.tx, ++from)
-                for (int64_t k = x; k < x + s.tx && k < s.width; ++k) row[k] = added ? *from + added[k] : *from;
-        }
-    });
-}
-
 constexpr int64_t kSlotFloats = 16;  // one vector of sums
 
 void run_sums(const Run& r, const Plan& plan, const SumStep& s) {
@@ -239,6 +213,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
         case kWinogradStep: return run_winograd(r, r.at<WinogradStep>(position));
         case kDepthwiseStep: return run_depthwise(r, r.at<DepthwiseStep>(position));
+        case kProductStep: return run_product(r, r.at<ProductStep>(position));
         case kRepeatStep: return run_repeat(r, r.at<RepeatStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));
         case kWindowStep: return run_window(r, r.at<WindowStep>(position));

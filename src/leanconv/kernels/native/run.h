@@ -134,6 +134,9 @@ void run_blocks(const Run& r, const BlockStep& step);
 void run_winograd(const Run& r, const WinogradStep& step);  // winograd.cpp
 void move_blocks(const Run& r, const Kernels& kernels, const Port& port, float* image, bool in);
 void run_depthwise(const Run& r, const DepthwiseStep& step);  // depthwise.cpp
+void run_spread(const Run& r, const SpreadStep& step);  // elementwise.cpp
+void run_repeat(const Run& r, const RepeatStep& step);
+void run_product(const Run& r, const ProductStep& step);
 void run_window(const Run& r, const WindowStep& step);  // windows.cpp
 void run_clip(const Run& r, const ClipStep& step);      // clips.cpp
 
