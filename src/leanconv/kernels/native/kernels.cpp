@@ -77,42 +77,56 @@ void flatten(const leanconv::Moved& moved, int stride, int first, int last) {
     }
 }
 
-// e^x to 1e-7 of it: 2^n e^r with |r| <= ln 2 / 2. Infinite where a float cannot hold it, as in torch.
-INLINE inline Reg exponential(Reg x) {
-    const Reg most = all(88.72283f);
-    const Reg cut = at_least(all(-87.3f), at_most(most, x));
-    Reg n = cut * 1.44269504f;
-    n = __builtin_convertvector(__builtin_convertvector(n + (n < 0 ? all(-.5f) : all(.5f)), Int), Reg);
-    const Reg r = (cut - n * .693359375f) + n * 2.12194440e-4f;
-    Reg y = all(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.f;
-    // Two halves of 2^n: n = 128 alone does not fit the exponent.
-    const Int whole = __builtin_convertvector(n, Int), half = whole >> 1, other = whole - half;
-    y = y * reinterpret_cast<Reg>((half + 127) << 23) * reinterpret_cast<Reg>((other + 127) << 23);
-    return x > most ? all(__builtin_inff()) : y;
+// e^x to 1e-7 of it: 2^n e^r with |r| <= ln 2 / 2, n the nearest number to x / ln 2: adding 1.5 * 2^23 rounds to it, and has
+// it in the last bits. Infinite where a float cannot hold it, as in torch, from 88 on. N vectors take turns: each waits long
+// for itself, longer than a machine looks ahead.
+template <int N>
+INLINE inline void exponential(const Reg (&x)[N], Reg (&y)[N]) {
+    constexpr float kTerms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    const Reg most = all(88.f), least = all(-87.f), shift = all(12582912.f);
+    Reg rounded[N], r[N];
+    unroll<N>([&](auto i) INLINE { r[i] = at_least(least, at_most(most, x[i])); });
+    unroll<N>([&](auto i) INLINE { rounded[i] = r[i] * 1.44269504f + shift; });
+    unroll<N>([&](auto i) INLINE { y[i] = rounded[i] - shift; });
+    unroll<N>([&](auto i) INLINE { r[i] = r[i] - y[i] * .693359375f; });
+    unroll<N>([&](auto i) INLINE { r[i] = r[i] + y[i] * 2.12194440e-4f; });
+    unroll<N>([&](auto i) INLINE { y[i] = all(1.9875691500e-4f); });
+    unroll<5>([&](auto k) INLINE { unroll<N>([&](auto i) INLINE { y[i] = y[i] * r[i] + kTerms[k]; }); });
+    unroll<N>([&](auto i) INLINE { y[i] = y[i] * r[i] + 1.f; });
+    unroll<N>([&](auto i) INLINE { y[i] = y[i] * r[i] + 1.f; });
+    unroll<N>([&](auto i) INLINE {
+        y[i] = reinterpret_cast<Reg>(reinterpret_cast<Int>(y[i]) + (reinterpret_cast<Int>(rounded[i]) << 23));  // times 2^n
+        y[i] = x[i] > most ? all(__builtin_inff()) : y[i];
+    });
 }
 
-template <int Activation>
-INLINE inline Reg activated(Reg v) {
+template <int Activation, int N>
+INLINE inline void activated(float* at) {
     using namespace leanconv;
-    if constexpr (Activation == kSilu) return v / (1.f + exponential(-v));
-    if constexpr (Activation == kSigmoid) return 1.f / (1.f + exponential(-v));
-    const Reg part = at_most(all(6.f), at_least(all(0.f), v + 3.f));
-    return Activation == kHardswish ? v * part / 6.f : part / 6.f;
+    Reg v[N];
+    unroll<N>([&](auto i) INLINE { v[i] = load(at + i * kLanes); });
+    if constexpr (Activation == kSilu || Activation == kSigmoid) {
+        Reg e[N];
+        unroll<N>([&](auto i) INLINE { v[i] = -v[i]; });
+        exponential(v, e);
+        unroll<N>([&](auto i) INLINE { v[i] = (Activation == kSilu ? -v[i] : all(1.f)) / (1.f + e[i]); });
+    } else {
+        unroll<N>([&](auto i) INLINE {
+            const Reg part = at_most(all(6.f), at_least(all(0.f), v[i] + 3.f));
+            v[i] = Activation == kHardswish ? v[i] * part * (1.f / 6) : part * (1.f / 6);
+        });
+    }
+    unroll<N>([&](auto i) INLINE { store(at + i * kLanes, v[i]); });
 }
 
 // Zeros of the padding behind a row stay zeros: by themselves, or because the last vector is cut.
 template <int Activation>
 void activate_row(float* row, int width) {
     constexpr bool kKeepsZeros = Activation == leanconv::kSilu || Activation == leanconv::kHardswish;
-    const int whole = kKeepsZeros ? width : width / kLanes * kLanes;
-    for (int x = 0; x < whole; x += kLanes) store(row + x, activated<Activation>(load(row + x)));
-    if (whole < width) store(row + whole, keep(activated<Activation>(load(row + whole)), first_lanes(width - whole)));
+    int x = 0;
+    for (; x + 4 * kLanes <= width; x += 4 * kLanes) activated<Activation, 4>(row + x);
+    for (; x < width; x += kLanes) activated<Activation, 1>(row + x);
+    if (!kKeepsZeros && width % kLanes) cut(row, width);
 }
 
 void activate(int activation, float* row, int width) {

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#if LEANCONV_LANES == 16 && defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -29,9 +29,21 @@ INLINE inline Reg load(const float* at) { return *reinterpret_cast<const Loose*>
 INLINE inline void store(float* at, Reg v) { *reinterpret_cast<Loose*>(at) = v; }
 INLINE inline Reg all(float x) { return x - Reg{}; }
 
-// The second operand where one of the two is no number, so that a NaN passes a ReLU as it does in torch.
+// The second operand where one of the two is no number, so that a NaN passes a ReLU as it does in torch. One instruction on
+// x86, spelled out: gcc makes a comparison and a choice of it.
+#if LEANCONV_LANES == 16 && defined(__AVX512F__)
+INLINE inline Reg at_least(Reg low, Reg v) { return _mm512_max_ps(low, v); }
+INLINE inline Reg at_most(Reg high, Reg v) { return _mm512_min_ps(high, v); }
+#elif LEANCONV_LANES == 8 && defined(__AVX__)
+INLINE inline Reg at_least(Reg low, Reg v) { return _mm256_max_ps(low, v); }
+INLINE inline Reg at_most(Reg high, Reg v) { return _mm256_min_ps(high, v); }
+#elif LEANCONV_LANES == 4 && defined(__SSE__)
+INLINE inline Reg at_least(Reg low, Reg v) { return _mm_max_ps(low, v); }
+INLINE inline Reg at_most(Reg high, Reg v) { return _mm_min_ps(high, v); }
+#else
 INLINE inline Reg at_least(Reg low, Reg v) { return low > v ? low : v; }
 INLINE inline Reg at_most(Reg high, Reg v) { return high < v ? high : v; }
+#endif
 
 // sum += v * w, spelled out. Left to itself gcc makes the pixels a memory operand of every FMA that uses them (a tile of
 // 4 x 3 then loads 15 times for 12 FMAs: the load ports set the time), and rotates and spills accumulators in full tiles.
