@@ -184,9 +184,7 @@ class Draw:
             residual = self.wires(count, size) if self.draw(st.booleans()) else None
             activation = self.draw(st.sampled_from(ACTIVATIONS))
             self.buffers.append(Buffer(count, *size))
-            self.steps.append(
-                Product(reads=reads, by=by, writes=writes, residual=residual, activation=activation)
-            )
+            self.steps.append(Product(reads=reads, by=by, writes=writes, residual=residual, activation=activation))
             return
         if kind == "repeat":
             times = self.draw(st.sampled_from(((2, 2), (2, 2), (1, 3), (1, 1))))

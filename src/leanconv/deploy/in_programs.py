@@ -56,7 +56,7 @@ def _graph(model: nn.Module, size: Size, verb: str) -> fx.GraphModule:
 
 
 def _norms_alone(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with norms in evaluation that give what they compute alone, not the statistics of training beside it."""
+    """The graph with norms that give what they compute in evaluation alone, no statistics of training beside it."""
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:

@@ -22,7 +22,8 @@ NATIVE = Path(__file__).resolve().parent / "native"
 LIBRARY = NATIVE.parent / ("_kernels.dylib" if sys.platform == "darwin" else "_kernels.so")
 
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra")
-_PLAIN = ("run", "team", "dense", "winograd", "depthwise", "elementwise", "volumes", "windows", "clips", "check", "onnxruntime")
+_MAPS = ("dense", "winograd", "depthwise", "elementwise", "volumes", "windows", "clips")
+_PLAIN = ("run", "team", *_MAPS, "check", "onnxruntime")
 """What is compiled once, for any machine."""
 _VECTORS = {16: ("-mavx512f", "-mavx2", "-mfma"), 8: ("-mavx2", "-mfma"), 4: ()}
 """Floats of a vector -> what the compiler is told to use for them. Vectors of four are NEON on ARM."""

@@ -18,7 +18,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leanconv.kernels.program import ZERO, Buffer, ClipConv, Conv, Product, Program, Repeat, Spread, Step, Sums, Volume, Wire
+from leanconv.kernels.program import (
+    ZERO,
+    Buffer,
+    ClipConv,
+    Conv,
+    Product,
+    Program,
+    Repeat,
+    Spread,
+    Step,
+    Sums,
+    Volume,
+    Wire,
+)
 
 __all__ = [
     "LINE",

@@ -17,7 +17,20 @@ import numpy as np
 
 from leanconv.kernels.fuse import fused
 from leanconv.kernels.layout import also_read, size_of
-from leanconv.kernels.program import NOTHING, ZERO, Buffer, Conv, Product, Program, Repeat, Stage, Step, Sums, Window, Wire
+from leanconv.kernels.program import (
+    NOTHING,
+    ZERO,
+    Buffer,
+    Conv,
+    Product,
+    Program,
+    Repeat,
+    Stage,
+    Step,
+    Sums,
+    Window,
+    Wire,
+)
 
 __all__ = ["Halves", "prepared"]
 

@@ -181,7 +181,8 @@ class Builder:
         x, other = self.settled(x), self.settled(other)
         if x.size == (1, 1) and prod(other.lead) * prod(other.size) > prod(x.lead):
             x, other = other, x
-        if x.rank != other.rank or other.size not in (x.size, (1, 1)) or other.sides not in (x.sides, (1,) * len(x.sides)):
+        alike = other.size in (x.size, (1, 1)) and other.sides in (x.sides, (1,) * len(x.sides))
+        if x.rank != other.rank or not alike:
             raise Unfit("it multiplies tensors of two shapes")
         try:
             by = replace(other, wires=np.broadcast_to(other.wires, x.wires.shape))

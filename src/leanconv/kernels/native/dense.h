@@ -127,11 +127,32 @@ INLINE inline Reg gathered(Reg sum, const float* in, const leanconv::BlockArgs& 
     return sum;
 }
 
+// What is done to a sum of pixel x of a row before it is stored: what it is multiplied with, what is added, where it is cut.
+INLINE inline Reg ended(Reg sum, const leanconv::BlockArgs& a, ptrdiff_t x, int part) {
+    if (a.by) sum *= load(a.by + x * a.by_pixel + part);
+    if (a.residual) sum += load(a.residual + x * kBlock + part);
+    if (a.half) sum += load(a.half + x / 2 * kBlock + part);
+    if (a.lowest) sum = at_least(all(a.low), sum);
+    if (a.highest) sum = at_most(all(a.high), sum);
+    return sum;
+}
+
+// A row of pixels as they are.
+void block_pixels(const leanconv::BlockArgs& args) {
+    const leanconv::BlockArgs a = args;
+    for (ptrdiff_t x = 0; x < a.made; ++x)
+        unroll<kParts>([&](auto part) INLINE {
+            constexpr int at = part * kLanes;
+            const Reg v = a.in ? load(a.in + x * a.stride * kBlock + at) : Reg{};
+            store(a.out + x * kBlock + at, ended(v, a, x, at));
+        });
+}
+
 // One row of a block: the greatest or the mean of the pixels of a window that are in the map, or a pixel as it is, and what
 // is added to it.
 void block_row(const leanconv::BlockArgs& args) {
+    if (args.rows == 1 && args.columns == 1 && args.pad == 0) return block_pixels(args);
     const leanconv::BlockArgs a = args;
-    const Reg low = all(a.low), high = all(a.high);
     float share = 1;
     int shared = 1;  // of how many pixels the share is
     for (int x = 0; x < a.made; ++x) {
@@ -148,12 +169,7 @@ void block_row(const leanconv::BlockArgs& args) {
             else
                 for (int i = from; in && i < to; ++i, in += kBlock) sum = gathered<1>(sum, in, a);
             if (!a.greatest && shared > 1) sum *= share;
-            if (a.by) sum *= load(a.by + x * a.by_pixel + part);
-            if (a.residual) sum += load(a.residual + ptrdiff_t(x) * kBlock + part);
-            if (a.half) sum += load(a.half + ptrdiff_t(x / 2) * kBlock + part);
-            if (a.lowest) sum = at_least(low, sum);
-            if (a.highest) sum = at_most(high, sum);
-            store(a.out + ptrdiff_t(x) * kBlock + part, sum);
+            store(a.out + ptrdiff_t(x) * kBlock + part, ended(sum, a, x, part));
         }
     }
 }
