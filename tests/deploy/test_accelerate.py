@@ -13,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import models
 
 import leanconv as lc
 from kernels_library import library
 from leanconv.deploy import accelerate, bench, compare, fold
+from leanconv.deploy.verify import as_exact
 from leanconv.errors import ExportError, LeanconvError, NothingToRewrite
 from leanconv.kernels.blocks import lies_in_blocks
 from leanconv.kernels.library import NAMES, NoLibrary
 from leanconv.kernels.operator import ProgramModule
+from leanconv.kernels.program import Product
 from leanconv.ops.channels import ChannelShuffle
 
 SIZE = (8, 9, 11)
@@ -147,6 +150,54 @@ def test_pieces_around_what_torch_runs() -> None:
         torch.testing.assert_close(got[key], wanted[key], rtol=1e-5, atol=1e-6)
 
 
+class Gated(nn.Module):
+    """Squeeze-and-excitation in both orders of its factors, a gate for each pixel, and a factor that is a weight."""
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, width, 3, padding=1)
+        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=groups)
+        self.squeeze, self.excite = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+        self.pixel = nn.Conv2d(width, 1, 1)
+        self.last = nn.Conv2d(width, 16, 1)
+        self.factor = nn.Parameter(torch.rand(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = F.silu(self.grouped(x))
+        gate = self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True))))
+        y = F.relu(y * F.hardsigmoid(gate) + x)
+        y = torch.sigmoid(F.adaptive_avg_pool2d(y, 1)) * y
+        return self.last(y * torch.sigmoid(self.pixel(y))) * self.factor
+
+
+@pytest.mark.parametrize(("groups", "width", "in_blocks"), [(32, 32, False), (4, 32, False), (20, 20, False)])
+def test_gates_are_steps(groups: int, width: int, in_blocks: bool) -> None:
+    torch.manual_seed(0)
+    model = Gated(groups, width).eval()
+    found = accelerate(model, SIZE)
+    assert_same(model, found.model, SIZE)
+    assert (len(found.programs), found.left) == (1, ())
+    assert [lies_in_blocks(program) for program in found.programs] == [in_blocks]
+
+
+def test_the_gates_of_channels_lie_in_blocks() -> None:
+    torch.manual_seed(0)
+    model = stirred(models.efficientnet_b0(num_classes=5))
+    found = accelerate(model, (3, 40, 33))
+    assert_same(model, found.model, (3, 40, 33))
+    assert (found.left, [lies_in_blocks(program) for program in found.programs]) == ((), [True])
+    assert sum(isinstance(step, Product) for step in found.programs[0].steps) == 16
+
+
+def test_norms_before_convolutions_are_steps() -> None:
+    torch.manual_seed(0)
+    model = stirred(models.DenseNet(16, (2, 3), 32, num_classes=5))
+    found = accelerate(model, (3, 40, 33))
+    assert_same(model, found.model, (3, 40, 33))
+    assert (found.left, [lies_in_blocks(program) for program in found.programs]) == ((), [True])
+
+
 class Crossing(nn.Module):
     """Two pairs of branches that meet; each pair has one that reads the other pair through what is no step."""
 
@@ -169,6 +220,15 @@ def test_pieces_that_would_wait_for_each_other_are_not_both_kept() -> None:
     assert_same(model, found.model, SIZE)
     assert len(found.programs) == 1
     assert {one.reason for one in found.left} == {"its piece and another would wait for each other"}
+
+
+def test_rounding_alone_is_no_fault() -> None:
+    """Beyond the tolerance, a network in float32 is as far from itself in float64; one that is wrong is further."""
+    torch.manual_seed(0)
+    model = Separable().eval()
+    assert compare(model, accelerate(model, SIZE, tolerance=1e-9).model, SIZE).beyond(1e-9) is not None
+    assert as_exact(model, model, SIZE, seed=0)
+    assert not as_exact(model, lambda x: 1.0001 * model(x), SIZE, seed=0)
 
 
 class Separable(nn.Module):

@@ -6,6 +6,7 @@ differently; so nothing is handed to a user, and nothing is timed, before its ou
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from leanconv.seeds import isolated
 __all__ = [
     "Difference",
     "Runner",
+    "as_exact",
     "compare",
     "forward",
     "one_line",
@@ -171,6 +173,27 @@ def compare(
             f"the model gives no output or no finite number for inputs of size {size}, so that nothing can be compared"
         )
     return Difference(outputs=tuple(found), samples=sum(len(tensors_of(given)[0]) for given in drawn))
+
+
+def as_exact(model: nn.Module, runner: Runner, size: Size, *, seed: int) -> bool:
+    """Whether `runner` is at most four times as far from `model` in float64 as the model in float32 is.
+
+    A network that blows rounding up, as untrained ones do, differs from itself when its sums are added in another
+    order: how far two results in float32 are apart then says nothing about either.
+    """
+    exact = copy.deepcopy(model).double()
+    drawn = [random_inputs(exact, size, batch, seed + batch) for batch in (1, 2)]
+
+    def rounded(of: Runner) -> Runner:
+        return lambda *inputs: of(*pytree.tree_map(_in_float32, inputs))
+
+    own, other = (compare(exact, rounded(of), size, seed=seed, inputs=drawn) for of in (model, runner))
+    pairs = zip(own.outputs, other.outputs, strict=True)
+    return all(0 < mine < inf and theirs <= 4 * mine for (mine, _), (theirs, _) in pairs)
+
+
+def _in_float32(value: object) -> object:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _gap(y: Tensor, z: Tensor) -> float:
