@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels_library import assert_near, run
-from leanconv.kernels.blocks import is_dense
+from leanconv.kernels.blocks import lies_in_blocks
 from leanconv.kernels.program import Buffer, Conv, Program, Stage, Wire
 from random_programs import computed
 
@@ -26,6 +26,6 @@ def test_maps_that_go_into_blocks_and_out(channels: int, height: int, width: int
     step = Conv(reads=into, writes=1, order=tuple(range(channels)), stages=(stage,))
     maps = Buffer(channels, height, width)
     program = Program(buffers=(maps, maps), steps=(step,), inputs=(0,), outputs=(out,))
-    assert is_dense(program)
+    assert lies_in_blocks(program)
     x = torch.randn(1 + 3 * channels * height * width)[1:].view(3, *maps)
     assert_near(run(program, [x]), computed(program, [x.double()]))
