@@ -115,7 +115,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = self.first(x)
-        gate = self.gate(y.mean((2, 3), keepdim=True)).sigmoid()
+        gate = self.gate(y.mean((2, 3), keepdim=True)).tanh()
         return {"up": self.up(self.last(y * gate + y)), "first": y}
 
 

@@ -15,7 +15,7 @@ from leanconv.kernels.layout import LINE, also_read, beside, size_of, up, writte
 from leanconv.kernels.merge import Halves
 from leanconv.kernels.program import ZERO, Conv, Pool, Product, Program, Repeat, Window, Wire
 
-__all__ = ["BLOCK", "BlockStep", "Map", "as_they_came", "placed"]
+__all__ = ["BLOCK", "BlockStep", "Map", "as_they_came", "placed", "whole"]
 
 BLOCK = 16
 """Channels of a block, whatever the vectors: as in native/kernels.h."""
@@ -45,6 +45,20 @@ class Map(NamedTuple):
         if self.pixel == 1:
             return self.origin + number * self.plane
         return self.origin + number // BLOCK * self.plane + number % BLOCK
+
+
+def whole(wires: Sequence[Wire]) -> list[Wire] | None:
+    """The first channel of each block that the wires are; None where they are no blocks."""
+    found = []
+    for at in range(0, len(wires), BLOCK):
+        part = wires[at : at + BLOCK]
+        first = part[0]
+        if first == ZERO or first.channel % BLOCK:
+            return None
+        if any(wire != (first.buffer, first.channel + index) for index, wire in enumerate(part)):
+            return None
+        found.append(first)
+    return found
 
 
 def placed(

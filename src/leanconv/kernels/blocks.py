@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leanconv.kernels.block_layout import BLOCK, BlockStep, Map, as_they_came, placed
+from leanconv.kernels.block_layout import BLOCK, BlockStep, Map, as_they_came, placed, whole
+from leanconv.kernels.gather import gathered, is_depthwise, is_gather
 from leanconv.kernels.layout import LINE, size_of, up
 from leanconv.kernels.merge import Halves, prepared
 from leanconv.kernels.plans import MOST_NUMBER, Packed, Port, Writer
@@ -42,13 +43,15 @@ from leanconv.kernels.winograd import NUMBERS, Tiling, Winograd, is_faster, tili
 
 __all__ = ["in_blocks", "lies_in_blocks", "share_by_tiles"]
 
-_DENSE, _PIXELS, _WINOGRAD, _DEPTHWISE = 6, 7, 10, 11
+_DENSE, _PIXELS, _WINOGRAD, _DEPTHWISE, _GATHER = 6, 7, 10, 11, 13
 _MOST_IDLE = 1.25
 """Multiply-adds with the outputs that fill up blocks, over those without: more is faster row by row."""
 _BAND_FLOATS = {16: 192 * 1024, 8: 64 * 1024, 4: 64 * 1024}
 """What a band reads stays in the second cache, with the weights of two groups; by lanes, with which it grew."""
 _MOST_DEPTHWISE_PIXELS = 8
 """Of a tile, as in native/kernels.h."""
+_MACS_OF_A_MOVE = 100
+"""For each number that is gathered one by one, or more: it takes as long as ten, and a program a tenth longer."""
 _NONE = -1
 
 
@@ -86,47 +89,30 @@ def share_by_tiles(program: Program) -> float:
 def _prepared(program: Program) -> tuple[Program, Halves] | None:
     if any(isinstance(step, Conv) and len(step.stages) > 1 and max(step.between) < 0 for step in program.steps):
         return None  # a second stage that reads zeros alone
-    found = prepared(program)
-    return found if _suits(*found) else None
+    found = gathered(*prepared(program))
+    return found if found is not None and _suits(found[0]) else None
 
 
-def _suits(program: Program, halves: Halves) -> bool:
-    """Whether a program is made of dense and depthwise convolutions and what goes with them, all in whole blocks."""
-    macs = idle = 0
-    if any(_whole(wires) is None for wires in halves.values()):
-        return False
+def _suits(program: Program) -> bool:
+    """Whether a program is made of dense and depthwise convolutions, with what goes with them and little to gather."""
+    macs = idle = moved = 0
     for step in program.steps:
-        if isinstance(step, Product):
-            fits = _whole(step.reads) is not None and _whole(step.by) is not None
-        elif isinstance(step, Pool) or _plain(step):
-            fits = _whole(step.reads) is not None
-        elif isinstance(step, Conv) and not step.stages:
-            fits = _whole(step.reads) is not None and step.order == tuple(range(len(step.order)))
-        elif isinstance(step, Conv):
+        if isinstance(step, Conv) and step.stages:
             stage = step.first
-            fits = _is_depthwise(step) or (stage.groups == 1 and stage.stride[1] <= 2)
+            fits = is_depthwise(step) or (stage.groups == 1 and stage.stride[1] <= 2)
             macs += (one := stage.weight[0].size * _pixels(program, step)) * len(stage.weight)
             idle += one * up(len(step.order), BLOCK)
         else:
-            fits = False
-        if not fits or (isinstance(step, (Conv, Product, Repeat)) and step.residual and _whole(step.residual) is None):
+            fits = isinstance(step, (Conv, Pool, Product)) or _plain(step)
+        if isinstance(step, Conv) and is_gather(step):
+            moved += len(step.order) * _pixels(program, step)
+        if not fits:
             return False
-    return macs > 0 and idle <= _MOST_IDLE * macs
+    return macs > 0 and idle <= _MOST_IDLE * macs and _MACS_OF_A_MOVE * moved <= macs
 
 
 def _pixels(program: Program, step: Conv) -> int:
     return program.buffers[step.writes].height * program.buffers[step.writes].width
-
-
-def _is_depthwise(step: Conv) -> bool:
-    """Whether a convolution is a filter for each channel, of blocks in whichever order."""
-    stage = step.first
-    return stage.groups == len(stage.weight) == stage.in_channels > 1 and _whole(_filtered(step)) is not None
-
-
-def _filtered(step: Conv) -> tuple[Wire, ...]:
-    """What a depthwise convolution reads, in the order of what it makes."""
-    return tuple(step.reads[channel] for channel in step.order)
 
 
 def _plain(step: Step) -> bool:
@@ -139,20 +125,6 @@ def _plain(step: Step) -> bool:
     if not isinstance(step, Window) or step.frames > 1 or step.kernel[0] > 1 or max(step.dilation) > 1:
         return False
     return step.largest or (step.divisor is None and not (step.counted and step.ceil and any(step.padding)))
-
-
-def _whole(wires: Sequence[Wire]) -> list[Wire] | None:
-    """The first channel of each block that the wires are; None where they are no blocks."""
-    found = []
-    for at in range(0, len(wires), BLOCK):
-        part = wires[at : at + BLOCK]
-        first = part[0]
-        if first == ZERO or first.channel % BLOCK:
-            return None
-        if any(wire != (first.buffer, first.channel + index) for index, wire in enumerate(part)):
-            return None
-        found.append(first)
-    return found
 
 
 class _Packer:
@@ -194,6 +166,8 @@ class _Packer:
                 records[number] = self._depthwise(step)
             elif isinstance(step, Conv) and step.stages:
                 records[number], after = self._dense(step, after)
+            elif isinstance(step, Conv) and is_gather(step):
+                records[number] = self._gather(step)
             else:
                 records[number] = self._window(step)
         return self.plan.packed(self.lanes, inputs, outputs, records, self.floats, self.own)
@@ -243,20 +217,30 @@ class _Packer:
     def _depthwise(self, step: Conv) -> int:
         """The record of a convolution with a filter for each channel."""
         stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
-        reads, blocks = _filtered(step), range(-(-made.channels // BLOCK))
+        reads, blocks = step.reads, range(-(-made.channels // BLOCK))
         read, (rows, columns) = self.maps[reads[0].buffer], stage.kernel
         together = stage.dilation[1] == 1 and columns in (3, 5, 7) and stage.stride[1] <= 2
         across, taps = columns if together else 1, _taps(stage, read)
-        order = list(step.order)
-        weight = _padded(stage.weight[order].reshape(len(order), -1)).reshape(len(blocks), BLOCK, -1).transpose(0, 2, 1)
+        weight = _padded(stage.weight.reshape(made.channels, -1)).reshape(len(blocks), BLOCK, -1).transpose(0, 2, 1)
         record = [_DEPTHWISE, self.lanes, made.height, made.width, _MOST_DEPTHWISE_PIXELS, len(blocks)]
         record += [self._blocks(reads, blocks), stage.stride[0] * read.row, stage.stride[1] * read.pixel]
         record += [self.plan.table(taps[::across]), rows * columns // across, across]
-        record += [self.plan.floats(weight), self.plan.floats(_padded(stage.bias[order]))]
+        record += [self.plan.floats(weight), self.plan.floats(_padded(stage.bias))]
         record += [self.plan.table(to.channel(b * BLOCK) for b in blocks), self._blocks(step.residual, blocks)]
         record += [self._blocks(self.halves.get(step.writes), blocks), to.row, self._row(step.residual)]
         record += [self._row(self.halves.get(step.writes)), *self._ends(step.activation)]
         return self.plan.table([*record, min(weight.size * made.height * made.width, MOST_NUMBER)])
+
+    def _gather(self, step: Conv) -> int:
+        """The record of channels that come from anywhere."""
+        made, to = self.program.buffers[step.writes], self.maps[step.writes]
+        blocks = range(-(-made.channels // BLOCK))
+        read = next(self.maps[wire.buffer] for wire in step.reads if wire != ZERO)
+        places = [_NONE if wire == ZERO else self.maps[wire.buffer].channel(wire.channel) for wire in step.reads]
+        sources = self.plan.table([*places, *[_NONE] * (-len(places) % BLOCK)])
+        record = [_GATHER, len(blocks), sources, self.plan.table(to.channel(b * BLOCK) for b in blocks)]
+        record += [made.height, made.width, step.strides[0] * read.row, step.strides[1] * read.pixel, to.row]
+        return self.plan.table([*record, min(made.channels * made.height * made.width, MOST_NUMBER)])
 
     def _tile(self, step: Conv, stage: Stage, made: Buffer, read: Map) -> tuple[int, int, int]:
         """Rows of a band, rows and pixels of a tile."""
@@ -268,7 +252,7 @@ class _Packer:
 
     def _blocks(self, wires: tuple[Wire, ...] | None, blocks: range) -> int:
         """The table of where blocks of what is added are."""
-        found = None if wires is None else _whole(wires)
+        found = None if wires is None else whole(wires)
         if found is None:
             return _NONE
         return self.plan.table(self.maps[found[b].buffer].channel(found[b].channel) for b in blocks)

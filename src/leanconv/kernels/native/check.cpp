@@ -152,6 +152,7 @@ private:
         if (plan_[position] == kDenseStep) return check_dense(*this, position);
         if (plan_[position] == kWinogradStep) return check_winograd(*this, position);
         if (plan_[position] == kDepthwiseStep) return check_depthwise(*this, position);
+        if (plan_[position] == kGatherStep) return check_gather(*this, position);
         if (plan_[position] == kProductStep) return check_product(*this, position);
         if (plan_[position] == kRepeatStep) return check_repeat(*this, position);
         if (plan_[position] == kBlockStep) return check_pixels(*this, position);

@@ -127,6 +127,22 @@ const char* check_depthwise(Check& c, int64_t position) {
 }
 
 template <class Check>
+const char* check_gather(Check& c, int64_t position) {
+    const GatherStep* step = c.template records<GatherStep>(position, 1);
+    NEED(step, kCut);
+    const GatherStep& s = *step;
+    NEED(within(s.blocks, 0, kMostSide) && within(s.rows, 1, kMostSide) && within(s.width, 1, kMostSide) && s.macs >= 0, kNumber);
+    if (!s.blocks) return nullptr;
+    NEED(s.out != -1, kCut);
+    PASS(check_blocks(c, s.out, s.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
+    const int64_t* sources = c.template records<int64_t>(s.sources, s.blocks * kBlock);
+    NEED(sources, kCut);
+    for (int64_t i = 0; i < s.blocks * kBlock; ++i)
+        NEED(sources[i] == -1 || c.inside(point(sources[i]) + steps(s.rows, s.in_row) + steps(s.width, s.pixel)), kOutside);
+    return nullptr;
+}
+
+template <class Check>
 const char* check_pixels(Check& c, int64_t position) {
     const BlockStep* step = c.template records<BlockStep>(position, 1);
     NEED(step, kCut);

@@ -1,4 +1,6 @@
 // Steps on maps in blocks of sixteen channels: dense convolutions, windows, and how such maps come in and go out.
+#include <cstring>
+
 #include "run.h"
 
 namespace leanconv {
@@ -75,6 +77,26 @@ void run_dense(const Run& r, const DenseStep& s) {
         const int64_t bytes = s.slots * kBlock * groups[i].blocks * int64_t(sizeof(float));
         const Ahead ahead{reinterpret_cast<const char*>(r.weights + next), bytes, (rows + s.high - 1) / s.high * across};
         run_group(mine, s, groups[i], y, rows, ahead);
+    });
+}
+
+// Row by row, so that the sixteen channels of its pixels are still in the first cache; four that stand together at once.
+void run_gather(const Run& r, const GatherStep& s) {
+    constexpr int64_t kTogether = 4;
+    share(r, s.blocks, 1, s.macs, [&](const Run&, int64_t b, int64_t) {
+        const ptrdiff_t* sources = r.table(s.sources) + b * kBlock;
+        for (int64_t y = 0; y < s.rows; ++y)
+            for (int64_t c = 0, count = 1; c < kBlock; c += count) {
+                float* to = r.arena + r.table(s.out)[b] + y * s.out_row + c;
+                const float* from = r.arena + sources[c] + y * s.in_row;
+                for (count = 1; count < kTogether && c + count < kBlock && sources[c] >= 0 && sources[c + count] == sources[c] + count;) ++count;
+                if (count == kTogether)
+                    for (int64_t x = 0; x < s.width; ++x, to += kBlock, from += s.pixel) memcpy(to, from, kTogether * sizeof(float));
+                else if (count = 1; sources[c] < 0)
+                    for (int64_t x = 0; x < s.width; ++x, to += kBlock) *to = 0;
+                else
+                    for (int64_t x = 0; x < s.width; ++x, to += kBlock, from += s.pixel) *to = *from;
+            }
     });
 }
 

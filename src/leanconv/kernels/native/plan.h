@@ -20,7 +20,7 @@ struct Plan {
 };
 
 enum StepKind { kConvStep, kPoolStep, kSpreadStep, kSumStep, kVolumeStep, kWindowStep, kDenseStep, kBlockStep, kClipStep,
-                kRepeatStep, kWinogradStep, kDepthwiseStep, kProductStep };
+                kRepeatStep, kWinogradStep, kDepthwiseStep, kProductStep, kGatherStep };
 
 struct ConvStep {
     int64_t kind, rows, width, band, flat, stages;  // flat: floats of a row of all maps, which are one run; 0: row by row
@@ -177,6 +177,13 @@ struct DepthwiseStep {
     int64_t out, residual, half;              // tables, -1 for no residual and no half
     int64_t out_row, residual_row, half_row;
     int64_t bounds, activation, macs;
+};
+
+// Channels of blocks from anywhere: a table of sixteen places for each block, -1 for zeros.
+struct GatherStep {
+    int64_t kind, blocks, sources, out;  // tables
+    int64_t rows, width, in_row, pixel;  // floats that a row further down, and a pixel, are further on
+    int64_t out_row, macs;
 };
 
 // The greatest of a window, its mean, or (1 x 1) pixels as they are, with what is added, for maps in blocks.

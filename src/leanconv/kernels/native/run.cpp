@@ -213,6 +213,7 @@ void run_step(const Run& r, const Plan& plan, int64_t position) {
         case kDenseStep: return run_dense(r, r.at<DenseStep>(position));
         case kWinogradStep: return run_winograd(r, r.at<WinogradStep>(position));
         case kDepthwiseStep: return run_depthwise(r, r.at<DepthwiseStep>(position));
+        case kGatherStep: return run_gather(r, r.at<GatherStep>(position));
         case kProductStep: return run_product(r, r.at<ProductStep>(position));
         case kRepeatStep: return run_repeat(r, r.at<RepeatStep>(position));
         case kBlockStep: return run_blocks(r, r.at<BlockStep>(position));

@@ -131,6 +131,7 @@ int run_shared(const int64_t* plan, const float* weights, float* arena, const fl
 void run_volume(const Run& r, const VolumeStep& step);  // volumes.cpp
 void run_dense(const Run& r, const DenseStep& step);    // dense.cpp
 void run_blocks(const Run& r, const BlockStep& step);
+void run_gather(const Run& r, const GatherStep& step);
 void run_winograd(const Run& r, const WinogradStep& step);  // winograd.cpp
 void move_blocks(const Run& r, const Kernels& kernels, const Port& port, float* image, bool in);
 void run_depthwise(const Run& r, const DepthwiseStep& step);  // depthwise.cpp
