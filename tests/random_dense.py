@@ -66,7 +66,13 @@ class _Draw:
 
     def residual(self, size: Buffer) -> tuple[Wire, ...] | None:
         alike = [n for n, buffer in enumerate(self.buffers) if buffer == size and n >= 1]
-        return self.whole(self.draw(st.sampled_from(alike))) if alike and self.draw(st.booleans()) else None
+        if not alike or not self.draw(st.booleans()):
+            return None
+        found = self.whole(self.draw(st.sampled_from(alike)))
+        if self.draw(st.integers(0, 3)):
+            return found
+        mixed = [ZERO if self.random.random() < 0.2 else found[k] for k in self.random.permutation(len(found))]
+        return (found[0], *mixed[1:])  # not zeros alone
 
     def step(self) -> None:
         source = self.draw(st.integers(0, len(self.buffers) - 1))
@@ -96,7 +102,7 @@ class _Draw:
             reads = self.whole(source) if depthwise else self.reads(source)
             stage = self.stage(len(reads), size, depthwise=depthwise)
             order = tuple(int(slot) for slot in self.random.permutation(len(stage.weight)))
-            if depthwise:  # whole blocks, in their order or turned
+            if depthwise and self.draw(st.integers(0, 3)):  # whole blocks, in their order or turned
                 blocks = [tuple(range(at, min(at + 16, len(order)))) for at in range(0, len(order), 16)]
                 blocks[: len(order) // 16] = blocks[: len(order) // 16][:: self.draw(st.sampled_from((1, -1)))]
                 order = sum(blocks, ())

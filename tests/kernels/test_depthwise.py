@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from checked_plans import Checked
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels_library import assert_near, library, run
 from leanconv.kernels.blocks import in_blocks, lies_in_blocks
 from leanconv.kernels.library import Runnable
-from leanconv.kernels.program import Activation, Buffer, Conv, Program, Repeat, Stage, Wire, out_side
+from leanconv.kernels.program import ZERO, Activation, Buffer, Conv, Program, Repeat, Stage, Wire, out_side
 from random_programs import computed
 
-_DENSE, _DEPTHWISE = 6, 11
+_DENSE, _DEPTHWISE, _GATHER = 6, 11, 13
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,7 @@ def test_outputs_are_torchs(
     reach = [gap * (k - 1) + 1 for gap, k in zip(dilation, kernel, strict=True)]
     padding = tuple(max(r // 2, -(-(r - side) // 2)) for r, side in zip(reach, size, strict=True))
     program = single(stage(channels, kernel, stride=stride, dilation=dilation, padding=padding), size, activation)
+    assume(channels % 16 == 0 or lies_in_blocks(program))
     assert kinds(program) == [_DEPTHWISE]
     x = torch.randn(3, channels, *size)
     wanted = computed(program, [x.double()])
@@ -123,6 +126,49 @@ def test_which_programs_lie_in_blocks() -> None:
     assert lies_in_blocks(single(stage(32, groups=1), size))
     assert not lies_in_blocks(single(stage(32, groups=2), size))  # grouped, but no filters of channels
     assert not lies_in_blocks(single(stage(17), size))  # fifteen of thirty-two outputs would be idle
+    assert lies_in_blocks(single(stage(30), size))  # less is than row by row, where two of sixteen columns are
+    assert not lies_in_blocks(single(stage(30), (16, 16)))
+
+
+def test_what_stands_elsewhere_is_gathered_where_that_is_little() -> None:
+    """A filter of channels of two buffers in any order, zeros among them, and a shortcut with channels of zeros."""
+    rng = np.random.default_rng(0)
+    there = (*whole(1, 64), *whole(0, 32))
+    mixed = tuple(ZERO if k % 9 == 5 else there[k] for k in rng.permutation(96)[:64].tolist())
+    padded = (*[ZERO] * 16, ZERO, *whole(0, 32)[::2], *[ZERO] * 31)
+    wide, first = stage(64, (1, 1), groups=1), stage(64, (3, 3), groups=1)
+    first = replace(first, weight=first.weight[:, :32])
+    order = tuple(rng.permutation(64).tolist())
+    steps = (
+        Conv(reads=whole(0, 32), writes=1, order=tuple(range(64)), stages=(first,)),
+        Conv(reads=mixed, writes=2, order=order, stages=(stage(64, stride=(2, 2)),)),
+        Conv(reads=padded, writes=3, order=tuple(range(64)), strides=(2, 2)),
+        Conv(reads=whole(2, 64), writes=4, order=tuple(range(64)), stages=(wide,), residual=whole(3, 64)),
+        Conv(
+            reads=whole(4, 64)[::-1],
+            writes=5,
+            order=order,
+            residual=whole(2, 64),
+            activation=Activation(curve="sigmoid"),
+        ),
+    )
+    large, small = Buffer(64, 13, 15), Buffer(64, 7, 8)
+    program = Program(
+        buffers=(Buffer(32, 13, 15), large, *[small] * 4), steps=steps, inputs=(0,), outputs=(whole(5, 64),)
+    )
+    assert kinds(program).count(_GATHER) == 3
+    x = torch.randn(2, 32, 13, 15)
+    for lanes in (library().lanes, 8):
+        runnable = Runnable(program, library(), lanes)
+        run(program, [torch.full_like(x, float("nan"))], runnable=runnable)  # what is left in the arena is not read
+        got = run(program, [x], runnable=runnable)
+        assert_near(got, computed(program, [x.double()]))
+        assert torch.equal(run(program, [x], runnable=runnable, threads=2, least=1)[0], got[0])
+    packed = in_blocks(program, 8, 16)
+    assert packed is not None
+    assert Checked(library().path).check(packed.plan)[0] is None
+    only = replace(program, steps=steps[1:2], buffers=(large, large, small), inputs=(0, 1), outputs=(whole(2, 64),))
+    assert not lies_in_blocks(only)  # gathering would take longer than the filter
 
 
 def test_plans_that_were_received_are_checked() -> None:
