@@ -44,12 +44,12 @@ def accelerate(
 
     Works on a CPU copy in eval mode, in float32. BatchNorms are folded where that is exact; then every piece of the
     network that is made of grouped, depthwise, pointwise and small dense convolutions, activations (ReLU, ReLU6, SiLU,
-    Hardswish), additions, shuffles, pools and nearest up-sampling becomes one operator, `leanconv::run_program`, which
-    `torch.compile`, `torch.export` and `measure` know. Networks of dense convolutions alone, at two resolutions too,
-    run there whole, whatever the size of their convolutions, or in parts with many 3 x 3, which are computed by
-    Winograd's minimal filtering. It runs on as many threads as torch is set to use: each
-    takes whole images, or pieces of one where there are fewer images. The outputs for random inputs of `size` are
-    compared with the model's.
+    Hardswish, sigmoid, Hardsigmoid), additions, products of maps, norms, shuffles, pools and nearest up-sampling
+    becomes one operator, `leanconv::run_program`, which `torch.compile`, `torch.export` and `measure` know. Networks of
+    dense and depthwise convolutions, at two resolutions too, run there whole, whatever the size of their convolutions;
+    of dense ones alone, parts with many 3 x 3, which are computed by Winograd's minimal filtering. It runs on as many
+    threads as torch is set to use: each takes whole images, or pieces of one where there are fewer images. The outputs
+    for random inputs of `size` are compared with the model's.
 
     Args:
         size: the shape of one input without the batch axis, (3, 224, 224), or a list of shapes. None takes what the
