@@ -36,6 +36,16 @@ const char* check_runs(Check& c, const Step& s, int64_t channel, Span* in) {
     return nullptr;
 }
 
+// What is written to blocks, and what is added to it.
+template <class Check, class Step>
+const char* check_made(Check& c, const Step& s, int64_t out, int64_t residual, int64_t half, int64_t blocks, int64_t rows, int64_t width) {
+    NEED(out != -1, kCut);
+    const Span across = steps(width, kBlock);
+    PASS(check_blocks(c, out, blocks, steps(rows, s.out_row) + across));
+    PASS(check_blocks(c, residual, blocks, steps(rows, s.residual_row) + across));
+    return check_blocks(c, half, blocks, half_sized(rows, width, s.half_row));
+}
+
 // Groups of outputs, with so many weights for each slot and output; `most`: blocks of the largest.
 template <class Check, class Step>
 const char* check_groups(Check& c, const Step& s, int64_t each, int64_t* most) {
@@ -48,10 +58,7 @@ const char* check_groups(Check& c, const Step& s, int64_t each, int64_t* most) {
         NEED(within(g.blocks, 1, 2), kNumber);
         if (g.blocks > *most) *most = g.blocks;
         NEED(c.reads_weights(g.weights, Wide(s.slots) * each * kBlock * g.blocks) && c.reads_weights(g.bias, kBlock * g.blocks), kWeights);
-        NEED(g.out != -1, kCut);
-        PASS(check_blocks(c, g.out, g.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
-        PASS(check_blocks(c, g.residual, g.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
-        PASS(check_blocks(c, g.half, g.blocks, half_sized(s.rows, s.width, s.half_row)));
+        PASS(check_made(c, s, g.out, g.residual, g.half, g.blocks, s.rows, s.width));
     }
     return nullptr;
 }
@@ -115,15 +122,12 @@ const char* check_depthwise(Check& c, int64_t position) {
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     if (!s.blocks) return nullptr;
-    NEED(s.in != -1 && s.out != -1, kCut);
+    NEED(s.in != -1, kCut);
     NEED(c.reads_weights(s.weights, Wide(s.blocks) * s.n_taps * s.across * kBlock) && c.reads_weights(s.bias, Wide(s.blocks) * kBlock), kWeights);
     Span taps;
     NEED(c.hull(s.taps, s.n_taps, &taps), kCut);
     PASS(check_blocks(c, s.in, s.blocks, taps + steps(s.rows, s.in_row) + steps(s.width, s.pixel) + steps(s.across, kBlock)));
-    PASS(check_blocks(c, s.out, s.blocks, steps(s.rows, s.out_row) + steps(s.width, kBlock)));
-    PASS(check_blocks(c, s.residual, s.blocks, steps(s.rows, s.residual_row) + steps(s.width, kBlock)));
-    PASS(check_blocks(c, s.half, s.blocks, half_sized(s.rows, s.width, s.half_row)));
-    return nullptr;
+    return check_made(c, s, s.out, s.residual, s.half, s.blocks, s.rows, s.width);
 }
 
 template <class Check>
@@ -155,13 +159,9 @@ const char* check_pixels(Check& c, int64_t position) {
          kNumber);
     NEED(c.reads_weights(s.bounds, 2), kWeights);
     if (!s.blocks) return nullptr;
-    NEED(s.out != -1, kCut);
     PASS(check_blocks(c, s.in, s.blocks, steps(s.height, s.in_row) + steps(s.width, kBlock)));
     PASS(check_blocks(c, s.by, s.blocks, steps(s.made_height, s.by_row) + steps(s.made_width, s.by_pixel)));
-    PASS(check_blocks(c, s.out, s.blocks, steps(s.made_height, s.out_row) + steps(s.made_width, kBlock)));
-    PASS(check_blocks(c, s.residual, s.blocks, steps(s.made_height, s.residual_row) + steps(s.made_width, kBlock)));
-    PASS(check_blocks(c, s.half, s.blocks, half_sized(s.made_height, s.made_width, s.half_row)));
-    return nullptr;
+    return check_made(c, s, s.out, s.residual, s.half, s.blocks, s.made_height, s.made_width);
 }
 
 template <class Check>
