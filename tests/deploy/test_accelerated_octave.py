@@ -51,6 +51,33 @@ def test_octave_networks_are_one_program_in_blocks(size: tuple[int, int, int]) -
         torch.testing.assert_close(found.model(x), net(x), rtol=1e-5, atol=1e-5)
 
 
+class Pyramid(nn.Module):
+    """Maps at a fourth and an eighth of the resolution, up-sampled and added to one at the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+        self.fourth = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(32, 32, 3, padding=1))
+        self.eighth = nn.Sequential(nn.MaxPool2d(8), nn.Conv2d(32, 32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fine(x).relu()
+        fourth = nn.functional.interpolate(self.fourth(x), scale_factor=4)
+        eighth = nn.functional.interpolate(self.eighth(x), scale_factor=8, mode="nearest")
+        y: Tensor = self.last((x + fourth + eighth).relu())
+        return y
+
+
+def test_up_sampling_by_four_and_eight_in_blocks() -> None:
+    torch.manual_seed(0)
+    net = Pyramid().eval()
+    found = accelerate(net, (3, 16, 24))
+    assert (found.left, [lies_in_blocks(program) for program in found.programs]) == ((), [True])
+    x = torch.randn(2, 3, 16, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.model(x), net(x), rtol=1e-5, atol=1e-5)
+
+
 def test_up_sampling_by_other_factors() -> None:
     """Three rows and two columns; a size that is no multiple is left to torch, with the convolution beside it."""
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Upsample(scale_factor=(3, 2)), nn.Conv2d(16, 16, 3, groups=4)).eval()

@@ -4,6 +4,7 @@ the same windows of the same channels twice    once
 two convolutions whose results are added    one of the channels of both: no sum at all
 a map up-sampled by two, then added         added where the sums still are in registers, at half the resolution
 a step of two stages                        two steps
+a map up-sampled by four, eight, ...        up-sampled by two several times
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def prepared(program: Program) -> tuple[Program, Halves]:
     """The same program, and what its convolutions add at half the resolution."""
     once = _once(program)
     joined = _joined(once)
-    return _halved(_apart(fused(joined) if len(joined.steps) < len(once.steps) else joined))
+    return _halved(_doubled(_apart(fused(joined) if len(joined.steps) < len(once.steps) else joined)))
 
 
 def _once(program: Program) -> Program:
@@ -145,6 +146,21 @@ def _apart(program: Program) -> Program:
         )
         reads = tuple(ZERO if slot < 0 else Wire(middle, slot) for slot in step.between)
         steps += [first, replace(step, reads=reads, stages=step.stages[1:], between=())]
+    return replace(program, buffers=tuple(buffers), steps=tuple(steps))
+
+
+def _doubled(program: Program) -> Program:
+    """Maps that are up-sampled by a power of two as those that are by two."""
+    buffers, steps = list(program.buffers), list[Step]()
+    for step in program.steps:
+        while isinstance(step, Repeat) and step.times[0] == step.times[1] and step.times[0] % 4 == 0:
+            by, made = step.times[0] // 2, program.buffers[step.writes]
+            height, width = (-(-side // by) for side in made[1:])
+            # Up-sampled by two first; the rest of it is left for the next round.
+            steps.append(Repeat(reads=step.reads, writes=len(buffers), times=(2, 2)))
+            step = replace(step, reads=tuple(Wire(len(buffers), c) for c in range(made.channels)), times=(by, by))
+            buffers.append(Buffer(made.channels, height, width))
+        steps.append(step)
     return replace(program, buffers=tuple(buffers), steps=tuple(steps))
 
 
