@@ -231,6 +231,15 @@ def test_rounding_alone_is_no_fault() -> None:
     assert not as_exact(model, lambda x: 1.0001 * model(x), SIZE, seed=0)
 
 
+def test_torchs_own_shuffle_moves_channels() -> None:
+    torch.manual_seed(0)
+    grouped, depthwise = nn.Conv2d(8, 24, 3, padding=1, groups=4), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+    model = nn.Sequential(grouped, nn.ChannelShuffle(3), nn.ReLU(), depthwise, nn.ChannelShuffle(4)).eval()
+    found = accelerate(model, SIZE)
+    assert_same(model, found.model, SIZE)
+    assert (len(found.programs), found.left) == (1, ())
+
+
 class Separable(nn.Module):
     """Depthwise and pointwise, larger than what runs as well elsewhere; a grouped head behind a sum."""
 

@@ -51,6 +51,13 @@ def _permute(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Ma
     return replace(x, wires=x.wires.transpose(*(axis - 1 for axis in axes[1:last]), len(x.lead)))
 
 
+def _shuffle(build: Builder, args: dict[str, Any], shape: tuple[int, ...]) -> Map:
+    x, groups = as_map(args["self"]), args["groups"]
+    if len(x.lead) != 1:
+        raise Unfit("it shuffles other axes than channels")
+    return replace(x, wires=x.wires.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2))
+
+
 def _axis(x: Map, axis: int) -> int:
     """The axis of `x.wires` that an axis of the tensor is."""
     number = axis % x.rank - 1
@@ -164,6 +171,7 @@ def _table() -> dict[str, Rule]:
         "dropout clone alias detach contiguous": _same,
         "view reshape _unsafe_view flatten squeeze unsqueeze": _view,
         "permute transpose": _permute,
+        "channel_shuffle native_channel_shuffle": _shuffle,
         "slice": _slice,
         "slice_scatter": _slice_scatter,
         "index_select": _index_select,
