@@ -17,7 +17,7 @@ from leanconv.kernels.library import Runnable
 from leanconv.kernels.program import ZERO, Activation, Buffer, Conv, Program, Repeat, Stage, Wire, out_side
 from random_programs import computed
 
-_DENSE, _DEPTHWISE, _GATHER = 6, 11, 13
+_PIXELS, _DEPTHWISE, _GATHER = 7, 11, 13
 
 
 @pytest.fixture(autouse=True)
@@ -188,3 +188,26 @@ def test_plans_that_were_received_are_checked() -> None:
             if checked.check(plan)[0] is not None:
                 refused.add(field)
     assert refused == set(range(23))
+
+
+def test_pixels_beside_a_map_are_not_read() -> None:
+    """A plan that somebody sent may say that a map is narrower than windows reach: what is beside it counts nothing."""
+    steps = (
+        Conv(reads=whole(0, 16), writes=1, order=tuple(range(16)), stages=(stage(16, (1, 1), groups=1),)),
+        Conv(reads=whole(1, 16), writes=2, order=tuple(range(16)), strides=(2, 2)),
+    )
+    buffers = (Buffer(16, 4, 8), Buffer(16, 4, 8), Buffer(16, 2, 4))
+    program = Program(buffers=buffers, steps=steps, inputs=(0,), outputs=(whole(2, 16),))
+    packed = in_blocks(program, 8, 16)
+    assert packed is not None
+    at = int(packed.plan[10 + 12 + 1])
+    assert (packed.plan[at], packed.plan[at + 8]) == (_PIXELS, 8)
+    checked = Checked(library().path)
+    (before,) = checked.run(packed.plan, packed.weights)
+    packed.plan[at + 8] = 3
+    assert checked.check(packed.plan)[0] is None
+    (after,) = checked.run(packed.plan, packed.weights)
+    before, after = before.reshape(2, 16, 2, 4), after.reshape(2, 16, 2, 4)
+    assert np.array_equal(after[..., :2], before[..., :2])
+    assert (before[..., 2:] != 0).all()
+    assert (after[..., 2:] == 0).all()

@@ -137,7 +137,7 @@ INLINE inline Reg ended(Reg sum, const leanconv::BlockArgs& a, ptrdiff_t x, int 
     return sum;
 }
 
-// A row of pixels as they are.
+// A row of pixels as they are, all of them on the map.
 void block_pixels(const leanconv::BlockArgs& args) {
     const leanconv::BlockArgs a = args;
     for (ptrdiff_t x = 0; x < a.made; ++x)
@@ -151,7 +151,8 @@ void block_pixels(const leanconv::BlockArgs& args) {
 // One row of a block: the greatest or the mean of the pixels of a window that are in the map, or a pixel as it is, and what
 // is added to it.
 void block_row(const leanconv::BlockArgs& args) {
-    if (args.rows == 1 && args.columns == 1 && args.pad == 0) return block_pixels(args);
+    const bool on_map = args.pad == 0 && ptrdiff_t(args.made - 1) * args.stride < args.width;  // a plan may say otherwise
+    if (args.rows == 1 && args.columns == 1 && on_map) return block_pixels(args);
     const leanconv::BlockArgs a = args;
     float share = 1;
     int shared = 1;  // of how many pixels the share is
