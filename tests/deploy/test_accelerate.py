@@ -168,6 +168,7 @@ class Gated(nn.Module):
         gate = self.excite(F.relu(self.squeeze(y.mean((2, 3), keepdim=True))))
         y = F.relu(y * F.hardsigmoid(gate) + x)
         y = torch.sigmoid(F.adaptive_avg_pool2d(y, 1)) * y
+        y = torch.sigmoid(self.pixel(y)) * y
         return self.last(y * torch.sigmoid(self.pixel(y))) * self.factor
 
 
@@ -196,6 +197,30 @@ def test_norms_before_convolutions_are_steps() -> None:
     found = accelerate(model, (3, 40, 33))
     assert_same(model, found.model, (3, 40, 33))
     assert (found.left, [lies_in_blocks(program) for program in found.programs]) == ((), [True])
+
+
+class Folded(nn.Module):
+    """Halves of the channels become pictures of a batch of twice the length; the mean over the batch is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.last = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        y = self.first(x).relu()
+        z = self.second(y.view(2 * batch, 4, height, width)).view(x.shape)
+        gate = z.mean(0, keepdim=True).mean((2, 3), keepdim=True)
+        return self.last(z * gate + y.mean(0, keepdim=True))  # type: ignore[no-any-return]
+
+
+def test_what_changes_the_batch_is_left_to_torch() -> None:
+    torch.manual_seed(0)
+    model = Folded().eval()
+    found = accelerate(model, SIZE)
+    assert_same(model, found.model, SIZE)
+    assert (len(found.programs), found.left) == (3, ())
 
 
 class Crossing(nn.Module):

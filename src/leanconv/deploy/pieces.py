@@ -213,6 +213,9 @@ def _lower_one(module: fx.GraphModule, node: fx.Node, build: Builder) -> None:
     made = {source: _input(build, source) for source in node.all_input_nodes if _is_image(source)}
     if not made:
         raise Unfit("it does not depend on the image")
+    tensors = [value for one in (node, *made) if isinstance(value := one.meta.get("val"), Tensor) and value.ndim]
+    if len({str(value.shape[0]) for value in tensors}) > 1:  # as text: to compare what is free would bind it
+        raise Unfit("it changes the length of the batch, or takes two of different lengths")
     result = _lower(module, node, build, made)
     if isinstance(result, Map):
         try:

@@ -179,7 +179,7 @@ class Builder:
     def product(self, x: Map, other: Map) -> Map:
         """`x * other`, tensors of one shape, or one of them with one channel for all, or one pixel."""
         x, other = self.settled(x), self.settled(other)
-        if x.size == (1, 1) and prod(other.lead) * prod(other.size) > prod(x.lead):
+        if prod(other.lead) * prod(other.size) > prod(x.lead) * prod(x.size):
             x, other = other, x
         alike = other.size in (x.size, (1, 1)) and other.sides in (x.sides, (1,) * len(x.sides))
         if x.rank != other.rank or not alike:
