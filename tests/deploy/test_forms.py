@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms_net import net
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,25 +18,11 @@ from leanconv.deploy.forms.layers import ChannelwiseConv2d, ChannelwiseUnit, Pad
 from leanconv.deploy.forms.octaves import OctaveUnit
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.kernels.library import missing
-from leanconv.nets import CifarResNet
-from leanconv.ops import conv_maker
 from leanconv.ops.igc import InterleavedGroup
 from leanconv.ops.osep import OptimizedSeparable
 from leanconv.ops.separable import DepthSeparable, Depthwise
 
 SIZE = (3, 12, 12)
-
-
-def net(operator: object, multiplier: float = 0.75, shortcut: str = "B") -> CifarResNet:
-    """Twelve, 24 and 48 channels wide: 8 divides two of them."""
-    torch.manual_seed(0)
-    made = CifarResNet(8, multiplier=multiplier, shortcut=shortcut, conv=conv_maker(operator))  # type: ignore[arg-type]
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return made
 
 
 def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms_net import net
 from torch import Tensor, nn
 
 from kernels_library import library
@@ -19,23 +20,9 @@ from leanconv.deploy.forms import fastest, in_form
 from leanconv.errors import LeanconvError, NothingToRewrite
 from leanconv.kernels.library import NoLibrary, load
 from leanconv.kernels.operator import ProgramModule
-from leanconv.nets import CifarResNet
-from leanconv.ops import conv_maker
 from leanconv.ops.igc import InterleavedGroup
 
 SIZE = (3, 12, 12)
-
-
-def net() -> nn.Module:
-    """In training mode, its norms with statistics of their own."""
-    torch.manual_seed(0)
-    made = CifarResNet(8, multiplier=0.75, conv=conv_maker(InterleavedGroup()))
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return made
 
 
 def on_library(model: nn.Module) -> bool:
@@ -63,7 +50,7 @@ def assert_same(plain: nn.Module, fast: nn.Module, batch: int, size: tuple[int, 
 
 def test_the_library_is_a_form_for_inference() -> None:
     library()
-    plain = net()
+    plain = net(InterleavedGroup())
     before = copy.deepcopy(plain.state_dict())
     fast = in_form(plain, "library", SIZE)
     assert on_library(fast)
@@ -80,7 +67,7 @@ def test_the_library_is_a_form_for_inference() -> None:
 def test_it_is_timed_with_the_others_and_kept_by_the_file(compiled: bool, tmp_path: Path) -> None:
     """The file says "library", whatever was fastest here: what it names is what is made."""
     library()
-    plain, cache = net(), tmp_path / "forms.json"
+    plain, cache = net(InterleavedGroup()), tmp_path / "forms.json"
 
     found = partial(
         fastest, plain, SIZE, batch=2, forms=("library",), compiled=compiled, rounds=1, threads=2, cache=cache
@@ -102,7 +89,7 @@ def test_it_is_timed_with_the_others_and_kept_by_the_file(compiled: bool, tmp_pa
 def test_what_was_found_among_others_is_timed_again(tmp_path: Path) -> None:
     """Among fewer forms, and before there was a library."""
     library()
-    plain, cache = net(), tmp_path / "forms.json"
+    plain, cache = net(InterleavedGroup()), tmp_path / "forms.json"
     fastest(plain, SIZE, forms=(), multiples=(1,), rounds=1, cache=cache)
     found = fastest(plain, SIZE, forms=("library",), multiples=(1,), rounds=1, cache=cache)
     assert len(found.choices) == 2
@@ -115,16 +102,16 @@ def test_what_was_found_among_others_is_timed_again(tmp_path: Path) -> None:
 def test_where_it_cannot_run_it_says_why(tmp_path: Path) -> None:
     library()
     with pytest.raises(LeanconvError, match="'library' fills no channels up"):
-        in_form(net(), "library", SIZE, multiple=8)
+        in_form(net(InterleavedGroup()), "library", SIZE, multiple=8)
     with pytest.raises(LeanconvError, match=r"a CPU in float32: conv1\.weight of CifarResNet is float64 on cpu"):
-        in_form(net().double(), "library", SIZE)
+        in_form(net(InterleavedGroup()).double(), "library", SIZE)
     with pytest.raises(LeanconvError, match=r"conv1\.weight of CifarResNet is float32 on meta"):
-        in_form(net().to("meta"), "library", SIZE)
+        in_form(net(InterleavedGroup()).to("meta"), "library", SIZE)
     with pytest.raises(NothingToRewrite, match="no part of Sequential gains by it"):
         in_form(nn.Sequential(nn.Flatten(), nn.Linear(432, 3)), "library", SIZE)
     with without_library(tmp_path):
         with pytest.raises(NoLibrary, match=r"python -m leanconv\.kernels\.build"):
-            in_form(net(), "library", SIZE)
-        found = fastest(net(), SIZE, forms=("library",), multiples=(1,), rounds=1)
+            in_form(net(InterleavedGroup()), "library", SIZE)
+        found = fastest(net(InterleavedGroup()), SIZE, forms=("library",), multiples=(1,), rounds=1)
     assert [choice.form for choice in found.choices] == ["stages"]
     assert "python -m leanconv.kernels.build" in found.left[0]

@@ -50,9 +50,10 @@ def _graph(model: nn.Module, size: Size, verb: str) -> fx.GraphModule:
     with quiet(), torch.no_grad():
         forward(model, *inputs)
         try:
-            return _norms_alone(to_program(model, inputs).run_decompositions({}).module())
+            graph = to_program(model, inputs).run_decompositions({}).module()
         except Exception as error:  # whatever other people's forward meets in the exporter
             raise ExportError(f"{verb}: {type(model).__name__} cannot be followed: {explained(error)}") from error
+    return _norms_alone(graph)
 
 
 def _norms_alone(graph: fx.GraphModule) -> fx.GraphModule:

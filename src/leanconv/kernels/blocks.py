@@ -233,18 +233,18 @@ class _Packer:
     def _depthwise(self, step: Conv) -> int:
         """The record of a convolution with a filter for each channel."""
         stage, made, to = step.first, self.program.buffers[step.writes], self.maps[step.writes]
-        reads, blocks = step.reads, range(-(-made.channels // BLOCK))
-        read, (rows, columns) = self.maps[reads[0].buffer], stage.kernel
+        half, blocks = self.halves.get(step.writes), range(-(-made.channels // BLOCK))
+        read, (rows, columns) = self.maps[step.reads[0].buffer], stage.kernel
         together = stage.dilation[1] == 1 and columns in (3, 5, 7) and stage.stride[1] <= 2
         across, taps = columns if together else 1, _taps(stage, read)
         weight = _padded(stage.weight.reshape(made.channels, -1)).reshape(len(blocks), BLOCK, -1).transpose(0, 2, 1)
         record = [_DEPTHWISE, self.lanes, made.height, made.width, _MOST_DEPTHWISE_PIXELS, len(blocks)]
-        record += [self._blocks(reads, blocks), stage.stride[0] * read.row, stage.stride[1] * read.pixel]
+        record += [self._blocks(step.reads, blocks), stage.stride[0] * read.row, stage.stride[1] * read.pixel]
         record += [self.plan.table(taps[::across]), rows * columns // across, across]
         record += [self.plan.floats(weight), self.plan.floats(_padded(stage.bias))]
         record += [self.plan.table(to.channel(b * BLOCK) for b in blocks), self._blocks(step.residual, blocks)]
-        record += [self._blocks(self.halves.get(step.writes), blocks), to.row, self._row(step.residual)]
-        record += [self._row(self.halves.get(step.writes)), *self._ends(step.activation)]
+        record += [self._blocks(half, blocks), to.row, self._row(step.residual), self._row(half)]
+        record += self._ends(step.activation)
         return self.plan.table([*record, min(weight.size * made.height * made.width, MOST_NUMBER)])
 
     def _gather(self, step: Conv) -> int:

@@ -44,10 +44,11 @@ void run_product(const Run& r, const ProductStep& s) {
             for (int64_t y = 0; y < s.rows; ++y) {
                 float* row = r.arena + out[c] + y * s.row;
                 const float *from = r.arena + in[c] + y * s.row, *by = r.arena + factor[c] + y * s.by_row;
+                const float one = *by;  // which no store can change, as far as the compiler sees
                 if (s.by_pixel)
                     for (int64_t x = 0; x < s.width; ++x) row[x] = from[x] * by[x];
                 else
-                    for (int64_t x = 0; x < s.width; ++x) row[x] = from[x] * *by;
+                    for (int64_t x = 0; x < s.width; ++x) row[x] = from[x] * one;
                 if (const float* added = place(r, s.residual, c))
                     for (int64_t x = 0; x < s.width; ++x) row[x] += added[y * s.row + x];
                 // The second operand where one of the two is no number, as in vectors.h.

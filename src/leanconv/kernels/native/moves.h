@@ -9,9 +9,6 @@ namespace {
 
 using leanconv::kBlock;
 
-typedef float Quad __attribute__((vector_size(16)));
-typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
-
 template <int A, int B, int C, int D>
 INLINE inline Quad shuffled(Quad one, Quad other) {
 #if defined(__clang__)

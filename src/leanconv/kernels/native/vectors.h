@@ -23,6 +23,8 @@ constexpr int kRegisters = 16;
 
 typedef float Reg __attribute__((vector_size(LEANCONV_LANES * 4)));
 typedef int32_t Int __attribute__((vector_size(LEANCONV_LANES * 4)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float Loose __attribute__((vector_size(LEANCONV_LANES * 4), aligned(4), may_alias));
 
 INLINE inline Reg load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
@@ -98,8 +100,6 @@ INLINE inline Reg every_second(Reg low, Reg high) {
 // that is not null. With AVX2 by halves of vectors: a shuffle across both halves is slow, on some machines very much so.
 INLINE inline void part(const float* from, float* even, float* odd) {
 #if LEANCONV_LANES == 8 && !defined(__clang__)
-    typedef float Quad __attribute__((vector_size(16)));
-    typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
     typedef int32_t Places __attribute__((vector_size(16)));
     for (int half = 0; half < 2; ++half) {
         const Quad low = *reinterpret_cast<const LooseQuad*>(from + half * 8), high = *reinterpret_cast<const LooseQuad*>(from + half * 8 + 4);
